@@ -1,0 +1,38 @@
+//! Everything a scheduler needs of a store.
+
+use crate::{Backend, LogStore, Maintenance, RunStore, TaskStore, WorkflowStore};
+
+/// A store of workflows, their runs and tasks: all the role traits together.
+///
+/// Share it as `Arc<dyn Database>`; every method takes `&self` and may be called concurrently.
+///
+/// # General rules
+/// They hold for every method of every role, and their methods' docs do not repeat them.
+///
+/// - **G1** A method is one transaction: all of it is visible and durable or none of it, also if the process
+///   dies within it, and no other call sees it half done.
+/// - **G2** A write that is acknowledged survives a crash of the process at any later moment. On a backend with
+///   [`Capability::Durable`](crate::Capability::Durable) and default options it survives loss of power.
+/// - **G3** Ids are made by the store and never used twice; times are UTC in whole microseconds.
+/// - **G4** Time is the store's: that of the server if there is one, else of the machine. No caller's clock is asked.
+///   [`ConnectOptions::with_clock`](crate::ConnectOptions::with_clock) replaces it, for tests.
+/// - **G5** What goes in comes out equal: text of any script, JSON to the byte, logs to the byte, 16 MiB of each.
+/// - **G6** A list has one total order, the same on every backend whatever the database's collation, and its pages
+///   neither skip nor repeat a row that stays, whatever is inserted or deleted between them.
+/// - **G7** A failing method has changed nothing, and says why by an [`ErrorKind`](crate::ErrorKind). Only
+///   `Unavailable` may leave it open, by [`Outcome::Unknown`](crate::Outcome::Unknown). No message shows a credential or a payload.
+/// - **G8** What is stored and cannot be read is `Corrupt`, naming table, id and column: never a default, never left out
+///   of a list in silence. A claim passes over such a task, hands out the others, and
+///   [`verify`](Maintenance::verify) reports it.
+/// - **G9** A future may be dropped at any await point: the call then takes effect whole or not at all, and the store goes
+///   on as if nothing had happened.
+/// - **T6** Empty batches are no-ops with empty answers; ids that do not exist and ids that come twice are answered one by
+///   one, in the order asked.
+///
+/// # Errors of every method
+/// `Unavailable` when the store cannot be reached in time; `SchemaMismatch` until the store is
+/// [migrated](Maintenance::migrate); `Corrupt`; `Internal`.
+pub trait Database: WorkflowStore + RunStore + TaskStore + LogStore + Maintenance + std::fmt::Debug {
+    /// The plugin that this store is of: its name and what it can do.
+    fn backend(&self) -> &'static Backend;
+}

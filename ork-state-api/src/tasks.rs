@@ -1,0 +1,422 @@
+//! Tasks of runs: handing them out, keeping them leased, bringing them to an end.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Json, Label, LeaseTime, Limit, Page, PageRequest, Result, RunId, RunStatus, Target, TaskId, TaskName,
+    TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, WorkflowId, WorkflowName,
+};
+
+/// A task as it stands, without its payloads (see [`TaskDetail`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Made by the store.
+    pub id: TaskId,
+    /// The run it belongs to.
+    pub run: RunId,
+    /// Its place in the DAG, from 0.
+    pub index: u32,
+    /// Unique within the run.
+    pub name: TaskName,
+    /// What runs it.
+    pub executor_type: Label,
+    /// The tasks it waits for, as its author listed them.
+    pub depends_on: Vec<TaskName>,
+    /// How many of them have not succeeded.
+    pub unmet_dependencies: u32,
+    /// Where it stands.
+    pub status: TaskStatus,
+    /// Attempts that were begun: one a claim, less those that were released. A task with one
+    /// retry that failed for good was tried twice and shows 2.
+    pub attempts: u32,
+    /// How many attempts may follow the first.
+    pub max_retries: u32,
+    /// How long one attempt may take, in seconds.
+    pub timeout_seconds: Option<u32>,
+    /// Who holds it, while it is claimed.
+    pub lease: Option<Lease>,
+    /// The executor's name for the present or latest attempt.
+    pub execution_name: Option<Label>,
+    /// Why the latest attempt failed; gone when one succeeds.
+    pub error: Option<Text>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// Since when it may be claimed, or when it will be; `None` unless it is pending, waits for no other
+    /// task and its run is running. See [`TaskStore::claim_tasks`].
+    pub ready_at: Option<Timestamp>,
+    /// Not before this it is tried again; `None` unless its latest attempt failed.
+    pub retry_at: Option<Timestamp>,
+    /// When its present or latest attempt was claimed.
+    pub dispatched_at: Option<Timestamp>,
+    /// When that attempt began to run, or ended if nobody said that it ran.
+    pub started_at: Option<Timestamp>,
+    /// When it became terminal.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// A task with its payloads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskDetail {
+    /// Everything else.
+    pub task: Task,
+    /// What its executor is given.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::some")]
+    pub params: Option<Json>,
+    /// What it gave. JSON `null` is an output, and another thing than none.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::some")]
+    pub output: Option<Json>,
+}
+
+/// Somebody's right to work on a task, for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Who has it.
+    pub owner: Label,
+    /// The fencing token of the claim.
+    pub token: Token,
+    /// It is live before this moment. From this moment on it is lapsed, whether or not
+    /// anybody has noticed.
+    pub expires_at: Timestamp,
+}
+
+/// A fencing token: it grows with every claim of a task, so an older one is told from the current
+/// one, also by systems outside of the store that keep the greatest they have seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Token(i64);
+
+impl Token {
+    /// Takes a token as it was stored. For backends.
+    #[must_use]
+    pub const fn from_stored(token: i64) -> Self {
+        Self(token)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One claim of one task: what a worker shows to prove that it still holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Claim {
+    /// The task.
+    pub task: TaskId,
+    /// The token that the claim gave.
+    pub token: Token,
+}
+
+/// What to claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimTasks {
+    /// Who claims: recorded with the lease, for people. It proves nothing; the token does.
+    pub owner: Label,
+    /// How long the leases last.
+    pub lease: LeaseTime,
+    /// At most so many tasks.
+    pub limit: Limit,
+    /// Whether the outputs of each task's dependencies come along.
+    pub dependency_outputs: DependencyOutputs,
+}
+
+/// Whether the outputs of dependencies come along with claimed tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DependencyOutputs {
+    /// They do not; [`TaskStore::task_outputs`] gives them.
+    #[default]
+    Omit,
+    /// They do.
+    Include,
+}
+
+impl ClaimTasks {
+    /// Up to a hundred tasks, without outputs of dependencies.
+    #[must_use]
+    pub fn new(owner: Label, lease: LeaseTime) -> Self {
+        Self { owner, lease, limit: Limit::default(), dependency_outputs: DependencyOutputs::default() }
+    }
+
+    /// Sets how many.
+    #[must_use]
+    pub const fn with_limit(mut self, limit: Limit) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Asks for the outputs of dependencies.
+    #[must_use]
+    pub const fn with_dependency_outputs(mut self) -> Self {
+        self.dependency_outputs = DependencyOutputs::Include;
+        self
+    }
+}
+
+/// A claimed task, with all that a scheduler needs to run it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimedTask {
+    /// The task as the claim left it: `dispatched`, with its lease.
+    pub task: Task,
+    /// What to prove the claim with.
+    pub claim: Claim,
+    /// What its executor is given.
+    pub params: Option<Json>,
+    /// The workflow it belongs to.
+    pub workflow: WorkflowId,
+    /// That workflow's name.
+    pub workflow_name: WorkflowName,
+    /// How and where to run it.
+    pub target: Target,
+    /// What each of its dependencies gave, by name, if that was asked for; else empty. A dependency that
+    /// gave nothing has `None`.
+    pub dependency_outputs: BTreeMap<TaskName, Option<Json>>,
+}
+
+/// A ready task's place in the queue: the order in which tasks are handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadyTask {
+    /// Since when it is ready.
+    pub ready_at: Timestamp,
+    /// Its run.
+    pub run: RunId,
+    /// Its place in the DAG.
+    pub index: u32,
+    /// The task.
+    pub task: TaskId,
+}
+
+/// Leases to renew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// The claims; [`MAX_BATCH_ITEMS`](crate::limits::MAX_BATCH_ITEMS) at most.
+    claims: Vec<Claim>,
+    lease: LeaseTime,
+}
+
+impl Heartbeat {
+    /// Renews these leases, to last this long from now.
+    ///
+    /// # Errors
+    /// `InvalidInput` for more than [`MAX_BATCH_ITEMS`](crate::limits::MAX_BATCH_ITEMS).
+    pub fn new(claims: impl Into<Vec<Claim>>, lease: LeaseTime) -> Result<Self> {
+        let claims = claims.into();
+        crate::updates::check_batch_len("heartbeat", claims.len())?;
+        Ok(Self { claims, lease })
+    }
+
+    /// The claims.
+    #[must_use]
+    pub fn claims(&self) -> &[Claim] {
+        &self.claims
+    }
+
+    /// How long their leases last from now.
+    #[must_use]
+    pub const fn lease(&self) -> LeaseTime {
+        self.lease
+    }
+}
+
+/// What became of one lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeartbeatOutcome {
+    /// It is live until this moment.
+    Extended {
+        /// When it lapses.
+        expires_at: Timestamp,
+    },
+    /// It is lost: stop working on the task and drop its result.
+    Lost,
+}
+
+/// What [`TaskStore::update_tasks`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdateReport {
+    /// An answer an item, in the order of the batch.
+    pub outcomes: Vec<UpdateOutcome>,
+    /// The runs that ended, by id.
+    pub ended_runs: Vec<EndedRun>,
+}
+
+/// A run that ended in a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndedRun {
+    /// Which.
+    pub run: RunId,
+    /// `Success` or `Failed`.
+    pub status: RunStatus,
+}
+
+/// What [`TaskStore::expire_leases`] did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExpiredLeases {
+    /// The tasks that are pending again, by id.
+    pub requeued: Vec<TaskId>,
+    /// The tasks that failed because no attempt was left, by id.
+    pub failed: Vec<TaskId>,
+    /// The runs that ended with them, by id.
+    pub ended_runs: Vec<EndedRun>,
+}
+
+/// The error of a task that fails because one that it depends on, directly or not, failed: it names the
+/// task that failed by itself.
+///
+/// ```
+/// # use ork_state_api::dependency_failed_message;
+/// assert_eq!(dependency_failed_message("extract"), "dependency \"extract\" failed");
+/// ```
+#[must_use]
+pub fn dependency_failed_message(culprit: &str) -> String {
+    format!("dependency \"{culprit}\" failed")
+}
+
+/// The error of a run whose task failed: it names the first task that failed by itself.
+#[must_use]
+pub fn task_failed_message(culprit: &str) -> String {
+    format!("task \"{culprit}\" failed")
+}
+
+/// The error of a task whose lease lapsed: it names who held it.
+#[must_use]
+pub fn lease_lapsed_message(owner: &str) -> String {
+    format!("the lease of \"{owner}\" lapsed")
+}
+
+/// Keeps tasks. The [general rules](crate::Database#general-rules) hold for every method.
+///
+/// A task is *ready* (**T1**) when it is pending, every task it depends on has succeeded, its retry
+/// time, if it has one, has come, and its run is running.
+#[async_trait]
+pub trait TaskStore: Send + Sync {
+    /// The tasks that are ready now, in the order in which they would be handed out.
+    ///
+    /// **T1** Shows exactly the tasks that a claim at this moment would give out, and takes none. A task whose
+    /// dependency failed is never among them, not for a moment.
+    ///
+    /// # Errors
+    /// Only those of the [general rules](crate::Database#general-rules).
+    async fn ready_tasks(&self, limit: Limit) -> Result<Vec<ReadyTask>>;
+
+    /// Takes ready tasks: each becomes `dispatched`, with a lease.
+    ///
+    /// **T2**
+    /// - A ready task is given to exactly one claimer, however many processes ask at once. None is left
+    ///   lying while a claimer gets fewer than it asked for, unless another claimer is just taking it.
+    /// - The order is (`ready_at`, run id, index), the answer's too. `ready_at` is the latest of: the run started or
+    ///   resumed, the last dependency succeeded, the retry time came, the task was released or its lease expired.
+    /// - Each has a lease of the asked length, counted from now and live when the answer is made, and a fencing
+    ///   token greater than any that the task had before.
+    /// - The cost does not depend on how many tasks wait.
+    ///
+    /// An attempt begins: `attempts` grows by one; `execution_name`, `retry_at`, `started_at` are emptied.
+    ///
+    /// # Errors
+    /// Only those of the [general rules](crate::Database#general-rules). No ready task is an empty answer.
+    ///
+    /// # Cancel safety
+    /// Tasks whose answer is lost stay claimed until their leases lapse; then
+    /// [`expire_leases`](Self::expire_leases) brings them back.
+    ///
+    /// # Example
+    /// ```
+    /// # use ork_state_api::*;
+    /// # use std::time::Duration;
+    /// async fn work_once(db: &dyn Database) -> Result<()> {
+    ///     let lease = LeaseTime::new(Duration::from_secs(30))?;
+    ///     let claimed = db.claim_tasks(ClaimTasks::new("worker-1".parse()?, lease)).await?;
+    ///     let done = claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None)).collect();
+    ///     let report = db.update_tasks(TaskUpdates::new(done)?).await?;
+    ///     for (task, outcome) in claimed.iter().zip(report.outcomes) {
+    ///         outcome.into_result(task.task.id)?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    async fn claim_tasks(&self, claim: ClaimTasks) -> Result<Vec<ClaimedTask>>;
+
+    /// Renews leases.
+    ///
+    /// **T3** A lease that is live and has this token lasts the asked time from now. Any other is lost: the token is not
+    /// the current one, the lease has lapsed (also if nobody has claimed the task since), the task has ended
+    /// or does not exist. Answers come in the order of the claims; a claim listed twice is
+    /// answered twice (**T6**).
+    ///
+    /// # Errors
+    /// Only those of the [general rules](crate::Database#general-rules). A lost lease is an answer, not an error.
+    ///
+    /// # Cancel safety
+    /// All of the leases are renewed or none. Repeating it is safe.
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>>;
+
+    /// Takes back up to `limit` tasks whose leases have lapsed, the longest lapsed first.
+    ///
+    /// **T3** The attempt is spent. A task with attempts left is pending again, ready from now; one without fails,
+    /// and what depends on it too, as in [`update_tasks`](Self::update_tasks) (T5). Its error is
+    /// [`lease_lapsed_message`]. Tasks of paused runs are taken back likewise and wait for the
+    /// resumption. Several callers at once share the work: each task is taken back once.
+    ///
+    /// # Errors
+    /// Only those of the [general rules](crate::Database#general-rules).
+    ///
+    /// # Cancel safety
+    /// All of it happened or none. Repeating it is safe.
+    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredLeases>;
+
+    /// Reports what became of claimed tasks.
+    ///
+    /// - **T4** An item is applied if its claim holds: its token is current and its lease is live. Else the
+    ///   task is left as it is and the answer says why: it does not exist, it has ended, or the lease is lost.
+    ///   A status never moves back: `dispatched` on a running task records the execution name only.
+    /// - **T5** A failure with attempts left makes the task pending again, to be tried after the given delay. One
+    ///   without, or that asks for no retry, makes it `failed`; in the same transaction every task that depends on it, however
+    ///   far, fails with [`dependency_failed_message`] of this task (of the one with the lowest index if several fail at once).
+    /// - **T6** Each item stands for itself: one that is not applied does not touch the others. Items about one
+    ///   task have the effect of one after the other. An empty batch is an empty answer.
+    /// - **T7** Repeating a batch after its answer was lost changes nothing more: what had ended is answered
+    ///   `AlreadyTerminal`, what had gone back to pending `LeaseLost`.
+    /// - **R3** A run ends in the very transaction in which its last task does: `success` if all succeeded, else
+    ///   `failed`. The answer names the runs that ended.
+    ///
+    /// Success keeps the output, clears `error` and lets dependents become ready. A
+    /// release takes the attempt back and makes the task ready from now.
+    ///
+    /// # Errors
+    /// Only those of the [general rules](crate::Database#general-rules). An item that is not applied is an answer, not an error.
+    ///
+    /// # Cancel safety
+    /// The whole batch is applied or nothing of it. Repeating it is safe (T7).
+    async fn update_tasks(&self, updates: TaskUpdates) -> Result<UpdateReport>;
+
+    /// The task with this id, with its payloads.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn get_task(&self, id: TaskId) -> Result<TaskDetail>;
+
+    /// The tasks of a run in the order of its DAG (**G6**); the key is the index. None before the run is started.
+    ///
+    /// # Errors
+    /// `NotFound` for the run.
+    async fn list_tasks(&self, run: RunId, page: PageRequest<u32>) -> Result<Page<Task, u32>>;
+
+    /// What these tasks of a run gave.
+    ///
+    /// **L1** One call for any number of names. Every name that the run has is in the answer, with `None` if the
+    /// task has no output, so far or at all; JSON `null` is an output. A name that the run does not have is left
+    /// out; one listed twice is answered once.
+    ///
+    /// # Errors
+    /// `NotFound` for the run; `InvalidInput` for more than [`MAX_BATCH_ITEMS`](crate::limits::MAX_BATCH_ITEMS) names.
+    async fn task_outputs(&self, run: RunId, names: &[TaskName]) -> Result<BTreeMap<TaskName, Option<Json>>>;
+}

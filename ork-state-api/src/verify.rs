@@ -1,0 +1,241 @@
+//! Checks of a store that need nothing but its own methods.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    Entity, Error, ErrorKind, Limit, ListRuns, LogStore, PageRequest, Result, Run, RunId, RunKey, RunStatus,
+    RunStore, Task, TaskCounts, TaskId, TaskStatus, TaskStore, Violation, WorkflowStore,
+};
+
+/// How many rows are read at a time.
+fn page_limit() -> Limit {
+    Limit::new(1000).unwrap_or_default()
+}
+
+/// Checks every rule that shows in what the store's methods return (rule M4).
+///
+/// This is [`Maintenance::verify`](crate::Maintenance::verify) for a backend that has nothing to
+/// add. Violations come in the order of the runs, newest first.
+///
+/// # Errors
+/// What the store's methods fail with, but for `Corrupt`, which is a violation.
+pub async fn observe<S>(store: &S) -> Result<Vec<Violation>>
+where
+    S: WorkflowStore + RunStore + TaskStore + LogStore + ?Sized,
+{
+    let mut found = Vec::new();
+    check_workflows(store, &mut found).await?;
+
+    let ready: BTreeSet<TaskId> = match store.ready_tasks(Limit::new(Limit::MAX)?).await {
+        Ok(ready) => {
+            if !ready.is_sorted() {
+                found.push(Violation::new("T2", "ready tasks", "are out of order"));
+            }
+            ready.iter().map(|task| task.task).collect()
+        }
+        Err(error) => {
+            found.push(corruption(error)?);
+            BTreeSet::new()
+        }
+    };
+    // With more ready tasks than one call shows, a task that is not shown may still be ready.
+    let ready_is_complete = ready.len() < Limit::MAX;
+
+    let mut page = PageRequest::first(page_limit());
+    loop {
+        let runs = match store.list_runs(ListRuns { workflow: None, page }).await {
+            Ok(runs) => runs,
+            Err(error) => {
+                found.push(corruption(error)?);
+                break;
+            }
+        };
+        if !runs.items.is_sorted_by_key(RunKey::of) {
+            found.push(Violation::new("G6", "list of runs", "is out of order"));
+        }
+        for run in &runs.items {
+            check_run(store, run, &ready, ready_is_complete, &mut found).await?;
+        }
+        match runs.next {
+            Some(key) => page = PageRequest::after(key, page_limit()),
+            None => break,
+        }
+    }
+    Ok(found)
+}
+
+/// What cannot be read is a violation; any other error ends the check.
+fn corruption(error: Error) -> Result<Violation> {
+    match error.kind() {
+        ErrorKind::Corrupt { table, id, column, reason } => {
+            Ok(Violation::new("G8", format!("{table} {id}"), format!("column {column}: {reason}")))
+        }
+        _ => Err(error),
+    }
+}
+
+async fn check_workflows<S: WorkflowStore + ?Sized>(store: &S, found: &mut Vec<Violation>) -> Result<()> {
+    let mut page = PageRequest::first(page_limit());
+    loop {
+        let workflows = match store.list_workflows(page).await {
+            Ok(workflows) => workflows,
+            Err(error) => {
+                found.push(corruption(error)?);
+                return Ok(());
+            }
+        };
+        if !workflows.items.is_sorted_by(|a, b| a.name < b.name) {
+            found.push(Violation::new("G6", "list of workflows", "is out of order or repeats a name"));
+        }
+        for workflow in &workflows.items {
+            match store.get_snapshot(workflow.snapshot).await {
+                Ok(snapshot) if snapshot.workflow != workflow.id => {
+                    let problem = format!("has snapshot {} of workflow {}", snapshot.id, snapshot.workflow);
+                    found.push(Violation::new("W1", format!("workflow {}", workflow.id), problem));
+                }
+                Ok(snapshot) if snapshot.content_hash != snapshot.dag.content_hash() => {
+                    let problem = "has a content hash that is not its DAG's";
+                    found.push(Violation::new("W2", format!("snapshot {}", snapshot.id), problem));
+                }
+                Ok(_) => {}
+                Err(error) if is_missing(&error, Entity::Snapshot) => {
+                    let problem = format!("has snapshot {}, which is not there", workflow.snapshot);
+                    found.push(Violation::new("W1", format!("workflow {}", workflow.id), problem));
+                }
+                Err(error) => found.push(corruption(error)?),
+            }
+        }
+        match workflows.next {
+            Some(key) => page = PageRequest::after(key, page_limit()),
+            None => return Ok(()),
+        }
+    }
+}
+
+fn is_missing(error: &Error, wanted: Entity) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound { entity, .. } if *entity == wanted)
+}
+
+async fn check_run<S: TaskStore + ?Sized>(
+    store: &S,
+    run: &Run,
+    ready: &BTreeSet<TaskId>,
+    ready_is_complete: bool,
+    found: &mut Vec<Violation>,
+) -> Result<()> {
+    let tasks = match tasks_of(store, run.id).await {
+        Ok(tasks) => tasks,
+        // The run was deleted since it was listed.
+        Err(error) if is_missing(&error, Entity::Run) => return Ok(()),
+        Err(error) => {
+            found.push(corruption(error)?);
+            return Ok(());
+        }
+    };
+    let mut say =
+        |rule, problem: String| found.push(Violation::new(rule, format!("run {}", run.id), problem));
+
+    let counted = count(&tasks);
+    if run.tasks != counted {
+        say("R3", format!("says {:?}, its tasks are {counted:?}", run.tasks));
+    }
+    if tasks.iter().map(|task| task.index).ne(0..counted.total) {
+        say("R2", "has tasks that are out of order or missing".into());
+    }
+    let expected = match run.status {
+        RunStatus::Pending if counted.total > 0 => Some("pending with tasks"),
+        RunStatus::Running | RunStatus::Paused if counted.unfinished == 0 => {
+            Some("live with no task that is")
+        }
+        RunStatus::Success if tasks.iter().any(|task| task.status != TaskStatus::Success) => {
+            Some("a success with a task that is not")
+        }
+        RunStatus::Failed if counted.failed == 0 => Some("failed with no task that is"),
+        status if status.is_terminal() && counted.unfinished > 0 => Some("terminal with live tasks"),
+        _ => None,
+    };
+    if let Some(problem) = expected {
+        say("R3", format!("is {problem}"));
+    }
+    if run.status.is_terminal() != run.finished_at.is_some() {
+        say("R3", format!("is {} with finished_at {:?}", run.status, run.finished_at));
+    }
+    check_tasks(run, &tasks, ready, ready_is_complete, found);
+    Ok(())
+}
+
+async fn tasks_of<S: TaskStore + ?Sized>(store: &S, run: RunId) -> Result<Vec<Task>> {
+    let mut all = Vec::new();
+    let mut page = PageRequest::first(page_limit());
+    loop {
+        let tasks = store.list_tasks(run, page).await?;
+        all.extend(tasks.items);
+        match tasks.next {
+            Some(key) => page = PageRequest::after(key, page_limit()),
+            None => return Ok(all),
+        }
+    }
+}
+
+fn count(tasks: &[Task]) -> TaskCounts {
+    let number = |wanted: fn(&Task) -> bool| {
+        u32::try_from(tasks.iter().filter(|task| wanted(task)).count()).unwrap_or(u32::MAX)
+    };
+    TaskCounts {
+        total: number(|_| true),
+        unfinished: number(|task| !task.status.is_terminal()),
+        failed: number(|task| task.status == TaskStatus::Failed),
+    }
+}
+
+fn check_tasks(
+    run: &Run,
+    tasks: &[Task],
+    ready: &BTreeSet<TaskId>,
+    ready_is_complete: bool,
+    found: &mut Vec<Violation>,
+) {
+    let status: BTreeMap<_, _> = tasks.iter().map(|task| (&task.name, task.status)).collect();
+    for task in tasks {
+        let mut say =
+            |rule, problem: String| found.push(Violation::new(rule, format!("task {}", task.id), problem));
+        let waits_for = |wanted: fn(TaskStatus) -> bool| {
+            task.depends_on.iter().filter(|name| status.get(name).is_none_or(|&s| wanted(s))).count()
+        };
+        let unmet = waits_for(|status| status != TaskStatus::Success);
+        if unmet != task.unmet_dependencies as usize {
+            say("T1", format!("says it waits for {}, it waits for {unmet}", task.unmet_dependencies));
+        }
+        if task.status == TaskStatus::Pending && waits_for(|status| status == TaskStatus::Failed) > 0 {
+            say("T5", "is pending after a dependency that failed".into());
+        }
+        if !matches!(task.status, TaskStatus::Pending | TaskStatus::Failed | TaskStatus::Cancelled)
+            && unmet > 0
+        {
+            say("T1", format!("is {} with dependencies unmet", task.status));
+        }
+        if task.status.is_claimed() != task.lease.is_some() {
+            say("T2", format!("is {} with lease {:?}", task.status, task.lease));
+        }
+        if task.status.is_terminal() != task.finished_at.is_some() {
+            say("T4", format!("is {} with finished_at {:?}", task.status, task.finished_at));
+        }
+        let queued = task.status == TaskStatus::Pending && unmet == 0 && run.status == RunStatus::Running;
+        if queued != task.ready_at.is_some() {
+            say(
+                "T1",
+                format!("is {} in a {} run with ready_at {:?}", task.status, run.status, task.ready_at),
+            );
+        }
+        let shown = ready.contains(&task.id);
+        // A task whose time has not come is queued and not shown.
+        let must_show = queued && task.retry_at.is_none() && ready_is_complete;
+        if (shown && !queued) || (must_show && !shown) {
+            let word = if shown { "is" } else { "is not" };
+            say("T1", format!("{word} among the ready tasks, {} in a {} run", task.status, run.status));
+        }
+        if task.attempts > task.max_retries.saturating_add(1) {
+            say("T5", format!("was tried {} times with {} retries", task.attempts, task.max_retries));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A case, and how one is written.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use ork_state_api::Capability;
+
+use crate::{Ctx, Rule};
+
+/// How a case ends. A panic, such as a failed assertion, is a failure too.
+pub type CaseResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// The error with which a case says that it does not apply to a store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("does not apply to {0}")]
+pub struct NotApplicable(pub String);
+
+/// One thing that a store must do, found at link time.
+#[derive(Debug)]
+pub struct Case {
+    /// `module::name`; the name begins with the rule.
+    pub name: &'static str,
+    /// The rules it is about; the first is the one it is named after.
+    pub rules: &'static [Rule],
+    /// What it needs the backend to be capable of.
+    pub needs: &'static [Capability],
+    /// Runs only where this is opted out of, to check that it is refused.
+    pub without: Option<Capability>,
+    /// The case itself.
+    pub run: fn(Ctx) -> Pin<Box<dyn Future<Output = CaseResult> + Send>>,
+}
+
+inventory::collect!(Case);
+
+impl Case {
+    /// All cases that are linked in, by name.
+    #[must_use]
+    pub fn all() -> Vec<&'static Self> {
+        let mut all: Vec<&'static Self> = inventory::iter::<Self>().collect();
+        all.sort_by_key(|case| case.name);
+        all
+    }
+}
+
+/// Writes cases: rules, name and body, or one body for a table of rows.
+///
+/// ```text
+/// case! { W1, w1_a_taken_name_is_refused(t) { … Ok(()) } }
+/// case! { [L2, G5] needs [Logs], l2_bytes_come_back(t, bytes: &[u8]) { … Ok(()) }
+///     nul => b"a\0b",
+///     broken_utf8 => b"\xff",
+/// }
+/// ```
+macro_rules! case {
+    ($rule:ident $($rest:tt)*) => {
+        $crate::case::case!(@head [$rule] $($rest)*);
+    };
+    ([$($rules:ident),+] $($rest:tt)*) => {
+        $crate::case::case!(@head [$($rules),+] $($rest)*);
+    };
+    (@head $rules:tt needs [$($need:ident),*], $($rest:tt)*) => {
+        $crate::case::case!(@body $rules [$($need),*] [None] $($rest)*);
+    };
+    (@head $rules:tt without $lacking:ident, $($rest:tt)*) => {
+        $crate::case::case!(@body $rules [] [Some(ork_state_api::Capability::$lacking)] $($rest)*);
+    };
+    (@head $rules:tt , $($rest:tt)*) => {
+        $crate::case::case!(@body $rules [] [None] $($rest)*);
+    };
+    (@body $rules:tt $needs:tt $without:tt $name:ident($t:ident) $body:block) => {
+        async fn $name($t: $crate::Ctx) -> $crate::CaseResult $body
+        $crate::case::case!(@submit $rules $needs $without [stringify!($name)] |t| Box::pin($name(t)));
+    };
+    (@body $rules:tt $needs:tt $without:tt $name:ident($t:ident, $arg:ident: $ty:ty) $body:block
+        $($row:ident => $value:expr,)+) => {
+        async fn $name($t: $crate::Ctx, $arg: $ty) -> $crate::CaseResult $body
+        $($crate::case::case!(@submit $rules $needs $without [concat!(stringify!($name), "::", stringify!($row))]
+            |t| Box::pin($name(t, $value)));)+
+    };
+    (@submit [$($rules:ident),+] [$($need:ident),*] [$without:expr] [$name:expr] $run:expr) => {
+        inventory::submit! {
+            $crate::Case {
+                name: $crate::case::short_name(concat!(module_path!(), "::", $name)),
+                rules: &[$($crate::Rule::$rules),+],
+                needs: &[$(ork_state_api::Capability::$need),*],
+                without: $without,
+                run: $run,
+            }
+        }
+    };
+}
+pub(crate) use case;
+
+/// Drops the path of this crate's case modules from a name.
+pub(crate) const fn short_name(path: &'static str) -> &'static str {
+    const PREFIX: &str = "ork_state_conformance::cases::";
+    path.split_at(PREFIX.len()).1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_rule_has_cases_named_after_it() {
+        let cases = Case::all();
+        for rule in Rule::ALL {
+            let prefix = format!("{}_", rule.to_string().to_lowercase());
+            let named = cases.iter().filter(|case| case.rules[0] == *rule).count();
+            assert!(named >= 3, "{rule} has {named} cases");
+            for case in cases.iter().filter(|case| case.rules[0] == *rule) {
+                let name = case.name.split("::").nth(1).unwrap();
+                assert!(name.starts_with(&prefix), "{} is about {rule}", case.name);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let names: BTreeSet<_> = Case::all().iter().map(|case| case.name).collect();
+        assert_eq!(names.len(), Case::all().len());
+    }
+}

@@ -1,0 +1,146 @@
+use ork_state_api::ErrorKind::SchemaMismatch;
+use ork_state_api::{
+    Database, Limit, ListRuns, NewRun, NewWorkflow, PageRequest, RunId, StartRun, TaskId, TaskUpdates,
+    WorkflowId,
+};
+
+use super::{assert_fails, together};
+use crate::case::case;
+use crate::child::{ChildProcess, Role};
+use crate::ctx::connect;
+use crate::{LEASE, claim_request, dag};
+
+case! { M1, m1_migrating_tells_what_it_did(t) {
+    let store = t.fixture().empty().await?;
+    let db = connect(&store.url(), None).await?;
+    let report = db.migrate().await?;
+    assert_eq!(report.from, 0);
+    assert!(report.to > 0 && !report.applied.is_empty(), "{report}");
+    Ok(())
+}}
+
+case! { M1, m1_migrating_again_does_nothing(t) {
+    let run = t.start("a").await?;
+    let again = t.db().migrate().await?;
+    assert_eq!((again.from, again.applied.len()), (again.to, 0), "{again}");
+    assert_eq!(t.db().get_run(run.id).await?, run);
+    Ok(())
+}}
+
+case! { M1, m1_an_unmigrated_store_refuses_every_method(t) {
+    let store = t.fixture().empty().await?;
+    let db = connect(&store.url(), None).await?;
+    let (workflow, run, task) = (WorkflowId::generate(), RunId::generate(), TaskId::generate());
+    let new = NewWorkflow::new("w".parse()?, dag("a")?);
+    let refused = |what: &str, result: ork_state_api::Result<()>| match result {
+        Err(error) if matches!(error.kind(), SchemaMismatch { found: 0, .. }) => Ok(()),
+        other => Err(format!("{what}: expected SchemaMismatch from version 0, got {other:?}")),
+    };
+    refused("create_workflow", db.create_workflow(new).await.map(drop))?;
+    refused("get_workflow", db.get_workflow(workflow).await.map(drop))?;
+    refused("find_workflow", db.find_workflow(&"w".parse()?).await.map(drop))?;
+    refused("list_workflows", db.list_workflows(PageRequest::default()).await.map(drop))?;
+    refused("get_snapshot", db.get_snapshot(ork_state_api::SnapshotId::generate()).await.map(drop))?;
+    refused("delete_workflow", db.delete_workflow(workflow).await)?;
+    refused("create_run", db.create_run(NewRun::new(workflow)).await.map(drop))?;
+    refused("get_run", db.get_run(run).await.map(drop))?;
+    refused("list_runs", db.list_runs(ListRuns::default()).await.map(drop))?;
+    refused("start_run", db.start_run(StartRun::pinned(run)).await.map(drop))?;
+    refused("cancel_run", db.cancel_run(run).await.map(drop))?;
+    refused("pause_run", db.pause_run(run).await.map(drop))?;
+    refused("resume_run", db.resume_run(run).await.map(drop))?;
+    refused("ready_tasks", db.ready_tasks(Limit::ONE).await.map(drop))?;
+    refused("claim_tasks", db.claim_tasks(claim_request("w", LEASE)?).await.map(drop))?;
+    refused("expire_leases", db.expire_leases(Limit::ONE).await.map(drop))?;
+    refused("update_tasks", db.update_tasks(TaskUpdates::new(vec![])?).await.map(drop))?;
+    refused("get_task", db.get_task(task).await.map(drop))?;
+    refused("list_tasks", db.list_tasks(run, PageRequest::default()).await.map(drop))?;
+    refused("task_outputs", db.task_outputs(run, &[]).await.map(drop))?;
+    refused("verify", db.verify().await.map(drop))?;
+    db.migrate().await?;
+    assert!(db.list_workflows(PageRequest::default()).await?.items.is_empty());
+    Ok(())
+}}
+
+async fn migrate(db: std::sync::Arc<dyn Database>) -> ork_state_api::Result<usize> {
+    Ok(db.migrate().await?.applied.len())
+}
+
+case! { M1, m1_migrating_at_once_is_done_once(t) {
+    let store = t.fixture().empty().await?;
+    let db = connect(&store.url(), None).await?;
+    let applied: Result<Vec<usize>, _> = together((0..6).map(|_| migrate(db.clone()))).await?.into_iter().collect();
+    assert_eq!(applied?.iter().filter(|steps| **steps > 0).count(), 1);
+    assert!(db.verify().await?.is_empty());
+    Ok(())
+}}
+
+case! { M1 needs [Durable], m1_handles_migrating_at_once_do_it_once(t) {
+    let store = t.fixture().empty().await?;
+    let mut handles = Vec::new();
+    for _ in 0..4 {
+        handles.push(connect(&store.url(), None).await?);
+    }
+    let applied: Result<Vec<usize>, _> = together(handles.clone().into_iter().map(migrate)).await?.into_iter().collect();
+    assert_eq!(applied?.iter().filter(|steps| **steps > 0).count(), 1);
+    for db in handles {
+        assert!(db.list_workflows(PageRequest::default()).await?.items.is_empty());
+    }
+    Ok(())
+}}
+
+case! { M1 needs [Durable], m1_a_handle_notices_that_another_has_migrated(t) {
+    let store = t.fixture().empty().await?;
+    let (first, second) = (connect(&store.url(), None).await?, connect(&store.url(), None).await?);
+    assert_fails!(first.list_runs(ListRuns::default()).await, SchemaMismatch { .. });
+    second.migrate().await?;
+    assert!(first.list_runs(ListRuns::default()).await?.items.is_empty());
+    Ok(())
+}}
+
+case! { M1 needs [MultiProcess], m1_processes_migrating_at_once_do_it_once(t) {
+    let store = t.fixture().empty().await?;
+    let mut children = Vec::new();
+    for _ in 0..4 {
+        children.push(ChildProcess::start(&Role::Migrate { url: store.url() })?);
+    }
+    let mut did = 0;
+    for child in children {
+        let said = child.finish().await?;
+        did += usize::from(said.first().is_some_and(|steps| steps != "0"));
+    }
+    assert_eq!(did, 1);
+    Ok(())
+}}
+
+case! { M4, m4_a_new_store_is_sound(t) {
+    assert_eq!(t.db().verify().await?, []);
+    Ok(())
+}}
+
+case! { M4, m4_a_store_in_the_middle_of_work_is_sound(t) {
+    let paused = t.start("a b:a c*1").await?;
+    t.pending_run("x").await?;
+    let claimed = t.claim(2).await?;
+    t.fail(&claimed[1], std::time::Duration::from_secs(9)).await?;
+    t.start("d e:d f:e").await?;
+    t.fail(&t.claim_one().await?, std::time::Duration::ZERO).await?;
+    t.db().pause_run(paused.id).await?;
+    let cancelled = t.start("g h:g").await?;
+    t.db().cancel_run(cancelled.id).await?;
+    t.start("").await?;
+    t.start("i j:i").await?;
+    t.work_off().await?;
+    assert_eq!(t.db().verify().await?, []);
+    Ok(())
+}}
+
+case! { M4, m4_verifying_changes_nothing(t) {
+    let run = t.start("a*1 b:a").await?;
+    t.claim_one().await?;
+    t.advance(LEASE);
+    let before = (t.db().get_run(run.id).await?, t.tasks(run.id).await?);
+    t.db().verify().await?;
+    assert_eq!((t.db().get_run(run.id).await?, t.tasks(run.id).await?), before);
+    Ok(())
+}}

@@ -1,0 +1,43 @@
+//! The cases, by what they are about. Each is named after the rule that it holds a store to.
+
+mod claims;
+mod damage;
+mod failures;
+mod general;
+mod leases;
+mod lists;
+mod logs;
+mod maintenance;
+mod outputs;
+mod pausing;
+mod processes;
+mod roundtrip;
+mod runs;
+mod updates;
+mod workflows;
+
+/// Asserts that a result is an error of a kind, and gives the error.
+macro_rules! assert_fails {
+    ($result:expr, $kind:pat) => {
+        match $result {
+            Err(error) => {
+                assert!(matches!(error.kind(), $kind), "expected {}, got: {error:?}", stringify!($kind));
+                error
+            }
+            Ok(value) => return Err(format!("expected {}, got {value:?}", stringify!($kind)).into()),
+        }
+    };
+}
+use assert_fails;
+
+/// Runs futures at the same time, each in a task of its own, and gives their results in order.
+async fn together<T: Send + 'static>(
+    futures: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
+) -> Result<Vec<T>, tokio::task::JoinError> {
+    let tasks: Vec<_> = futures.into_iter().map(tokio::spawn).collect();
+    let mut results = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        results.push(task.await?);
+    }
+    Ok(results)
+}

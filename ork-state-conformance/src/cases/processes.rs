@@ -1,0 +1,91 @@
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use ork_state_api::{Limit, ListRuns, NewRun, PageRequest, RunStatus, StartRun};
+
+use crate::case::case;
+use crate::child::{ChildProcess, Role};
+use crate::{LEASE, dag, wide_dag};
+
+/// The size that the contract's own target names: four processes, twenty thousand tasks.
+const TASKS: usize = 20_000;
+const PROCESSES: usize = 4;
+
+case! { T2 needs [MultiProcess, Durable], t2_four_processes_claim_twenty_thousand_tasks_each_once(t) {
+    let workflow = t.workflow(wide_dag(TASKS)?).await?;
+    let run = t.db().create_run(NewRun::new(workflow.id)).await?.into_run();
+    t.db().start_run(StartRun::pinned(run.id)).await?;
+    let mut children = Vec::new();
+    for number in 0..PROCESSES {
+        let role = Role::WorkOff { url: t.url().to_owned(), owner: format!("process-{number}"), batch: 100 };
+        children.push(ChildProcess::start(&role)?);
+    }
+    for child in &mut children {
+        child.line().await?;
+    }
+    let begun = Instant::now();
+    for child in &mut children {
+        child.release();
+    }
+    let (mut all, mut shares) = (Vec::new(), Vec::new());
+    for child in children {
+        let mine = child.finish().await?;
+        shares.push(mine.len());
+        all.extend(mine);
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    assert_eq!((all.len(), all.iter().collect::<BTreeSet<_>>().len()), (TASKS, TASKS), "shares {shares:?}");
+    let ended = t.db().get_run(run.id).await?;
+    assert_eq!((ended.status, ended.tasks.unfinished), (RunStatus::Success, 0));
+    t.note(format!(
+        "{PROCESSES} processes claimed and completed {TASKS} tasks, each once: {:.0} tasks/s, shares {shares:?}",
+        TASKS as f64 / seconds
+    ));
+    Ok(())
+}}
+
+case! { T3 needs [MultiProcess, Durable], t3_the_tasks_of_a_killed_process_come_back(t) {
+    let workflow = t.workflow(dag(&(0..10).map(|i| format!("t{i}*1 ")).collect::<String>())?).await?;
+    let run = t.db().create_run(NewRun::new(workflow.id)).await?.into_run();
+    t.db().start_run(StartRun::pinned(run.id)).await?;
+    let mut child = ChildProcess::start(&Role::ClaimAndHang { url: t.url().to_owned(), batch: 6 })?;
+    let mut held = BTreeSet::new();
+    while let Some(line) = child.line().await?.filter(|line| line != "claimed") {
+        held.insert(line);
+    }
+    assert_eq!(held.len(), 6);
+    child.kill().await?;
+    assert_eq!(t.claim(100).await?.len(), 4, "what it held is held until the leases lapse");
+    // The child's leases ran on real time, which this case's clock is moved past.
+    t.advance(LEASE * 60 * 24 * 365 * 50);
+    let expired = t.db().expire_leases(Limit::new(100)?).await?;
+    let back: BTreeSet<String> = expired.requeued.iter().map(ToString::to_string).collect();
+    assert!(back.is_superset(&held), "{back:?} of {held:?}");
+    assert_eq!(t.work_off().await?, 10);
+    assert_eq!(t.db().get_run(run.id).await?.status, RunStatus::Success);
+    Ok(())
+}}
+
+case! { G2 needs [MultiProcess, Durable], g2_what_a_killed_process_was_told_is_there(t) {
+    let workflow = t.workflow(dag("a")?).await?.id;
+    let mut told = BTreeSet::new();
+    for round in 1..=5 {
+        let mut child = ChildProcess::start(&Role::CreateRuns { url: t.url().to_owned(), workflow })?;
+        for _ in 0..round * 7 {
+            told.insert(child.line().await?.ok_or("the child ended")?);
+        }
+        child.kill().await?;
+    }
+    let (mut there, mut page) = (BTreeSet::new(), PageRequest::first(Limit::new(1000)?));
+    let db = t.reopen().await?;
+    loop {
+        let found = db.list_runs(ListRuns { workflow: Some(workflow), page }).await?;
+        there.extend(found.items.iter().map(|run| run.id.to_string()));
+        match found.next {
+            Some(key) => page = PageRequest::after(key, Limit::new(1000)?),
+            None => break,
+        }
+    }
+    assert!(there.is_superset(&told), "lost: {:?}", told.difference(&there).collect::<Vec<_>>());
+    Ok(())
+}}

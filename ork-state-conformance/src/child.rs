@@ -1,0 +1,192 @@
+//! Other processes: a case starts this very program again, in a role.
+
+use std::process::Stdio;
+
+use ork_state_api::{ClaimTasks, Database, Label, LeaseTime, Limit, Result, TaskUpdate, TaskUpdates};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::ctx::{LEASE, connect};
+
+/// The variable by which a process knows that it is a child, and what to do.
+const ROLE: &str = "ORK_STATE_CONFORMANCE_CHILD";
+
+/// What a child does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Role {
+    /// Says `ready`, waits for a line, then claims in batches and completes until nothing is ready. Prints each claimed task's id.
+    WorkOff {
+        /// The store.
+        url: String,
+        /// Whose leases.
+        owner: String,
+        /// Tasks a claim.
+        batch: usize,
+    },
+    /// Claims once, prints the ids, then hangs: to be killed.
+    ClaimAndHang {
+        /// The store.
+        url: String,
+        /// Tasks to claim.
+        batch: usize,
+    },
+    /// Creates runs for ever, printing the id of each when it is acknowledged: to be killed.
+    CreateRuns {
+        /// The store.
+        url: String,
+        /// Of this workflow.
+        workflow: ork_state_api::WorkflowId,
+    },
+    /// Migrates and prints how many steps it applied.
+    Migrate {
+        /// The store.
+        url: String,
+    },
+}
+
+/// A child process; killed when dropped.
+pub(crate) struct ChildProcess {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    errors: tokio::task::JoinHandle<String>,
+}
+
+impl ChildProcess {
+    /// Starts this program in a role.
+    pub(crate) fn start(role: &Role) -> std::io::Result<Self> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .env(ROLE, serde_json::to_string(role)?)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let missing = || std::io::Error::other("the child has no pipe");
+        let lines = BufReader::new(process.stdout.take().ok_or_else(missing)?).lines();
+        let errors = tokio::spawn(read_all(process.stderr.take().ok_or_else(missing)?));
+        Ok(Self { process, lines, errors })
+    }
+
+    /// Its next line of output, `None` at the end.
+    pub(crate) async fn line(&mut self) -> std::io::Result<Option<String>> {
+        self.lines.next_line().await
+    }
+
+    /// Lets a child that waits for a line go on.
+    pub(crate) fn release(&mut self) {
+        drop(self.process.stdin.take());
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    pub(crate) async fn kill(mut self) -> std::io::Result<()> {
+        self.process.kill().await
+    }
+
+    /// The rest of its lines, once it has ended well.
+    pub(crate) async fn finish(mut self) -> std::io::Result<Vec<String>> {
+        let mut rest = Vec::new();
+        while let Some(line) = self.lines.next_line().await? {
+            rest.push(line);
+        }
+        let status = self.process.wait().await?;
+        if status.success() {
+            return Ok(rest);
+        }
+        let errors = self.errors.await.unwrap_or_default();
+        Err(std::io::Error::other(format!("the child ended with {status}: {errors}")))
+    }
+}
+
+async fn read_all(mut from: impl AsyncRead + Unpin) -> String {
+    let mut text = Vec::new();
+    // What was read before an error is still worth showing.
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut from, &mut text).await;
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// If this process was started as a child, does what it is for and ends. To be called first in `main` of every program that
+/// runs cases.
+pub fn run_if_child() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let code = match play(&role) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error:?}");
+            1
+        }
+    };
+    std::process::exit(code);
+}
+
+fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let role: Role = serde_json::from_str(role)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match role {
+            Role::WorkOff { url, owner, batch } => work_off(&url, &owner, batch).await,
+            Role::ClaimAndHang { url, batch } => claim_and_hang(&url, batch).await,
+            Role::CreateRuns { url, workflow } => create_runs(&url, workflow).await,
+            Role::Migrate { url } => {
+                println!("{}", connect(&url, None).await?.migrate().await?.applied.len());
+                Ok(())
+            }
+        }
+    })
+}
+
+type PlayResult = Result<(), Box<dyn std::error::Error>>;
+
+async fn work_off(url: &str, owner: &str, batch: usize) -> PlayResult {
+    let db = connect(url, None).await?;
+    db.migrate().await?;
+    println!("ready");
+    wait_for_release().await?;
+    loop {
+        let claimed = db.claim_tasks(claim_request(owner, batch)?).await?;
+        if claimed.is_empty() {
+            return Ok(());
+        }
+        for task in &claimed {
+            println!("{}", task.task.id);
+        }
+        complete(&*db, claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None)).collect()).await?;
+    }
+}
+
+async fn complete(db: &dyn Database, updates: Vec<TaskUpdate>) -> PlayResult {
+    let tasks: Vec<_> = updates.iter().map(|update| update.claim.task).collect();
+    let report = db.update_tasks(TaskUpdates::new(updates)?).await?;
+    for (task, outcome) in tasks.into_iter().zip(report.outcomes) {
+        outcome.into_result(task)?;
+    }
+    Ok(())
+}
+
+async fn wait_for_release() -> PlayResult {
+    let mut line = String::new();
+    BufReader::new(tokio::io::stdin()).read_line(&mut line).await?;
+    Ok(())
+}
+
+async fn claim_and_hang(url: &str, batch: usize) -> PlayResult {
+    let db = connect(url, None).await?;
+    db.migrate().await?;
+    for task in db.claim_tasks(claim_request("doomed", batch)?).await? {
+        println!("{}", task.task.id);
+    }
+    println!("claimed");
+    std::future::pending().await
+}
+
+async fn create_runs(url: &str, workflow: ork_state_api::WorkflowId) -> PlayResult {
+    let db = connect(url, None).await?;
+    db.migrate().await?;
+    loop {
+        println!("{}", db.create_run(ork_state_api::NewRun::new(workflow)).await?.into_run().id);
+    }
+}
+
+fn claim_request(owner: &str, batch: usize) -> Result<ClaimTasks> {
+    Ok(ClaimTasks::new(Label::new(owner)?, LeaseTime::new(LEASE)?).with_limit(Limit::new(batch)?))
+}

@@ -1,0 +1,297 @@
+//! What a case works with: a store, a clock that stands still, and short words for common steps.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ork_state_api::{
+    Backend, Claim, ClaimTasks, ClaimedTask, Clock, ConnectOptions, Dag, Database, Delay, HeartbeatOutcome,
+    Label, LeaseTime, Limit, ManualClock, NewRun, NewWorkflow, PageRequest, Registry, Result, Run, RunId,
+    StartRun, Task, TaskSpec, TaskUpdate, TaskUpdates, Text, Timestamp, UpdateReport, Workflow,
+};
+
+use crate::{CaseResult, Damage, Fixture, NotApplicable, TestStore};
+
+/// The lease that cases take when it does not matter.
+pub const LEASE: Duration = Duration::from_secs(60);
+
+/// A case's store, migrated and empty at the start, on a [`ManualClock`]. Clones share it.
+#[derive(Clone)]
+pub struct Ctx(Arc<Inner>);
+
+struct Inner {
+    fixture: Arc<dyn Fixture>,
+    store: Arc<dyn TestStore>,
+    url: String,
+    clock: Arc<ManualClock>,
+    db: Arc<dyn Database>,
+    names: AtomicUsize,
+    notes: Mutex<Vec<String>>,
+    damaged: AtomicBool,
+}
+
+impl std::fmt::Debug for Ctx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ctx").field("db", &self.0.db).finish_non_exhaustive()
+    }
+}
+
+impl Ctx {
+    /// Opens this store.
+    pub(crate) async fn open(fixture: Arc<dyn Fixture>, store: Arc<dyn TestStore>) -> Result<Self> {
+        let url = store.url();
+        let clock = Arc::new(ManualClock::default());
+        let db = connect(&url, Some(clock.clone())).await?;
+        db.migrate().await?;
+        Ok(Self(Arc::new(Inner {
+            fixture,
+            store,
+            url,
+            clock,
+            db,
+            names: AtomicUsize::new(0),
+            notes: Mutex::default(),
+            damaged: AtomicBool::new(false),
+        })))
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn db(&self) -> &Arc<dyn Database> {
+        &self.0.db
+    }
+
+    /// The plugin under test.
+    #[must_use]
+    pub fn backend(&self) -> &'static Backend {
+        self.0.db.backend()
+    }
+
+    /// Where fresh stores come from.
+    #[must_use]
+    pub fn fixture(&self) -> &dyn Fixture {
+        &*self.0.fixture
+    }
+
+    /// The store's URL, for another process.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    /// The same store, opened once more as another process would, on the same clock. For cases that
+    /// need [`Durable`](ork_state_api::Capability::Durable).
+    ///
+    /// # Errors
+    /// Those of connecting.
+    pub async fn reopen(&self) -> Result<Arc<dyn Database>> {
+        connect(&self.0.url, Some(self.0.clock.clone())).await
+    }
+
+    /// Damages the store past the backend. The verification after the case is then up to the case.
+    ///
+    /// # Errors
+    /// [`NotApplicable`] if the store cannot hold such a thing.
+    pub async fn damage(&self, damage: Damage) -> CaseResult {
+        if !self.0.store.damage(damage).await? {
+            return Err(NotApplicable(format!("a store that cannot hold {damage:?}")).into());
+        }
+        self.0.damaged.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.0.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Says something that is worth reading in the report, such as a figure.
+    pub fn note(&self, note: impl Into<String>) {
+        self.0.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note.into());
+    }
+
+    pub(crate) fn take_notes(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.notes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The present time of the store.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, by: Duration) {
+        self.0.clock.advance(by);
+    }
+
+    /// A workflow with a name of its own.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn workflow(&self, dag: Dag) -> Result<Workflow> {
+        let number = self.0.names.fetch_add(1, Ordering::Relaxed);
+        self.db().create_workflow(NewWorkflow::new(format!("workflow-{number:04}").try_into()?, dag)).await
+    }
+
+    /// A pending run of a new workflow.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn pending_run(&self, tasks: &str) -> Result<Run> {
+        let workflow = self.workflow(dag(tasks)?).await?;
+        Ok(self.db().create_run(NewRun::new(workflow.id)).await?.into_run())
+    }
+
+    /// A run of a new workflow with these [tasks](dag), started.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn start(&self, tasks: &str) -> Result<Run> {
+        let run = self.pending_run(tasks).await?;
+        self.db().start_run(StartRun::pinned(run.id)).await
+    }
+
+    /// All tasks of a run, in order.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn tasks(&self, run: RunId) -> Result<Vec<Task>> {
+        Ok(self.db().list_tasks(run, PageRequest::first(Limit::new(Limit::MAX)?)).await?.items)
+    }
+
+    /// The task of this name.
+    ///
+    /// # Errors
+    /// The store's; `InvalidInput` if there is none.
+    pub async fn task(&self, run: RunId, name: &str) -> Result<Task> {
+        let found = self.tasks(run).await?.into_iter().find(|task| task.name.as_str() == name);
+        found.ok_or_else(|| {
+            ork_state_api::Error::invalid("case", format!("names a task {name:?} that the run has not"))
+        })
+    }
+
+    /// The tasks of a run as `name=status`, in order, for one comparison.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn statuses(&self, run: RunId) -> Result<String> {
+        let tasks = self.tasks(run).await?;
+        let words: Vec<String> = tasks.iter().map(|task| format!("{}={}", task.name, task.status)).collect();
+        Ok(words.join(" "))
+    }
+
+    /// Claims up to `limit` tasks for [`LEASE`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn claim(&self, limit: usize) -> Result<Vec<ClaimedTask>> {
+        self.db().claim_tasks(claim_request("tester", LEASE)?.with_limit(Limit::new(limit)?)).await
+    }
+
+    /// Claims the one task that must be ready.
+    ///
+    /// # Errors
+    /// The store's; `InvalidInput` if there is no ready task.
+    pub async fn claim_one(&self) -> Result<ClaimedTask> {
+        let claimed = self.claim(1).await?.pop();
+        claimed.ok_or_else(|| ork_state_api::Error::invalid("case", "claims a task and none is ready"))
+    }
+
+    /// Applies updates.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn update(&self, updates: impl IntoIterator<Item = TaskUpdate>) -> Result<UpdateReport> {
+        self.db().update_tasks(TaskUpdates::new(updates.into_iter().collect())?).await
+    }
+
+    /// Completes a claimed task without output.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn succeed(&self, task: &ClaimedTask) -> Result<UpdateReport> {
+        self.update([TaskUpdate::succeeded(task.claim, None)]).await
+    }
+
+    /// Fails a claimed task's attempt, to be tried again after the delay if attempts are left.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn fail(&self, task: &ClaimedTask, retry_after: Duration) -> Result<UpdateReport> {
+        self.update([TaskUpdate::failed(task.claim, Text::lossy("broken"), Delay::new(retry_after)?)]).await
+    }
+
+    /// Renews one lease by [`LEASE`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn heartbeat(&self, claims: &[Claim]) -> Result<Vec<HeartbeatOutcome>> {
+        self.db().heartbeat(ork_state_api::Heartbeat::new(claims, LeaseTime::new(LEASE)?)?).await
+    }
+
+    /// Claims and completes until nothing is ready; says how many tasks that were.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn work_off(&self) -> Result<usize> {
+        let mut done = 0;
+        loop {
+            let claimed = self.claim(1000).await?;
+            if claimed.is_empty() {
+                return Ok(done);
+            }
+            done += claimed.len();
+            self.update(claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None))).await?;
+        }
+    }
+}
+
+/// Opens a store through its linked plugin.
+pub(crate) async fn connect(url: &str, clock: Option<Arc<ManualClock>>) -> Result<Arc<dyn Database>> {
+    let mut options = ConnectOptions::new(url)?;
+    if let Some(clock) = clock {
+        options = options.with_clock(clock);
+    }
+    Registry::linked()?.connect(options).await
+}
+
+/// A claim of a hundred tasks by this owner.
+///
+/// # Errors
+/// `InvalidInput` for what cannot be a label or a lease.
+pub fn claim_request(owner: &str, lease: Duration) -> Result<ClaimTasks> {
+    Ok(ClaimTasks::new(Label::new(owner)?, LeaseTime::new(lease)?))
+}
+
+/// A DAG in one line: `extract load*2:extract` is a task, and another that depends on it and may be
+/// retried twice.
+///
+/// # Errors
+/// `InvalidInput` for what is no DAG.
+pub fn dag(tasks: &str) -> Result<Dag> {
+    let specs: Result<Vec<TaskSpec>> = tasks
+        .split_whitespace()
+        .map(|task| {
+            let (name, dependencies) = task.split_once(':').unwrap_or((task, ""));
+            let (name, retries) = name.split_once('*').unwrap_or((name, "0"));
+            let dependencies: Result<Vec<_>> =
+                dependencies.split(',').filter(|name| !name.is_empty()).map(str::parse).collect();
+            let retries = retries.parse().map_err(|source| {
+                ork_state_api::Error::invalid("retries", "are no number").with_source(source)
+            })?;
+            Ok(TaskSpec::new(name.parse()?, "process".parse()?)
+                .after(dependencies?)
+                .with_max_retries(retries))
+        })
+        .collect();
+    Dag::new(specs?)
+}
+
+/// `count` tasks that depend on nothing, `t0000` onwards.
+///
+/// # Errors
+/// `InvalidInput` beyond the limits of a DAG.
+pub fn wide_dag(count: usize) -> Result<Dag> {
+    let tasks: Vec<String> = (0..count).map(|index| format!("t{index:05}")).collect();
+    dag(&tasks.join(" "))
+}

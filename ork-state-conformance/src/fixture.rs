@@ -1,0 +1,192 @@
+//! Where a fresh store comes from.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use ork_state_api::{ConnectOptions, Error, Registry, Result, RunId, SnapshotId, TaskId};
+use tempfile::TempDir;
+
+/// Says how to get fresh stores of one backend.
+///
+/// ```
+/// use ork_state_conformance::{DirectoryFixture, UrlFixture};
+///
+/// // A backend that keeps a store in a file or a directory:
+/// let sqlite = DirectoryFixture::new("sqlite", |dir| format!("sqlite://{}/ork.db", dir.display()));
+/// // One whose every connection is a new, empty store:
+/// let memory = UrlFixture::new("memory", "memory:");
+/// ```
+#[async_trait]
+pub trait Fixture: Send + Sync {
+    /// The name of the backend's plugin.
+    fn backend(&self) -> &'static str;
+
+    /// A new store with nothing in it, not migrated.
+    async fn empty(&self) -> Result<Arc<dyn TestStore>>;
+
+    /// A new store, migrated, with no rows. To be overridden where there is a faster way.
+    async fn migrated(&self) -> Result<Arc<dyn TestStore>> {
+        let store = self.empty().await?;
+        Registry::linked()?.connect(ConnectOptions::new(&store.url())?).await?.migrate().await?;
+        Ok(store)
+    }
+
+    /// Whether stores can be had at all; if not, why, and how to mend it.
+    async fn unavailable(&self) -> Option<String> {
+        None
+    }
+
+    /// Ends what was started for the stores. Nothing is asked for after it.
+    async fn finish(&self) {}
+
+    /// How stores are had, for the report, such as which server serves.
+    async fn origin(&self) -> Option<String> {
+        None
+    }
+}
+
+/// A store for one case. Dropping it removes it.
+#[async_trait]
+pub trait TestStore: Send + Sync {
+    /// The URL to open it with, as often as wanted and from any process.
+    fn url(&self) -> String;
+
+    /// Has it left in place when it is dropped, for a person to look at after a failure, and says where it is.
+    fn keep(&self) -> Option<String> {
+        None
+    }
+
+    /// Puts something into the store, past the backend, that no backend would write (rule G8). Says `false` if that cannot be
+    /// done, because what the store keeps can hold no such thing.
+    async fn damage(&self, damage: Damage) -> Result<bool> {
+        let _ = damage;
+        Ok(false)
+    }
+}
+
+/// Something that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// The run's status becomes the word `nonsense`.
+    RunStatus(RunId),
+    /// The task's status becomes the word `nonsense`.
+    TaskStatus(TaskId),
+    /// The task's name becomes `../escape`, which is no task name.
+    TaskName(TaskId),
+    /// The snapshot's tasks become the JSON `{}`, which is no DAG.
+    Dag(SnapshotId),
+}
+
+/// Stores that are files or directories: each lives in a temporary directory of its own.
+pub struct DirectoryFixture<F> {
+    backend: &'static str,
+    url: F,
+    damage: Option<DamageDirectory>,
+}
+
+/// Damages the store in a directory, past the backend. See [`TestStore::damage`].
+pub type DamageDirectory = fn(PathBuf, Damage) -> Pin<Box<dyn Future<Output = Result<bool>> + Send>>;
+
+impl<F: Fn(&Path) -> String + Send + Sync> DirectoryFixture<F> {
+    /// Stores of this backend, at the URL that the function makes of a new directory.
+    pub const fn new(backend: &'static str, url: F) -> Self {
+        Self { backend, url, damage: None }
+    }
+
+    /// Says how a store of this backend is damaged, so that the cases of rule G8 apply.
+    #[must_use]
+    pub const fn with_damage(mut self, damage: DamageDirectory) -> Self {
+        self.damage = Some(damage);
+        self
+    }
+}
+
+impl<F> std::fmt::Debug for DirectoryFixture<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DirectoryFixture").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl<F: Fn(&Path) -> String + Send + Sync> Fixture for DirectoryFixture<F> {
+    fn backend(&self) -> &'static str {
+        self.backend
+    }
+
+    async fn empty(&self) -> Result<Arc<dyn TestStore>> {
+        let directory = tempfile::Builder::new()
+            .prefix("ork-state-")
+            .tempdir()
+            .map_err(|source| Error::unavailable("no temporary directory").with_source(source))?;
+        let url = (self.url)(directory.path());
+        Ok(Arc::new(DirectoryStore { url, directory: Mutex::new(directory), damage: self.damage }))
+    }
+}
+
+/// A store in a temporary directory of its own.
+struct DirectoryStore {
+    url: String,
+    directory: Mutex<TempDir>,
+    damage: Option<DamageDirectory>,
+}
+
+#[async_trait]
+impl TestStore for DirectoryStore {
+    fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    fn keep(&self) -> Option<String> {
+        let mut directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        directory.disable_cleanup(true);
+        Some(directory.path().display().to_string())
+    }
+
+    async fn damage(&self, damage: Damage) -> Result<bool> {
+        let Some(inflict) = self.damage else { return Ok(false) };
+        let path = self.directory.lock().unwrap_or_else(PoisonError::into_inner).path().to_owned();
+        inflict(path, damage).await
+    }
+}
+
+/// Stores that live as long as a connection: every one is new.
+#[derive(Debug)]
+pub struct UrlFixture {
+    backend: &'static str,
+    url: String,
+}
+
+impl UrlFixture {
+    /// Stores of this backend, at this URL.
+    pub fn new(backend: &'static str, url: impl Into<String>) -> Self {
+        Self { backend, url: url.into() }
+    }
+}
+
+#[async_trait]
+impl Fixture for UrlFixture {
+    fn backend(&self) -> &'static str {
+        self.backend
+    }
+
+    async fn empty(&self) -> Result<Arc<dyn TestStore>> {
+        Ok(Arc::new(UrlStore(self.url.clone())))
+    }
+
+    /// There is nothing to migrate before the case connects.
+    async fn migrated(&self) -> Result<Arc<dyn TestStore>> {
+        self.empty().await
+    }
+}
+
+struct UrlStore(String);
+
+#[async_trait]
+impl TestStore for UrlStore {
+    fn url(&self) -> String {
+        self.0.clone()
+    }
+}

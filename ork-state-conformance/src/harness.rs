@@ -1,0 +1,73 @@
+//! `cargo test` over the suite: one test a case, through libtest-mimic.
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::runtime::Runtime;
+
+use crate::{Case, Fixture, Verdict, run_case, run_if_child};
+
+/// Names backends, by commas, that must be there: `ORK_STATE_REQUIRE=postgres`. Without it a backend whose stores cannot
+/// be had shows as one ignored test that says why.
+pub const REQUIRE: &str = "ORK_STATE_REQUIRE";
+
+/// Runs all cases over these fixtures as tests. [`main!`](crate::main) calls it.
+#[must_use]
+pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
+    run_if_child();
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for fixture in fixtures {
+        trials.extend(trials_of(fixture, arguments.list));
+    }
+    if trials.is_empty() {
+        eprintln!("no backend or no case: nothing was tested");
+        return ExitCode::FAILURE;
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    for fixture in fixtures {
+        block_on(fixture.finish());
+    }
+    conclusion.exit_code()
+}
+
+fn trials_of(fixture: &Arc<dyn Fixture>, listing: bool) -> Vec<Trial> {
+    let name = fixture.backend();
+    // Listing must be quick: no server is started for it.
+    if !listing && let Some(reason) = block_on(fixture.unavailable()) {
+        let required = std::env::var(REQUIRE)
+            .is_ok_and(|names| names.split(',').any(|required| required.trim() == name));
+        eprintln!("{name} is UNAVAILABLE: {reason}");
+        return vec![
+            Trial::test(format!("{name} is UNAVAILABLE"), move || Err(Failed::from(reason)))
+                .with_ignored_flag(!required),
+        ];
+    }
+    Case::all()
+        .into_iter()
+        .map(|case| {
+            let fixture = fixture.clone();
+            Trial::test(format!("{name}::{}", case.name), move || match run_case(&fixture, case).verdict {
+                Verdict::Passed => Ok(()),
+                Verdict::Failed { message } => Err(Failed::from(message)),
+                // Said in the open by the report; libtest knows no verdict but these two.
+                Verdict::NotApplicable { .. } => Ok(()),
+            })
+            .with_ignored_flag(
+                crate::linked(name).is_ok_and(|backend| crate::opted_out(backend, case).is_some()),
+            )
+        })
+        .collect()
+}
+
+/// Waits for a future that needs a runtime: all of them share one, which lives as long as the process, because what they start
+/// (a container's client) belongs to it.
+pub(crate) fn block_on<T: Default>(future: impl Future<Output = T>) -> T {
+    static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().ok());
+    match runtime {
+        Some(runtime) => runtime.block_on(future),
+        None => T::default(),
+    }
+}

@@ -1,0 +1,67 @@
+//! The rules of the contract, as the suite counts them. What each says is written in the API crate,
+//! at the method that keeps it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+macro_rules! rules {
+    ($($name:ident $title:literal,)*) => {
+        /// A rule of the contract.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        pub enum Rule {
+            $(#[doc = $title] $name,)*
+        }
+
+        impl Rule {
+            /// All of them, in the contract's order.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// What it is about, in a few words.
+            #[must_use]
+            pub const fn title(self) -> &'static str {
+                match self {
+                    $(Self::$name => $title,)*
+                }
+            }
+        }
+
+        impl fmt::Display for Rule {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self {
+                    $(Self::$name => stringify!($name),)*
+                })
+            }
+        }
+    };
+}
+
+rules! {
+    G1 "a method is one transaction",
+    G2 "what is acknowledged survives",
+    G3 "ids and times are the store's",
+    G4 "time is the store's, or injected",
+    G5 "what goes in comes out equal",
+    G6 "lists have one order, pages neither skip nor repeat",
+    G7 "errors have a kind and change nothing",
+    G8 "what cannot be read is corrupt, never a default",
+    G9 "a dropped future leaves all or nothing",
+    W1 "a workflow is created with its DAG, its name is unique",
+    W3 "deleting a workflow removes all of it",
+    R1 "a run pins its snapshot, an idempotency key makes one run",
+    R2 "starting makes all tasks at once, and once",
+    R3 "the store ends a run with its last task",
+    R4 "cancelling ends a run and its tasks",
+    R5 "a paused run hands out nothing",
+    T1 "ready means that nothing is in the way",
+    T2 "a claim gives each ready task to one claimer, in order, leased",
+    T3 "leases are renewed while live, and expired tasks come back",
+    T4 "an update needs its claim, and ends are final",
+    T5 "a failure is retried, or fails what depends on it",
+    T6 "odd batches are answered item by item",
+    T7 "a repeated update has one effect",
+    L1 "outputs by name in one call",
+    L2 "logs keep every byte",
+    M1 "migration is safe, told and refuses the future",
+    M4 "verification finds what is wrong",
+}

@@ -1,0 +1,191 @@
+//! Runs one case against one fixture.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::{Duration, Instant};
+
+use ork_state_api::{Backend, Capability, Registry};
+use serde::Serialize;
+use tokio::task::JoinError;
+
+use crate::{Case, Ctx, Fixture, NotApplicable};
+
+/// A case that takes longer has hung.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What became of a case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The store does what the rule says.
+    Passed,
+    /// It does not, or the case could not be run to its end.
+    Failed {
+        /// What was seen.
+        message: String,
+    },
+    /// The case has nothing to check here: the backend declares that it lacks what the case needs, or its stores cannot
+    /// get into the state that the case is about.
+    NotApplicable {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A case's verdict, with what else there is to say.
+#[derive(Debug, Clone, Serialize)]
+pub struct CaseReport {
+    /// The case.
+    pub name: &'static str,
+    /// The rules it is about.
+    pub rules: &'static [crate::Rule],
+    /// What became of it.
+    pub verdict: Verdict,
+    /// How long it took, in milliseconds.
+    pub millis: u64,
+    /// What the case had to say, such as figures.
+    pub notes: Vec<String>,
+}
+
+/// Runs a case in a runtime of its own, against a fresh store, and has the store verified after it.
+///
+/// Blocks; not to be called from async code.
+#[must_use]
+pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case) -> CaseReport {
+    note_panics();
+    let begun = Instant::now();
+    let mut notes = Vec::new();
+    let verdict = verdict(fixture, case, &mut notes);
+    let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    CaseReport { name: case.name, rules: case.rules, verdict, millis, notes }
+}
+
+fn verdict(fixture: &Arc<dyn Fixture>, case: &'static Case, notes: &mut Vec<String>) -> Verdict {
+    let backend = match linked(fixture.backend()) {
+        Ok(backend) => backend,
+        Err(message) => return fail(message),
+    };
+    if let Some(capability) = opted_out(backend, case) {
+        return Verdict::NotApplicable { reason: format!("opts out of {capability}") };
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(format!("no runtime: {error}")),
+    };
+    let ended = runtime.block_on(async {
+        tokio::time::timeout(PATIENCE, in_fresh_store(fixture, case, notes))
+            .await
+            .unwrap_or_else(|_| Err(fail(format!("still running after {PATIENCE:?}"))))
+    });
+    // A hung case must not hang the suite.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    match ended {
+        Ok(()) => Verdict::Passed,
+        Err(verdict) => verdict,
+    }
+}
+
+/// The plugin of this name.
+///
+/// # Errors
+/// A message if it is not linked, or the registry is broken.
+pub fn linked(name: &str) -> Result<&'static Backend, String> {
+    let registry = Registry::linked().map_err(|error| error.to_string())?;
+    registry.backends().find(|backend| backend.name == name).ok_or_else(|| {
+        format!("no plugin `{name}` is linked: name its crate, as in `use ork_state_{name} as _;`, and register its backend")
+    })
+}
+
+/// The capability for whose lack a case does not apply.
+#[must_use]
+pub fn opted_out(backend: &Backend, case: &Case) -> Option<Capability> {
+    match case.without {
+        // The check of an opt-out, where there is none: it applies no less than a case that needs the rest.
+        Some(capability) if backend.capabilities.has(capability) => Some(capability),
+        Some(_) => None,
+        None => case.needs.iter().copied().find(|need| !backend.capabilities.has(*need)),
+    }
+}
+
+fn fail(message: String) -> Verdict {
+    Verdict::Failed { message }
+}
+
+/// `Err` with the verdict if it is not that the case passed.
+async fn in_fresh_store(
+    fixture: &Arc<dyn Fixture>,
+    case: &Case,
+    notes: &mut Vec<String>,
+) -> Result<(), Verdict> {
+    let store = fixture.migrated().await.map_err(|error| fail(format!("no store: {error:?}")))?;
+    let ctx = match Ctx::open(fixture.clone(), store.clone()).await {
+        Ok(ctx) => ctx,
+        Err(error) => return Err(fail(format!("the store does not open: {error:?}"))),
+    };
+    // In a task of its own, so that the store is kept also if the case panics.
+    let ended = tokio::spawn((case.run)(ctx.clone())).await;
+    let mut result = match ended {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => match error.downcast_ref::<NotApplicable>() {
+            Some(NotApplicable(reason)) => return Err(Verdict::NotApplicable { reason: reason.clone() }),
+            None => Err(fail(format!("{error:?}"))),
+        },
+        Err(error) => Err(fail(panic_message(&error))),
+    };
+    if result.is_ok() && !ctx.is_damaged() {
+        result = verify(&ctx).await.map_err(fail);
+    }
+    notes.extend(ctx.take_notes());
+    if result.is_err()
+        && let Some(place) = store.keep()
+    {
+        notes.push(format!("the store is kept at {place}"));
+    }
+    result
+}
+
+/// Rule M4 after every case, on what another process would see.
+async fn verify(ctx: &Ctx) -> Result<(), String> {
+    let durable = ctx.backend().capabilities.has(Capability::Durable);
+    let db = if durable {
+        ctx.reopen().await.map_err(|e| format!("does not reopen: {e:?}"))?
+    } else {
+        ctx.db().clone()
+    };
+    match db.verify().await {
+        Ok(found) if found.is_empty() => Ok(()),
+        Ok(found) => {
+            let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
+            Err(format!("verify found after the case:\n  {}", lines.join("\n  ")))
+        }
+        Err(error) => Err(format!("verify failed after the case: {error:?}")),
+    }
+}
+
+/// Where cases panicked. A panic's payload does not tell, so the hook notes it by task.
+static PANICS: Mutex<BTreeMap<tokio::task::Id, String>> = Mutex::new(BTreeMap::new());
+
+/// Notes panics of cases instead of printing them: they belong in the report.
+fn note_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let default = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| match tokio::task::try_id() {
+            Some(task) => {
+                let message = info.payload_as_str().unwrap_or("panicked");
+                let place =
+                    info.location().map(|at| format!(" ({}:{})", at.file(), at.line())).unwrap_or_default();
+                PANICS
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(task, format!("{message}{place}"));
+            }
+            None => default(info),
+        }));
+    });
+}
+
+fn panic_message(error: &JoinError) -> String {
+    let noted = PANICS.lock().unwrap_or_else(PoisonError::into_inner).remove(&error.id());
+    noted.unwrap_or_else(|| error.to_string())
+}

@@ -1,0 +1,182 @@
+//! A server from the binaries on this machine, in a temporary directory, on a Unix socket.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+
+use sqlx::postgres::PgConnectOptions;
+
+use super::{PostgresServer, Started, wait_until_it_answers};
+
+/// Where distributions keep the server's binaries, which are seldom on the path.
+const PLACES: &[&str] = &["/usr/lib/postgresql", "/usr/pgsql", "/usr/local/pgsql", "/opt/homebrew/opt", "/usr/local/opt"];
+
+/// Keeps the server until its standard input ends, which happens at the latest with the process that holds the other
+/// end, however that dies. Then it stops the server and removes the directory. `$1` is the directory, `$2` where the binaries are.
+const KEEPER: &str = r#"
+trap '' INT TERM HUP
+"$2/postgres" -D "$1/data" -k "$1" -c listen_addresses= -c max_connections=200 -c logging_collector=off \
+    >"$1/log" 2>&1 </dev/null &
+server=$!
+read -r _
+kill -INT $server
+wait $server
+rm -rf "$1"
+"#;
+
+/// A running server.
+#[derive(Debug)]
+pub(super) struct Process {
+    keeper: Child,
+}
+
+impl Process {
+    pub(super) fn stop(mut self) {
+        drop(self.keeper.stdin.take());
+        // Whatever it ends with, it has ended.
+        let _ = self.keeper.wait();
+    }
+}
+
+/// The user that the server runs as, when it must not be this one.
+#[derive(Debug, Clone, Copy)]
+struct User {
+    uid: u32,
+    gid: u32,
+}
+
+pub(super) async fn start() -> Result<PostgresServer, String> {
+    let binaries = find_binaries().ok_or("no `postgres` and `initdb` on the path or in the usual places")?;
+    let user = unprivileged_user()?;
+    // A short path: that of a socket may have 107 bytes only.
+    let directory = tempfile::Builder::new()
+        .prefix("ork-pg-")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir_in("/tmp")
+        .map_err(|error| format!("no temporary directory: {error}"))?;
+    if let Some(user) = user {
+        chown(directory.path(), Some(user.uid), Some(user.gid)).map_err(|error| format!("chown: {error}"))?;
+    }
+    init(&binaries, directory.path(), user)?;
+    let keeper = as_user(Command::new("sh"), user)
+        .args(["-c", KEEPER, "sh"])
+        .arg(directory.path())
+        .arg(&binaries)
+        .current_dir(directory.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // An interrupt at the terminal is for us; the server ends after us, in order.
+        .process_group(0)
+        .spawn()
+        .map_err(|error| format!("sh: {error}"))?;
+    let process = Process { keeper };
+    // From here on the keeper removes it.
+    let directory = directory.keep();
+    let options =
+        PgConnectOptions::new_without_pgpass().socket(&directory).username("postgres").database("postgres");
+    if let Err(why) = wait_until_it_answers(&options).await {
+        let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
+        process.stop();
+        return Err(format!("the server {why}\n{}", last_lines(&log)));
+    }
+    let socket = directory.display().to_string().replace('/', "%2F");
+    Ok(PostgresServer {
+        origin: format!("{}, {}", version(&binaries), binaries.display()),
+        url: (format!("postgres://postgres@{socket}/"), String::new()),
+        started: Mutex::new(Started::Process(process)),
+    })
+}
+
+/// Makes the files of a server whose text order is not that of bytes, so that a store that relies on it fails.
+fn init(binaries: &Path, directory: &Path, user: Option<User>) -> Result<(), String> {
+    let initdb = |locale: &[&str]| {
+        as_user(Command::new(binaries.join("initdb")), user)
+            .arg("-D")
+            .arg(directory.join("data"))
+            .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions"])
+            .args(locale)
+            .current_dir(directory)
+            .output()
+            .map_err(|error| format!("initdb: {error}"))
+    };
+    let mut made = initdb(&["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US"])?;
+    if !made.status.success() {
+        // Before version 15, or built without ICU.
+        made = initdb(&["--locale=C"])?;
+    }
+    if made.status.success() {
+        return Ok(());
+    }
+    Err(format!("initdb ended with {}\n{}", made.status, last_lines(&String::from_utf8_lossy(&made.stderr))))
+}
+
+fn as_user(mut command: Command, user: Option<User>) -> Command {
+    if let Some(user) = user {
+        command.uid(user.uid).gid(user.gid);
+    }
+    command
+}
+
+/// PostgreSQL refuses to run as root.
+fn unprivileged_user() -> Result<Option<User>, String> {
+    if id("-u", None)? != 0 {
+        return Ok(None);
+    }
+    for name in ["postgres", "nobody"] {
+        if let (Ok(uid), Ok(gid)) = (id("-u", Some(name)), id("-g", Some(name))) {
+            return Ok(Some(User { uid, gid }));
+        }
+    }
+    Err("this process is root, as which PostgreSQL does not run, and there is no user `postgres` or `nobody`".into())
+}
+
+fn id(what: &str, user: Option<&str>) -> Result<u32, String> {
+    let told = Command::new("id").arg(what).args(user).output().map_err(|error| format!("id: {error}"))?;
+    String::from_utf8_lossy(&told.stdout).trim().parse().map_err(|_| format!("id {what} tells no number"))
+}
+
+/// The directory of the newest binaries.
+fn find_binaries() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).collect::<Vec<_>>();
+    let mut elsewhere: Vec<PathBuf> = Vec::new();
+    for place in PLACES {
+        let versions = fs::read_dir(place).into_iter().flatten().filter_map(Result::ok);
+        elsewhere.extend(versions.map(|version| version.path().join("bin")));
+        elsewhere.push(Path::new(place).join("bin"));
+    }
+    elsewhere.sort_by_key(|directory| std::cmp::Reverse(number_in(directory)));
+    let has_both = |directory: &&PathBuf| ["postgres", "initdb"].iter().all(|name| directory.join(name).is_file());
+    on_path.iter().chain(&elsewhere).find(has_both).cloned()
+}
+
+/// The version in a path such as `/usr/lib/postgresql/15/bin`, so that 9 sorts before 15.
+fn number_in(path: &Path) -> u32 {
+    let digits = |part: &str| part.chars().filter(char::is_ascii_digit).collect::<String>().parse().ok();
+    path.components().filter_map(|part| digits(part.as_os_str().to_str()?)).max().unwrap_or(0)
+}
+
+fn version(binaries: &Path) -> String {
+    let told = Command::new(binaries.join("postgres")).arg("--version").output();
+    told.map_or_else(|_| "PostgreSQL".into(), |told| String::from_utf8_lossy(&told.stdout).trim().to_owned())
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(10)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_binaries_come_first() {
+        assert!(number_in(Path::new("/usr/lib/postgresql/15/bin")) > number_in(Path::new("/usr/lib/postgresql/9/bin")));
+        assert_eq!(number_in(Path::new("/usr/local/bin")), 0);
+    }
+}

@@ -1,0 +1,163 @@
+//! A PostgreSQL server for the suite: found, or started and ended again.
+
+mod docker;
+mod fixture;
+mod local;
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection, Executor, PgConnection};
+
+pub use fixture::PostgresFixture;
+
+/// A server's URL, to use instead of starting one. Its user must be allowed to create databases.
+pub const URL: &str = "ORK_STATE_POSTGRES_URL";
+/// The image for a container.
+pub const IMAGE: &str = "ORK_STATE_POSTGRES_IMAGE";
+/// Allows one way only: `environment`, `docker` or `local`.
+pub const VIA: &str = "ORK_STATE_POSTGRES_VIA";
+
+/// How long a server may take until it answers.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A PostgreSQL server. What was started for it ends with [`stop`](Self::stop), or with this process.
+#[derive(Debug)]
+pub struct PostgresServer {
+    origin: String,
+    /// Up to and including the slash before the database's name, and what follows that name.
+    url: (String, String),
+    started: Mutex<Started>,
+}
+
+/// What has to be ended.
+#[derive(Debug)]
+enum Started {
+    Nothing,
+    Container(Box<docker::Container>),
+    Process(local::Process),
+}
+
+/// Why no server could be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Unavailable {
+    tried: Vec<(&'static str, String)>,
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "no PostgreSQL server could be had")?;
+        for (way, why) in &self.tried {
+            writeln!(f, "  {way}: {}", why.replace('\n', "\n    "))?;
+        }
+        write!(
+            f,
+            "To mend it: install PostgreSQL (Debian: apt-get install postgresql), or start Docker, or set {URL} to a server's URL"
+        )
+    }
+}
+
+impl PostgresServer {
+    /// Finds a server: the one that [`URL`] names, else one in a container of [`IMAGE`], else one from the binaries on
+    /// this machine, in a temporary directory.
+    ///
+    /// # Errors
+    /// What was tried and why it failed. A server that [`URL`] names must answer: nothing else is tried then.
+    pub async fn find() -> Result<Self, Unavailable> {
+        let via = std::env::var(VIA).ok();
+        let allowed = |way: &str| via.as_deref().is_none_or(|via| via == way);
+        let mut tried = Vec::new();
+        if let Some(via) = via.as_deref().filter(|via| !["environment", "docker", "local"].contains(via)) {
+            tried.push((VIA, format!("is `{via}`, it takes `environment`, `docker` or `local`")));
+            return Err(Unavailable { tried });
+        }
+        if allowed("environment") {
+            match std::env::var(URL) {
+                Ok(url) => match Self::at(&url).await {
+                    Ok(server) => return Ok(server),
+                    Err(why) => {
+                        tried.push((URL, why));
+                        return Err(Unavailable { tried });
+                    }
+                },
+                Err(_) => tried.push((URL, "is not set".to_owned())),
+            }
+        }
+        if allowed("docker") {
+            match docker::start().await {
+                Ok(server) => return Ok(server),
+                Err(why) => tried.push(("Docker", why)),
+            }
+        }
+        if allowed("local") {
+            match local::start().await {
+                Ok(server) => return Ok(server),
+                Err(why) => tried.push(("local binaries", why)),
+            }
+        }
+        Err(Unavailable { tried })
+    }
+
+    /// The server that a URL names. The URL itself is in no message: it may hold a password.
+    async fn at(url: &str) -> Result<Self, String> {
+        let options: PgConnectOptions = url.parse().map_err(|_| "is not the URL of a PostgreSQL server".to_owned())?;
+        let (before, after) = url.split_once('?').unwrap_or((url, ""));
+        let authority = before.find("://").map_or(0, |at| at + 3);
+        let end = before[authority..].find('/').map_or(before.len(), |at| authority + at);
+        let after = if after.is_empty() { String::new() } else { format!("?{after}") };
+        let origin = format!("the server at {}:{} of {URL}", options.get_host(), options.get_port());
+        let server =
+            Self { origin, url: (format!("{}/", &before[..end]), after), started: Mutex::new(Started::Nothing) };
+        connect(&options).await.map_err(|error| format!("names a server that does not answer: {error}"))?;
+        Ok(server)
+    }
+
+    /// Where the server comes from, for people.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The URL of a database of this server.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        format!("{}{database}{}", self.url.0, self.url.1)
+    }
+
+    /// Executes a statement in the database `postgres`. For statements of this crate's own making.
+    async fn administer(&self, statement: String) -> Result<(), sqlx::Error> {
+        let mut connection = PgConnection::connect(&self.url("postgres")).await?;
+        connection.execute(AssertSqlSafe(statement)).await?;
+        connection.close().await
+    }
+
+    /// Ends what was started. The server is gone after the first call.
+    pub async fn stop(&self) {
+        let started = std::mem::replace(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner), Started::Nothing);
+        match started {
+            Started::Nothing => {}
+            Started::Container(container) => container.stop().await,
+            Started::Process(process) => process.stop(),
+        }
+    }
+}
+
+/// Connects once.
+async fn connect(options: &PgConnectOptions) -> Result<(), sqlx::Error> {
+    options.connect().await?.close().await
+}
+
+/// Waits until a server that was just started answers.
+async fn wait_until_it_answers(options: &PgConnectOptions) -> Result<(), String> {
+    let begun = Instant::now();
+    loop {
+        match connect(options).await {
+            Ok(()) => return Ok(()),
+            Err(error) if begun.elapsed() > PATIENCE => return Err(format!("does not answer after {PATIENCE:?}: {error}")),
+            // It tells by nothing else that it is ready, but by answering.
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The whole suite over several backends, with a report.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::harness::block_on;
+use crate::{BackendReport, Case, CaseReport, Fixture, Report, run_case};
+
+/// What to run, and how.
+#[derive(Debug, Clone)]
+pub struct Suite {
+    /// Only cases whose names contain this.
+    pub filter: Option<String>,
+    /// How many cases run at the same time.
+    pub threads: usize,
+}
+
+/// What happens while the suite runs.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// So many cases of this backend are about to run, on stores that come from here.
+    Begins {
+        /// The plugin's name.
+        backend: &'static str,
+        /// Where its stores come from, if there is something to say.
+        origin: Option<&'a str>,
+        /// How many cases.
+        cases: usize,
+    },
+    /// A case ended.
+    Ended {
+        /// The plugin's name.
+        backend: &'static str,
+        /// The case.
+        case: &'a CaseReport,
+    },
+}
+
+impl Suite {
+    /// Runs the cases over each fixture, one backend after the other, and tells about it as it goes.
+    pub fn run(&self, fixtures: &[Arc<dyn Fixture>], on_event: &(dyn Fn(Event<'_>) + Sync)) -> Report {
+        let mut backends: Vec<BackendReport> =
+            fixtures.iter().map(|fixture| self.run_backend(fixture, on_event)).collect();
+        backends.sort_by_key(|backend| backend.name);
+        Report { suite: env!("CARGO_PKG_VERSION"), filter: self.filter.clone(), backends }
+    }
+
+    fn run_backend(
+        &self,
+        fixture: &Arc<dyn Fixture>,
+        on_event: &(dyn Fn(Event<'_>) + Sync),
+    ) -> BackendReport {
+        let backend = fixture.backend();
+        if let Some(reason) = block_on(fixture.unavailable()) {
+            return BackendReport::unavailable(backend, reason);
+        }
+        let origin = block_on(fixture.origin());
+        let matches = |case: &&Case| self.filter.as_deref().is_none_or(|filter| case.name.contains(filter));
+        let cases: Vec<&'static Case> = Case::all().into_iter().filter(matches).collect();
+        on_event(Event::Begins { backend, origin: origin.as_deref(), cases: cases.len() });
+        let (next, ended) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(cases.len())));
+        std::thread::scope(|scope| {
+            for _ in 0..self.threads.max(1) {
+                scope.spawn(|| {
+                    while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let report = run_case(fixture, case);
+                        on_event(Event::Ended { backend, case: &report });
+                        ended.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+                    }
+                });
+            }
+        });
+        block_on(fixture.finish());
+        let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+        ended.sort_by_key(|case| case.name);
+        BackendReport::new(backend, origin, self.filter.is_some(), ended)
+    }
+}

@@ -1,0 +1,54 @@
+#![doc = include_str!("../README.md")]
+
+mod change;
+mod database;
+mod engine;
+mod error;
+mod journal;
+mod logs;
+mod maintenance;
+mod options;
+mod runs;
+mod state;
+mod tasks;
+mod transaction;
+mod updates;
+mod workflows;
+
+use std::sync::Arc;
+
+use ork_state_api::{Backend, Capabilities, Capability, ConnectOptions, Connecting, Database};
+
+pub use database::FileDatabase;
+pub use journal::Sync;
+pub use options::FileOptions;
+
+/// The plugin `file`: a directory.
+pub static BACKEND: Backend = Backend {
+    name: "file",
+    package: "ork_state_file",
+    schemes: &["file"],
+    example: "file:./directory",
+    capabilities: Capabilities::all(),
+    options: options::FILE_OPTIONS,
+    connect,
+};
+ork_state_api::register_backend!(BACKEND);
+
+/// The plugin `memory`: the same without files, a new store at every connection.
+pub static MEMORY_BACKEND: Backend = Backend {
+    name: "memory",
+    package: "ork_state_file",
+    schemes: &["memory"],
+    example: "memory:",
+    capabilities: Capabilities::all().without(Capability::Durable).without(Capability::MultiProcess),
+    options: options::MEMORY_OPTIONS,
+    connect,
+};
+ork_state_api::register_backend!(MEMORY_BACKEND);
+
+fn connect(options: ConnectOptions) -> Connecting {
+    Box::pin(
+        async move { Ok(Arc::new(FileOptions::from_url(&options)?.connect().await?) as Arc<dyn Database>) },
+    )
+}

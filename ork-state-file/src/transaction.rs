@@ -1,0 +1,46 @@
+//! A transaction: changes the state and records what it changed.
+
+use ork_state_api::{Error, Result, Run, RunId, TaskId, Timestamp};
+
+use crate::change::{Change, NewTask, TaskPatch};
+use crate::logs::Logs;
+use crate::state::{State, TaskRow};
+
+/// What one call works on. It first checks, then changes: an error after a change would leave it half done.
+#[derive(Debug)]
+pub(crate) struct Transaction<'a> {
+    pub(crate) state: &'a mut State,
+    pub(crate) logs: &'a mut Logs,
+    /// The time of the call.
+    pub(crate) now: Timestamp,
+    /// What has been changed so far, for the journal.
+    pub(crate) changes: Vec<Change>,
+}
+
+impl Transaction<'_> {
+    /// Makes a change that is simply a new row.
+    pub(crate) fn apply(&mut self, change: Change) -> Result<()> {
+        self.changes.push(change.clone());
+        self.state.apply(change).map_err(Error::internal)
+    }
+
+    /// Changes a task, which must be there.
+    pub(crate) fn edit_task(&mut self, id: TaskId, edit: impl FnOnce(&mut TaskRow)) {
+        if let Some(row) = self.state.edit_task(id, edit) {
+            self.changes.push(Change::Task(TaskPatch::of(row)));
+        }
+    }
+
+    /// Changes a run, which must be there.
+    pub(crate) fn edit_run(&mut self, id: RunId, edit: impl FnOnce(&mut Run)) {
+        if let Some(row) = self.state.runs.get_mut(&id) {
+            edit(&mut row.run);
+            self.changes.push(Change::Run(row.run.clone()));
+        }
+    }
+
+    /// Gives a run its tasks.
+    pub(crate) fn put_tasks(&mut self, run: RunId, tasks: Vec<NewTask>) -> Result<()> {
+        self.apply(Change::Tasks { run, tasks })
+    }
+}

@@ -1,0 +1,205 @@
+//! How tasks come to an end, and what follows from it.
+
+use std::collections::BTreeMap;
+
+use ork_state_api::{
+    Claim, Delay, EndedRun, ExpiredLeases, Limit, Result, RunId, Task, TaskChange, TaskId, TaskName,
+    TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, UpdateReport, UpdateStep,
+    dependency_failed_message, lease_lapsed_message, task_failed_message,
+};
+
+use crate::change::Change;
+use crate::runs::end_if_done;
+use crate::state::TaskRow;
+use crate::transaction::Transaction;
+
+/// The guard of every write by a worker: the token is current and the lease has not lapsed.
+pub(crate) fn holds(tx: &Transaction<'_>, claim: Claim) -> bool {
+    let lease = tx.state.tasks.get(&claim.task).and_then(|row| row.task.lease.as_ref());
+    lease.is_some_and(|lease| lease.token == claim.token && tx.now < lease.expires_at)
+}
+
+pub(crate) fn apply(tx: &mut Transaction<'_>, updates: &TaskUpdates) -> Result<UpdateReport> {
+    let mut ended = Vec::new();
+    let outcomes =
+        updates.steps().iter().map(|step| apply_step(tx, step, &mut ended)).collect::<Result<Vec<_>>>()?;
+    Ok(UpdateReport { outcomes: updates.outcomes(&outcomes), ended_runs: settle(tx, &ended) })
+}
+
+/// Applies one step. A task that it ended is added to `ended`, to be settled with the others of the batch.
+fn apply_step(tx: &mut Transaction<'_>, step: &UpdateStep, ended: &mut Vec<TaskId>) -> Result<UpdateOutcome> {
+    let id = step.claim.task;
+    let Some(row) = tx.state.tasks.get(&id) else { return Ok(UpdateOutcome::NotFound) };
+    if row.task.status.is_terminal() {
+        return Ok(UpdateOutcome::AlreadyTerminal { status: row.task.status });
+    }
+    if !holds(tx, step.claim) {
+        return Ok(UpdateOutcome::LeaseLost);
+    }
+    if let Some(TaskChange::Succeeded { output: Some(output) }) = &step.end {
+        tx.apply(Change::Output { task: id, output: output.clone() })?;
+    }
+    let (now, running) = (tx.now, tx.state.is_running(tx.state.task(id)?.task.run));
+    tx.edit_task(id, |row| {
+        let task = &mut row.task;
+        if let Some(name) = &step.execution_name {
+            task.execution_name = Some(name.clone());
+        }
+        if step.running {
+            task.status = TaskStatus::Running;
+            task.started_at.get_or_insert(now);
+        }
+        match &step.end {
+            None | Some(TaskChange::Dispatched { .. } | TaskChange::Running) => {}
+            Some(TaskChange::Succeeded { .. }) => {
+                task.status = TaskStatus::Success;
+                task.started_at.get_or_insert(now);
+                task.finished_at = Some(now);
+                (task.error, task.lease) = (None, None);
+            }
+            Some(TaskChange::Failed { error, retry_after }) => {
+                end_attempt(task, error.clone(), *retry_after, now, running);
+            }
+            Some(TaskChange::Released) => {
+                task.status = TaskStatus::Pending;
+                task.attempts = task.attempts.saturating_sub(1);
+                task.ready_at = running.then_some(now);
+                (task.lease, task.execution_name, task.started_at, task.dispatched_at) =
+                    (None, None, None, None);
+            }
+        }
+    });
+    let status = tx.state.task(id)?.task.status;
+    if status.is_terminal() {
+        ended.push(id);
+    }
+    Ok(UpdateOutcome::Applied { status })
+}
+
+/// Ends a failed attempt (T5): the task is tried again, or failed.
+fn end_attempt(task: &mut Task, error: Text, retry_after: Option<Delay>, now: Timestamp, running: bool) {
+    task.error = Some(error);
+    task.lease = None;
+    task.started_at.get_or_insert(now);
+    match retry_after {
+        Some(delay) if task.attempts <= task.max_retries => {
+            let retry_at = now.saturating_add(delay.get());
+            task.status = TaskStatus::Pending;
+            task.retry_at = Some(retry_at);
+            task.ready_at = running.then_some(retry_at);
+        }
+        _ => {
+            task.status = TaskStatus::Failed;
+            task.finished_at = Some(now);
+        }
+    }
+}
+
+pub(crate) fn expire(tx: &mut Transaction<'_>, limit: Limit) -> ExpiredLeases {
+    let now = tx.now;
+    let lapsed = tx.state.leases.iter().take_while(|(expires_at, _)| *expires_at <= now).take(limit.get());
+    let mut expired = ExpiredLeases::default();
+    for (_, id) in lapsed.copied().collect::<Vec<_>>() {
+        let Ok(row) = tx.state.task(id) else { continue };
+        let running = tx.state.is_running(row.task.run);
+        let owner = row.task.lease.as_ref().map_or("", |lease| lease.owner.as_str());
+        let message = Text::lossy(&lease_lapsed_message(owner));
+        tx.edit_task(id, |row| {
+            end_attempt(&mut row.task, message, Some(Delay::ZERO), now, running);
+            // A failure that was reported has a retry time; a lapse has none.
+            row.task.retry_at = None;
+        });
+        match tx.state.tasks.get(&id).map(|row| row.task.status) {
+            Some(TaskStatus::Failed) => expired.failed.push(id),
+            _ => expired.requeued.push(id),
+        }
+    }
+    expired.ended_runs = settle(tx, &expired.failed);
+    expired.requeued.sort_unstable();
+    expired.failed.sort_unstable();
+    expired
+}
+
+/// Draws the consequences of tasks that have ended: counts, dependents, runs.
+fn settle(tx: &mut Transaction<'_>, ended: &[TaskId]) -> Vec<EndedRun> {
+    // By index: of several culprits the lowest is named, as it fails what depends on it first.
+    let mut of_runs: BTreeMap<RunId, BTreeMap<u32, TaskStatus>> = BTreeMap::new();
+    for row in ended.iter().filter_map(|id| tx.state.tasks.get(id)) {
+        of_runs.entry(row.task.run).or_default().insert(row.task.index, row.task.status);
+    }
+    let mut ended_runs = Vec::new();
+    for (run, tasks) in of_runs {
+        let (succeeded, failed): (Vec<u32>, Vec<u32>) =
+            tasks.keys().partition(|index| tasks[index] == TaskStatus::Success);
+        for &index in &succeeded {
+            release_dependents(tx, run, index);
+        }
+        let mut all_failed = failed.len();
+        for &index in &failed {
+            all_failed += fail_dependents(tx, run, index);
+        }
+        let error =
+            failed.first().and_then(|index| name_of(tx, run, *index)).map(|name| task_failed_message(&name));
+        tx.edit_run(run, |run| {
+            let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+            run.tasks.unfinished = run.tasks.unfinished.saturating_sub(number(succeeded.len() + all_failed));
+            run.tasks.failed += number(all_failed);
+            if run.error.is_none() {
+                run.error = error.map(|error| Text::lossy(&error));
+            }
+        });
+        ended_runs.extend(end_if_done(tx, run));
+    }
+    ended_runs
+}
+
+fn task_at(tx: &Transaction<'_>, run: RunId, index: u32) -> Option<TaskId> {
+    tx.state.runs.get(&run)?.tasks.get(index as usize).copied()
+}
+
+fn name_of(tx: &Transaction<'_>, run: RunId, index: u32) -> Option<TaskName> {
+    Some(tx.state.tasks.get(&task_at(tx, run, index)?)?.task.name.clone())
+}
+
+fn dependents_of(tx: &Transaction<'_>, run: RunId, index: u32) -> Vec<u32> {
+    let row = task_at(tx, run, index).and_then(|id| tx.state.tasks.get(&id));
+    row.map(|row| row.dependents.clone()).unwrap_or_default()
+}
+
+fn release_dependents(tx: &mut Transaction<'_>, run: RunId, index: u32) {
+    let (now, running) = (tx.now, tx.state.is_running(run));
+    for dependent in dependents_of(tx, run, index) {
+        let Some(id) = task_at(tx, run, dependent) else { continue };
+        tx.edit_task(id, |TaskRow { task, .. }| {
+            task.unmet_dependencies = task.unmet_dependencies.saturating_sub(1);
+            if task.unmet_dependencies == 0 && task.status == TaskStatus::Pending {
+                task.ready_at = running.then_some(now);
+            }
+        });
+    }
+}
+
+/// Fails whatever depends on a task that failed for good, however far (T5); says how many that were.
+fn fail_dependents(tx: &mut Transaction<'_>, run: RunId, culprit: u32) -> usize {
+    let (now, mut failed) = (tx.now, 0);
+    let Some(name) = name_of(tx, run, culprit) else { return 0 };
+    let error = Text::lossy(&dependency_failed_message(&name));
+    let mut reached = dependents_of(tx, run, culprit);
+    while let Some(index) = reached.pop() {
+        let Some(id) = task_at(tx, run, index) else { continue };
+        // One that has ended has had its dependents failed with it.
+        if tx.state.tasks.get(&id).is_none_or(|row| row.task.status.is_terminal()) {
+            continue;
+        }
+        failed += 1;
+        let error = error.clone();
+        tx.edit_task(id, |TaskRow { task, .. }| {
+            task.status = TaskStatus::Failed;
+            task.error = Some(error);
+            task.finished_at = Some(now);
+            (task.ready_at, task.retry_at) = (None, None);
+        });
+        reached.extend(dependents_of(tx, run, index));
+    }
+    failed
+}

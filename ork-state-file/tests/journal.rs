@@ -1,0 +1,276 @@
+//! What is on disk, and what becomes of it when it is damaged.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ork_state_api::{
+    Database, Error, ErrorKind, Json, ListRuns, LogChunk, Maintenance, NewRun, PageRequest, RunStore,
+    StartRun, TaskStore, TaskUpdate, TaskUpdates, WorkflowStore,
+};
+use ork_state_conformance::{LEASE, claim_request, dag};
+use ork_state_file::{FileDatabase, FileOptions};
+use tempfile::TempDir;
+
+async fn open(directory: &Path) -> Result<FileDatabase, Error> {
+    FileOptions::directory(directory).with_lock_timeout(Duration::from_millis(50)).connect().await
+}
+
+/// A store in which `runs` runs were created, one transaction each, and its journal.
+async fn store(runs: usize) -> (TempDir, PathBuf) {
+    let home = TempDir::new().unwrap();
+    let db = open(home.path()).await.unwrap();
+    db.migrate().await.unwrap();
+    let new = ork_state_api::NewWorkflow::new("w".parse().unwrap(), dag("a").unwrap());
+    let workflow = db.create_workflow(new).await.unwrap().id;
+    for _ in 0..runs {
+        db.create_run(NewRun::new(workflow)).await.unwrap();
+    }
+    let journal = home.path().join("journal.jsonl");
+    (home, journal)
+}
+
+async fn count_runs(db: &FileDatabase) -> usize {
+    db.list_runs(ListRuns::default()).await.unwrap().items.len()
+}
+
+async fn refuses(directory: &Path) -> Error {
+    open(directory).await.err().expect("the store must not open")
+}
+
+fn is_corrupt_at(error: &Error, offset: usize) -> bool {
+    matches!(error.kind(), ErrorKind::Corrupt { id, .. } if *id == format!("offset {offset}"))
+}
+
+#[tokio::test]
+async fn a_torn_last_line_is_cut_off_wherever_it_was_torn() {
+    let (home, journal) = store(3).await;
+    let whole = fs::read(&journal).unwrap();
+    let last = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+    for end in last..whole.len() {
+        fs::write(&journal, &whole[..end]).unwrap();
+        let db = open(home.path()).await.unwrap();
+        assert_eq!(count_runs(&db).await, 2, "torn at {end}");
+        assert_eq!(db.verify().await.unwrap(), []);
+        let workflow = db.list_workflows(PageRequest::default()).await.unwrap().items[0].id;
+        db.create_run(NewRun::new(workflow)).await.unwrap();
+        assert_eq!(
+            count_runs(&open(home.path()).await.unwrap()).await,
+            3,
+            "written to after it was torn at {end}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn zeros_after_the_last_line_are_cut_off() {
+    let (home, journal) = store(2).await;
+    let mut bytes = fs::read(&journal).unwrap();
+    bytes.extend([0; 300]);
+    bytes.push(b'\n');
+    fs::write(&journal, bytes).unwrap();
+    assert_eq!(count_runs(&open(home.path()).await.unwrap()).await, 2);
+}
+
+#[tokio::test]
+async fn any_flipped_bit_of_a_whole_line_is_corrupt_with_its_offset() {
+    let (home, journal) = store(2).await;
+    let whole = fs::read(&journal).unwrap();
+    let mut start = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    while start < whole.len() {
+        let length = whole[start..].iter().position(|byte| *byte == b'\n').unwrap();
+        for at in (start..start + length).step_by(7) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&journal, &bytes).unwrap();
+            let error = refuses(home.path()).await;
+            assert!(is_corrupt_at(&error, start), "bit flipped at {at} of the line at {start}: {error}");
+            assert_eq!(fs::read(&journal).unwrap(), bytes, "nothing is mended by guessing");
+        }
+        start += length + 1;
+    }
+}
+
+#[tokio::test]
+async fn a_missing_line_is_corrupt() {
+    let (home, journal) = store(3).await;
+    let text = fs::read_to_string(&journal).unwrap();
+    let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
+    lines.remove(2);
+    let offset = lines[..2].iter().map(|line| line.len()).sum();
+    fs::write(&journal, lines.concat()).unwrap();
+    let error = refuses(home.path()).await;
+    assert!(is_corrupt_at(&error, offset) && error.to_string().contains("is missing"), "{error}");
+}
+
+#[tokio::test]
+async fn a_newer_format_is_refused_and_left_as_it_is() {
+    let (home, journal) = store(1).await;
+    let newer =
+        fs::read_to_string(&journal).unwrap().replacen("\"ork_state_file\":1", "\"ork_state_file\":2", 1);
+    fs::write(&journal, &newer).unwrap();
+    let error = refuses(home.path()).await;
+    assert_eq!(*error.kind(), ErrorKind::SchemaMismatch { found: 2, needed: 1 });
+    assert_eq!(fs::read_to_string(&journal).unwrap(), newer);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_journal_is_refused() {
+    let home = TempDir::new().unwrap();
+    fs::write(home.path().join("journal.jsonl"), "hello\n").unwrap();
+    assert!(matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { .. }));
+}
+
+#[tokio::test]
+async fn json_files_of_an_older_ork_are_refused() {
+    let home = TempDir::new().unwrap();
+    fs::create_dir(home.path().join("workflows")).unwrap();
+    let error = refuses(home.path()).await;
+    assert!(matches!(error.kind(), ErrorKind::Conflict { .. }), "{error}");
+    assert!(!home.path().join("lock").exists(), "nothing is written into it");
+}
+
+#[tokio::test]
+async fn a_place_that_cannot_be_a_store_is_named() {
+    let home = TempDir::new().unwrap();
+    let missing = home.path().join("not/there");
+    let error = refuses(&missing).await;
+    assert!(error.is_retryable() && error.to_string().contains("not/there"), "{error}");
+    let file = home.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = refuses(&file).await;
+    assert!(error.to_string().contains(file.to_str().unwrap()), "{error}");
+}
+
+#[tokio::test]
+async fn a_lock_that_is_held_too_long_is_unavailable_and_says_by_what() {
+    let (home, _) = store(1).await;
+    let db = open(home.path()).await.unwrap();
+    let lock = OpenOptions::new().write(true).open(home.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let workflow = db.list_workflows(PageRequest::default()).await.unwrap().items[0].id;
+    let error = db.create_run(NewRun::new(workflow)).await.unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("lock"), "{error}");
+    lock.unlock().unwrap();
+    db.create_run(NewRun::new(workflow)).await.unwrap();
+    assert_eq!(count_runs(&db).await, 2);
+}
+
+#[tokio::test]
+async fn everything_on_disk_is_its_owners_alone() {
+    let home = TempDir::new().unwrap();
+    let directory = home.path().join("store");
+    let db = open(&directory).await.unwrap();
+    db.migrate().await.unwrap();
+    let run = started(&db).await;
+    let task = db.list_tasks(run, PageRequest::default()).await.unwrap().items[0].id;
+    ork_state_api::LogStore::append_log(&db, task, LogChunk::new(b"x").unwrap()).await.unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&directory), mode(&directory.join("logs"))), (0o700, 0o700));
+    for file in ["journal.jsonl", "lock", &format!("logs/{task}.log")] {
+        assert_eq!(mode(&directory.join(file)), 0o600, "{file}");
+    }
+}
+
+async fn started(db: &FileDatabase) -> ork_state_api::RunId {
+    let new = ork_state_api::NewWorkflow::new("w".parse().unwrap(), dag("a b c d:a").unwrap());
+    let workflow = db.create_workflow(new).await.unwrap().id;
+    let run = db.create_run(NewRun::new(workflow)).await.unwrap().into_run().id;
+    db.start_run(StartRun::pinned(run)).await.unwrap();
+    run
+}
+
+/// Writes more than the journal may hold, with tasks in every state.
+async fn fill(db: &FileDatabase) -> ork_state_api::RunId {
+    let run = started(db).await;
+    let claimed = db.claim_tasks(claim_request("w", LEASE).unwrap()).await.unwrap();
+    let output = Json::parse(format!("\"{}\"", "x".repeat(9 * 1024 * 1024))).unwrap();
+    for task in &claimed[..2] {
+        let update = TaskUpdate::succeeded(task.claim, Some(output.clone()));
+        db.update_tasks(TaskUpdates::one(update).unwrap()).await.unwrap();
+    }
+    run
+}
+
+#[tokio::test]
+async fn a_long_journal_is_folded_into_a_snapshot_that_reads_the_same() {
+    let (home, journal) = store(2).await;
+    let watcher = open(home.path()).await.unwrap();
+    let db = open(home.path()).await.unwrap();
+    db.delete_workflow(db.list_workflows(PageRequest::default()).await.unwrap().items[0].id)
+        .await
+        .unwrap_err();
+    for run in db.list_runs(ListRuns::default()).await.unwrap().items {
+        db.cancel_run(run.id).await.unwrap();
+    }
+    db.delete_workflow(db.list_workflows(PageRequest::default()).await.unwrap().items[0].id).await.unwrap();
+    let before = fs::read(&journal).unwrap();
+    let run = fill(&db).await;
+    assert!(fs::metadata(&journal).unwrap().len() < before.len() as u64 + 4096, "the journal is short again");
+    let tasks = db.list_tasks(run, PageRequest::default()).await.unwrap();
+    for other in [&watcher, &open(home.path()).await.unwrap()] {
+        assert_eq!(other.list_tasks(run, PageRequest::default()).await.unwrap(), tasks);
+        assert_eq!(other.get_run(run).await.unwrap(), db.get_run(run).await.unwrap());
+        assert_eq!(other.verify().await.unwrap(), []);
+    }
+    // Claims go on where they were: the token survives the fold.
+    let d = watcher.claim_tasks(claim_request("w", LEASE).unwrap()).await.unwrap();
+    assert_eq!(d.len(), 1);
+    assert_eq!(db.get_task(d[0].task.id).await.unwrap().task, d[0].task);
+}
+
+#[tokio::test]
+async fn a_crash_between_the_two_renames_of_a_fold_loses_and_repeats_nothing() {
+    let (home, journal) = store(0).await;
+    let db = open(home.path()).await.unwrap();
+    db.delete_workflow(db.list_workflows(PageRequest::default()).await.unwrap().items[0].id).await.unwrap();
+    let run = started(&db).await;
+    let claimed = db.claim_tasks(claim_request("w", LEASE).unwrap()).await.unwrap();
+    let output = Json::parse(format!("\"{}\"", "x".repeat(9 * 1024 * 1024))).unwrap();
+    let done = |index: usize| {
+        TaskUpdates::one(TaskUpdate::succeeded(claimed[index].claim, Some(output.clone()))).unwrap()
+    };
+    db.update_tasks(done(0)).await.unwrap();
+    let old = fs::read(&journal).unwrap();
+    db.update_tasks(done(1)).await.unwrap();
+    assert!(home.path().join("snapshot.jsonl").exists());
+    let tasks = db.list_tasks(run, PageRequest::default()).await.unwrap();
+    drop(db);
+    // The journal as it was before the fold, less its last transaction, beside the new snapshot.
+    fs::write(&journal, old).unwrap();
+    let db = open(home.path()).await.unwrap();
+    assert_eq!(db.list_tasks(run, PageRequest::default()).await.unwrap(), tasks);
+    assert_eq!(db.verify().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_lost_snapshot_is_corrupt() {
+    let (home, _) = store(0).await;
+    let db = open(home.path()).await.unwrap();
+    db.delete_workflow(db.list_workflows(PageRequest::default()).await.unwrap().items[0].id).await.unwrap();
+    fill(&db).await;
+    fs::remove_file(home.path().join("snapshot.jsonl")).unwrap();
+    assert!(matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { .. }));
+}
+
+#[tokio::test]
+async fn a_log_file_that_is_shorter_than_it_should_be_is_corrupt_and_verify_says_so() {
+    let (home, _) = store(0).await;
+    let db: Arc<dyn Database> = Arc::new(open(home.path()).await.unwrap());
+    let workflow = db.list_workflows(PageRequest::default()).await.unwrap().items[0].id;
+    let run = db.create_run(NewRun::new(workflow)).await.unwrap().into_run().id;
+    db.start_run(StartRun::pinned(run)).await.unwrap();
+    let task = db.list_tasks(run, PageRequest::default()).await.unwrap().items[0].id;
+    db.append_log(task, LogChunk::new(b"0123456789").unwrap()).await.unwrap();
+    fs::write(home.path().join(format!("logs/{task}.log")), "01234").unwrap();
+    let range = ork_state_api::LogRange::new(ork_state_api::LogPosition::Offset(0), 100).unwrap();
+    let error = db.read_log(task, range).await.unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::Corrupt { .. }) && error.to_string().contains(&task.to_string()),
+        "{error}"
+    );
+    let found = db.verify().await.unwrap();
+    assert!(found.iter().any(|violation| violation.rule == "L2"), "{found:?}");
+}

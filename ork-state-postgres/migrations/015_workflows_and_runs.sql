@@ -1,0 +1,41 @@
+-- Workflows and runs as ork-state keeps them.
+--
+-- JSON columns become `json`: `jsonb` rewrites numbers and drops white space, and what goes in must come out equal.
+-- Names are ordered byte by byte whatever the database's collation.
+
+ALTER TABLE workflows
+    ALTER COLUMN name TYPE text COLLATE "C",
+    ALTER COLUMN task_params TYPE json USING task_params::text::json,
+    ALTER COLUMN current_snapshot_id SET NOT NULL;
+
+DROP INDEX idx_workflows_executor_type;
+
+ALTER TABLE workflow_snapshots
+    ALTER COLUMN tasks_json TYPE json USING tasks_json::text::json;
+
+-- The unique index on (workflow_id, content_hash) serves as well.
+DROP INDEX idx_workflow_snapshots_workflow_id;
+
+-- A workflow's tasks are those of its snapshot.
+DROP TABLE workflow_tasks;
+
+-- A run's snapshot goes only with its workflow, after the run. A foreign key would look for runs of each snapshot that is
+-- deleted, with no index to find them by.
+ALTER TABLE runs
+    DROP CONSTRAINT runs_snapshot_id_fkey,
+    ALTER COLUMN snapshot_id SET NOT NULL,
+    ADD COLUMN idempotency_key text COLLATE "C",
+    ADD COLUMN tasks_total int NOT NULL DEFAULT 0,
+    ADD COLUMN tasks_unfinished int NOT NULL DEFAULT 0,
+    ADD COLUMN tasks_failed int NOT NULL DEFAULT 0,
+    SET (fillfactor = 80);
+
+DROP INDEX idx_runs_status;
+DROP INDEX idx_runs_workflow_id;
+
+CREATE UNIQUE INDEX runs_idempotency_key ON runs (workflow_id, idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
+-- Lists are ordered by the id after these. It is not in the indexes, or else, while there are few runs, a plan could take
+-- one of them to look a run up by its id, and be kept when there are many.
+CREATE INDEX runs_by_age ON runs (created_at);
+CREATE INDEX runs_of_workflow ON runs (workflow_id, created_at);

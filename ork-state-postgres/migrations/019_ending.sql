@@ -1,0 +1,376 @@
+-- What becomes of claimed tasks. See 018 for how all functions lock and look up.
+
+-- Ends claims, with all that follows: counters, tasks that become ready or fail with what they depend on, runs that end.
+-- Called by the two functions below, which have locked the runs and the leases and found that the claims are over;
+-- their settings for the planner hold here too. Kinds: `success`, `failed` (for good), `retry`, `released`.
+-- Gives the runs that ended.
+CREATE FUNCTION ork_finish(
+    p_now timestamptz, p_tasks uuid[], p_kinds text[], p_names text[], p_outputs text[], p_errors text[],
+    p_retry_at timestamptz[]
+)
+RETURNS TABLE (run_id uuid, status text)
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_ended bigint;
+    v_culprit record;
+BEGIN
+    DELETE FROM task_leases l WHERE l.task_id = ANY (p_tasks);
+
+    WITH ended AS (
+        UPDATE tasks t
+        SET status = CASE e.kind WHEN 'success' THEN 'success' WHEN 'failed' THEN 'failed' ELSE 'pending' END,
+            attempts = t.attempts - (e.kind = 'released')::int,
+            execution_name = CASE WHEN e.kind <> 'released' THEN coalesce(e.name, t.execution_name) END,
+            output = CASE WHEN e.kind = 'success' THEN e.output::json ELSE t.output END,
+            error = CASE e.kind WHEN 'success' THEN NULL WHEN 'released' THEN t.error ELSE e.error END,
+            -- In a paused run it waits for the resumption.
+            ready_at = CASE WHEN e.kind IN ('retry', 'released') AND e.is_running THEN coalesce(e.retry_at, p_now) END,
+            retry_at = CASE WHEN e.kind = 'retry' THEN e.retry_at END,
+            dispatched_at = CASE WHEN e.kind <> 'released' THEN t.dispatched_at END,
+            started_at = CASE WHEN e.kind <> 'released' THEN coalesce(t.started_at, p_now) END,
+            finished_at = CASE WHEN e.kind IN ('success', 'failed') THEN p_now END
+        FROM (
+            SELECT e.*, x.place, r.status = 'running' AS is_running
+            FROM unnest(p_tasks, p_kinds, p_names, p_outputs, p_errors, p_retry_at)
+                AS e (task_id, kind, name, output, error, retry_at)
+            CROSS JOIN LATERAL (
+                SELECT k.ctid AS place, k.run_id FROM tasks k WHERE k.id = e.task_id OFFSET 0
+            ) x
+            LEFT JOIN LATERAL (SELECT k.status FROM runs k WHERE k.id = x.run_id OFFSET 0) r ON true
+        ) e
+        WHERE t.ctid = e.place
+        RETURNING t.id, t.run_id, t.task_index, t.ready_at
+    ),
+    queued AS (
+        INSERT INTO ready_tasks (ready_at, run_id, task_index, task_id)
+        SELECT e.ready_at, e.run_id, e.task_index, e.id FROM ended e WHERE e.ready_at IS NOT NULL
+        ON CONFLICT DO NOTHING
+    )
+    SELECT count(*) INTO v_ended FROM ended;
+    IF v_ended <> cardinality(p_tasks) THEN
+        RAISE EXCEPTION 'tasks were changed without the locks that guard them' USING ERRCODE = 'serialization_failure';
+    END IF;
+
+    IF 'success' = ANY (p_kinds) THEN
+        -- The counter says how many dependencies have not succeeded, for every task, whatever its status.
+        WITH met AS (
+            UPDATE tasks t
+            SET unmet_dependencies = t.unmet_dependencies - d.met,
+                ready_at = CASE
+                    WHEN t.unmet_dependencies = d.met AND t.status = 'pending' AND d.is_running THEN p_now
+                END
+            FROM (
+                SELECT g.met, x.place, r.status = 'running' AS is_running
+                FROM (
+                    SELECT t.run_id, o.dependent_id, count(*)::int AS met
+                    FROM unnest(p_tasks, p_kinds) AS e (task_id, kind)
+                    CROSS JOIN LATERAL (
+                        SELECT k.run_id, k.task_index FROM tasks k WHERE k.id = e.task_id OFFSET 0
+                    ) t
+                    CROSS JOIN LATERAL (
+                        SELECT k.dependent_id
+                        FROM task_edges k
+                        WHERE k.run_id = t.run_id AND k.task_index = t.task_index
+                        OFFSET 0
+                    ) o
+                    WHERE e.kind = 'success'
+                    GROUP BY t.run_id, o.dependent_id
+                ) g
+                CROSS JOIN LATERAL (
+                    SELECT k.ctid AS place FROM tasks k WHERE k.id = g.dependent_id OFFSET 0
+                ) x
+                LEFT JOIN LATERAL (SELECT k.status FROM runs k WHERE k.id = g.run_id OFFSET 0) r ON true
+            ) d
+            WHERE t.ctid = d.place
+            RETURNING t.id, t.run_id, t.task_index, t.ready_at
+        )
+        INSERT INTO ready_tasks (ready_at, run_id, task_index, task_id)
+        SELECT m.ready_at, m.run_id, m.task_index, m.id FROM met m WHERE m.ready_at IS NOT NULL
+        ON CONFLICT DO NOTHING;
+    END IF;
+
+    IF 'failed' = ANY (p_kinds) THEN
+        -- Culprit after culprit, in the order of their indexes: what the first one reaches bears its name and is not walked
+        -- again, so all of them together walk each dependent once.
+        FOR v_culprit IN
+            SELECT e.task_id, t.run_id, t.task_index, t.task_name
+            FROM unnest(p_tasks, p_kinds) AS e (task_id, kind)
+            CROSS JOIN LATERAL (
+                SELECT k.run_id, k.task_index, k.task_name FROM tasks k WHERE k.id = e.task_id OFFSET 0
+            ) t
+            CROSS JOIN LATERAL (
+                SELECT FROM task_edges k WHERE k.run_id = t.run_id AND k.task_index = t.task_index LIMIT 1
+            ) has_dependents
+            WHERE e.kind = 'failed'
+            ORDER BY t.run_id, t.task_index
+        LOOP
+            WITH RECURSIVE doomed (task_id, task_index) AS (
+                SELECT v_culprit.task_id, v_culprit.task_index
+                UNION
+                SELECT o.dependent_id, o.dependent_index
+                FROM doomed d
+                CROSS JOIN LATERAL (
+                    SELECT k.dependent_id, k.dependent_index
+                    FROM task_edges k
+                    WHERE k.run_id = v_culprit.run_id AND k.task_index = d.task_index
+                    OFFSET 0
+                ) o
+                CROSS JOIN LATERAL (
+                    SELECT
+                    FROM tasks k
+                    WHERE k.id = o.dependent_id AND k.status NOT IN ('success', 'failed', 'cancelled')
+                    OFFSET 0
+                ) x
+            ),
+            failed AS (
+                UPDATE tasks t
+                SET status = 'failed',
+                    error = format('dependency "%s" failed', v_culprit.task_name),
+                    finished_at = p_now,
+                    ready_at = NULL,
+                    retry_at = NULL
+                FROM (
+                    SELECT x.place
+                    FROM doomed d
+                    CROSS JOIN LATERAL (
+                        SELECT k.ctid AS place FROM tasks k WHERE k.id = d.task_id OFFSET 0
+                    ) x
+                    WHERE d.task_id <> v_culprit.task_id
+                ) d
+                WHERE t.ctid = d.place
+                RETURNING t.id
+            )
+            UPDATE runs r
+            SET tasks_unfinished = r.tasks_unfinished - f.number,
+                tasks_failed = r.tasks_failed + f.number
+            FROM (SELECT count(*)::int AS number FROM failed) f
+            WHERE r.id = v_culprit.run_id AND f.number > 0;
+        END LOOP;
+    END IF;
+
+    RETURN QUERY
+    WITH counted AS (
+        UPDATE runs r
+        SET tasks_unfinished = r.tasks_unfinished - d.ended,
+            tasks_failed = r.tasks_failed + d.failed,
+            error = coalesce(r.error, format('task "%s" failed', d.culprit)),
+            status = CASE
+                WHEN NOT d.is_over THEN r.status
+                WHEN r.tasks_failed + d.failed = 0 THEN 'success'
+                ELSE 'failed'
+            END,
+            finished_at = CASE WHEN d.is_over THEN p_now ELSE r.finished_at END
+        FROM (
+            SELECT g.*, x.place, x.status IN ('running', 'paused') AND x.tasks_unfinished = g.ended AS is_over
+            FROM (
+                SELECT
+                    t.run_id,
+                    count(*)::int AS ended,
+                    (count(*) FILTER (WHERE e.kind = 'failed'))::int AS failed,
+                    (array_agg(t.task_name ORDER BY t.task_index) FILTER (WHERE e.kind = 'failed'))[1] AS culprit
+                FROM unnest(p_tasks, p_kinds) AS e (task_id, kind)
+                CROSS JOIN LATERAL (
+                    SELECT k.run_id, k.task_index, k.task_name FROM tasks k WHERE k.id = e.task_id OFFSET 0
+                ) t
+                WHERE e.kind IN ('success', 'failed')
+                GROUP BY t.run_id
+            ) g
+            CROSS JOIN LATERAL (
+                SELECT k.ctid AS place, k.status, k.tasks_unfinished FROM runs k WHERE k.id = g.run_id OFFSET 0
+            ) x
+        ) d
+        WHERE r.ctid = d.place
+        RETURNING r.id, r.status, d.is_over
+    )
+    SELECT c.id, c.status FROM counted c WHERE c.is_over;
+END
+$$;
+
+-- Applies one step a claim. Answers a row a step (`applied`, `terminal`, `lost`, `missing`, with the task's status; none for a claim
+-- whose task is gone) and a row a run that ended (`ended`). An end is `success`, `failed` or `released`; a failure
+-- without a delay is for good.
+CREATE FUNCTION ork_update_tasks(
+    p_tasks uuid[], p_tokens bigint[], p_names text[], p_running boolean[], p_ends text[], p_outputs text[],
+    p_errors text[], p_delays interval[], p_now timestamptz
+)
+RETURNS TABLE (answer text, step int, status text, run_id uuid)
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz;
+    v_runs uuid[];
+    v_holds boolean[];
+    v_steps int[];
+    v_tasks uuid[];
+    v_kinds text[];
+    v_names text[];
+    v_outputs text[];
+    v_errors text[];
+    v_retry_at timestamptz[];
+BEGIN
+    -- Only what ends a claim touches counters, and so needs the run. A claim that is not there now never comes back.
+    SELECT array_agg(DISTINCT l.run_id) INTO v_runs
+    FROM unnest(p_tasks, p_tokens, p_ends) AS s (task_id, token, ending)
+    CROSS JOIN LATERAL (
+        SELECT k.run_id FROM task_leases k WHERE k.task_id = s.task_id AND k.token = s.token OFFSET 0
+    ) l
+    WHERE s.ending IS NOT NULL;
+    IF v_runs IS NOT NULL THEN
+        PERFORM FROM runs r WHERE r.id = ANY (v_runs) ORDER BY r.id FOR NO KEY UPDATE;
+    END IF;
+    PERFORM FROM task_leases l WHERE l.task_id = ANY (p_tasks) ORDER BY l.task_id FOR UPDATE;
+    v_now := coalesce(p_now, clock_timestamp());
+
+    SELECT array_agg(coalesce(v_now < l.expires_at, false) ORDER BY s.step) INTO v_holds
+    FROM unnest(p_tasks, p_tokens) WITH ORDINALITY AS s (task_id, token, step)
+    LEFT JOIN LATERAL (
+        SELECT k.expires_at FROM task_leases k WHERE k.task_id = s.task_id AND k.token = s.token OFFSET 0
+    ) l ON true;
+
+    IF false = ANY (v_holds) THEN
+        RETURN QUERY
+        SELECT
+            CASE
+                WHEN t.id IS NULL THEN 'missing'
+                WHEN t.status IN ('success', 'failed', 'cancelled') THEN 'terminal'
+                ELSE 'lost'
+            END,
+            s.step::int, t.status, NULL::uuid
+        FROM unnest(p_tasks, v_holds) WITH ORDINALITY AS s (task_id, holds, step)
+        LEFT JOIN LATERAL (SELECT k.id, k.status FROM tasks k WHERE k.id = s.task_id OFFSET 0) t ON true
+        WHERE NOT s.holds;
+    END IF;
+
+    -- Claims that go on.
+    RETURN QUERY
+    UPDATE tasks t
+    SET execution_name = coalesce(s.name, t.execution_name),
+        status = CASE WHEN s.running THEN 'running' ELSE t.status END,
+        started_at = CASE WHEN s.running THEN coalesce(t.started_at, v_now) ELSE t.started_at END
+    FROM (
+        SELECT s.*, x.place
+        FROM unnest(p_tasks, v_holds, p_names, p_running, p_ends) WITH ORDINALITY
+            AS s (task_id, holds, name, running, ending, step)
+        CROSS JOIN LATERAL (SELECT k.ctid AS place FROM tasks k WHERE k.id = s.task_id OFFSET 0) x
+        WHERE s.holds AND s.ending IS NULL
+    ) s
+    WHERE t.ctid = s.place
+    RETURNING 'applied', s.step::int, t.status, NULL::uuid;
+
+    IF v_runs IS NULL THEN
+        RETURN;
+    END IF;
+
+    -- Claims that end.
+    SELECT
+        array_agg(s.step::int), array_agg(s.task_id), array_agg(s.name), array_agg(s.output), array_agg(s.error),
+        array_agg(ork_later(v_now, s.delay)),
+        array_agg(
+            CASE
+                WHEN s.ending <> 'failed' THEN s.ending
+                WHEN s.delay IS NOT NULL AND t.attempts <= t.max_retries THEN 'retry'
+                ELSE 'failed'
+            END
+        )
+    INTO v_steps, v_tasks, v_names, v_outputs, v_errors, v_retry_at, v_kinds
+    FROM unnest(p_tasks, v_holds, p_names, p_ends, p_outputs, p_errors, p_delays) WITH ORDINALITY
+        AS s (task_id, holds, name, ending, output, error, delay, step)
+    CROSS JOIN LATERAL (SELECT k.attempts, k.max_retries FROM tasks k WHERE k.id = s.task_id OFFSET 0) t
+    WHERE s.holds AND s.ending IS NOT NULL;
+    IF v_tasks IS NULL THEN
+        RETURN;
+    END IF;
+
+    RETURN QUERY
+    SELECT 'ended', NULL::int, f.status, f.run_id
+    FROM ork_finish(v_now, v_tasks, v_kinds, v_names, v_outputs, v_errors, v_retry_at) f;
+
+    RETURN QUERY
+    SELECT 'applied', s.step, CASE WHEN s.kind IN ('success', 'failed') THEN s.kind ELSE 'pending' END, NULL::uuid
+    FROM unnest(v_steps, v_kinds) AS s (step, kind);
+END
+$$;
+
+-- Takes lapsed claims back, the longest lapsed first. Answers a row a task (`requeued`, `failed`) and a row a run that
+-- ended (`ended`, with its status).
+CREATE FUNCTION ork_expire_leases(p_limit int, p_now timestamptz)
+RETURNS TABLE (answer text, id uuid, status text)
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_candidates uuid[];
+    v_runs uuid[];
+    v_tasks uuid[];
+    v_owners text[];
+    v_kinds text[];
+BEGIN
+    -- Not locked yet: the runs come first.
+    SELECT array_agg(l.task_id), array_agg(DISTINCT l.run_id) INTO v_candidates, v_runs
+    FROM (
+        SELECT k.task_id, k.run_id
+        FROM task_leases k
+        WHERE k.expires_at <= v_now
+        ORDER BY k.expires_at, k.task_id
+        LIMIT p_limit
+    ) l;
+    IF v_candidates IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM FROM runs r WHERE r.id = ANY (v_runs) ORDER BY r.id FOR NO KEY UPDATE;
+    v_now := coalesce(p_now, clock_timestamp());
+    -- A lease that is being renewed, or that ended while the runs were waited for, is not taken.
+    SELECT array_agg(l.task_id), array_agg(l.owner) INTO v_tasks, v_owners
+    FROM (
+        SELECT k.task_id, k.owner
+        FROM task_leases k
+        -- The sum keeps the index of the times from being taken for this.
+        WHERE k.task_id = ANY (v_candidates) AND k.expires_at + interval '0' <= v_now
+        ORDER BY k.task_id
+        FOR UPDATE SKIP LOCKED
+    ) l;
+    IF v_tasks IS NULL THEN
+        RETURN;
+    END IF;
+
+    -- Leases of tasks that are gone go too, or they would stand first in line for ever.
+    DELETE FROM task_leases l WHERE l.task_id = ANY (v_tasks);
+
+    SELECT
+        array_agg(l.task_id), array_agg(l.owner),
+        array_agg(CASE WHEN t.attempts <= t.max_retries THEN 'retry' ELSE 'failed' END)
+    INTO v_tasks, v_owners, v_kinds
+    FROM unnest(v_tasks, v_owners) AS l (task_id, owner)
+    CROSS JOIN LATERAL (SELECT k.attempts, k.max_retries FROM tasks k WHERE k.id = l.task_id OFFSET 0) t;
+    IF v_tasks IS NULL THEN
+        RETURN;
+    END IF;
+
+    RETURN QUERY
+    SELECT 'ended', f.run_id, f.status
+    FROM ork_finish(
+        v_now, v_tasks, v_kinds, NULL, NULL,
+        (SELECT array_agg(format('the lease of "%s" lapsed', o.owner) ORDER BY o.place)
+            FROM unnest(v_owners) WITH ORDINALITY AS o (owner, place)),
+        NULL
+    ) f;
+
+    RETURN QUERY
+    SELECT CASE t.kind WHEN 'retry' THEN 'requeued' ELSE 'failed' END, t.task_id, NULL
+    FROM unnest(v_tasks, v_kinds) AS t (task_id, kind);
+END
+$$;

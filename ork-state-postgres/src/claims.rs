@@ -1,0 +1,194 @@
+//! Handing tasks out and keeping them leased.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ork_state_api::{
+    Claim, ClaimTasks, ClaimedTask, DependencyOutputs, Error, Heartbeat, HeartbeatOutcome, Json, Limit, Result, RunId,
+    Target, TaskId, TaskName, Timestamp, Token, WorkflowId, WorkflowName,
+};
+use sqlx::postgres::PgRow;
+use sqlx::postgres::types::PgInterval;
+use sqlx::{SqlStr, query};
+use uuid::Uuid;
+
+use crate::database::Inner;
+use crate::error::Access;
+use crate::options::Schema;
+use crate::rows::{self, Reader};
+use crate::schema::sql;
+use crate::tasks;
+
+pub(crate) struct Statements {
+    claim: SqlStr,
+    set_aside: SqlStr,
+    outputs: SqlStr,
+    heartbeat: SqlStr,
+}
+
+impl Statements {
+    pub(crate) fn new(schema: &Schema) -> Self {
+        Self {
+            claim: sql(format!("SELECT * FROM {schema}.ork_claim_tasks($1, $2, $3, $4)")),
+            // Gives claims back, but not to the ready tasks.
+            set_aside: sql(format!(
+                "WITH given_back AS (
+                     DELETE FROM {schema}.task_leases l
+                     USING unnest($1::uuid[], $2::bigint[]) AS c (task_id, token)
+                     WHERE l.task_id = c.task_id AND l.token = c.token
+                     RETURNING l.task_id
+                 )
+                 UPDATE {schema}.tasks t
+                 SET status = 'pending', attempts = t.attempts - 1, dispatched_at = NULL
+                 FROM given_back g
+                 WHERE t.id = g.task_id"
+            )),
+            outputs: sql(format!(
+                "SELECT t.run_id, t.id, t.task_name, t.output::text AS output
+                 FROM unnest($1::uuid[], $2::text[]) AS n (run_id, task_name)
+                 CROSS JOIN LATERAL (
+                     SELECT k.* FROM {schema}.tasks k WHERE k.run_id = n.run_id AND k.task_name = n.task_name OFFSET 0
+                 ) t"
+            )),
+            heartbeat: sql(format!("SELECT task_id, token, expires_at FROM {schema}.ork_heartbeat($1, $2, $3, $4)")),
+        }
+    }
+}
+
+pub(crate) fn int_limit(limit: Limit) -> i32 {
+    // At most 10,000 by its type.
+    i32::try_from(limit.get()).unwrap_or(i32::MAX)
+}
+
+/// Whole microseconds, as everywhere.
+pub(crate) fn interval(duration: Duration) -> PgInterval {
+    // At most 366 days by the API's types.
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
+}
+
+pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<ClaimedTask>> {
+    let mut claimed = Vec::new();
+    let mut left = int_limit(claim.limit);
+    while left > 0 {
+        let claim_left = || {
+            query(db.sql.claims.claim.clone())
+                .bind(claim.owner.as_str())
+                .bind(interval(claim.lease.get()))
+                .bind(left)
+                .bind(db.now())
+        };
+        let rows = db.rows(Access::Write, claim_left).await?;
+        let mut unreadable = Vec::new();
+        let mut workflows = Workflows::default();
+        for row in &rows {
+            match claimed_task(row, &mut workflows) {
+                Ok(task) => claimed.push(task),
+                Err(_) => unreadable.push(row),
+            }
+        }
+        if unreadable.is_empty() {
+            break;
+        }
+        // They stay pending, where `verify` finds them, and others come in their place (rule G8).
+        set_aside(&db, &unreadable).await?;
+        left = int_limit(claim.limit).saturating_sub(i32::try_from(claimed.len()).unwrap_or(i32::MAX));
+    }
+    if claim.dependency_outputs == DependencyOutputs::Include {
+        add_outputs(&db, &mut claimed).await?;
+    }
+    Ok(claimed)
+}
+
+async fn set_aside(db: &Inner, unreadable: &[&PgRow]) -> Result<()> {
+    let (mut tasks, mut tokens) = (Vec::new(), Vec::new());
+    for row in unreadable {
+        let row = Reader::of(row, "tasks")?;
+        tasks.push(row.get::<Uuid>("id")?);
+        tokens.push(row.get::<i64>("lease_token")?);
+    }
+    db.rows(Access::Write, || query(db.sql.claims.set_aside.clone()).bind(&tasks).bind(&tokens)).await?;
+    Ok(())
+}
+
+/// What the claimed tasks of each workflow share: it comes with the first of them only.
+type Workflows = HashMap<Uuid, Result<(WorkflowName, Target)>>;
+
+fn claimed_task(row: &PgRow, workflows: &mut Workflows) -> Result<ClaimedTask> {
+    let columns = Reader::of(row, "tasks")?;
+    let Some(workflow) = columns.get::<Option<Uuid>>("workflow_id")? else {
+        return Err(columns.corrupt("run_id", "names no run"));
+    };
+    // Read whatever becomes of the task: the next ones need it.
+    let read = || {
+        let row = Reader::new(row, "workflows", workflow).with_prefix("workflow_");
+        Ok((row.text("name")?, rows::target(row)?))
+    };
+    let (workflow_name, target) = workflows.entry(workflow).or_insert_with(read).clone()?;
+    let task = rows::task(row)?;
+    let token = task.lease.as_ref().map(|lease| lease.token);
+    let token = token.ok_or_else(|| Error::internal("a claimed task without a lease"))?;
+    Ok(ClaimedTask {
+        claim: Claim { task: task.id, token },
+        params: columns.json("params")?,
+        workflow: WorkflowId::from_uuid(workflow),
+        workflow_name,
+        target,
+        dependency_outputs: BTreeMap::new(),
+        task,
+    })
+}
+
+/// Reads the outputs of all dependencies at once, each once however many tasks depend on it. They are final.
+async fn add_outputs(db: &Inner, claimed: &mut [ClaimedTask]) -> Result<()> {
+    let wanted: BTreeSet<(RunId, &TaskName)> = claimed
+        .iter()
+        .flat_map(|claimed| claimed.task.depends_on.iter().map(|name| (claimed.task.run, name)))
+        .collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let (runs, names): (Vec<Uuid>, Vec<&str>) =
+        wanted.into_iter().map(|(run, name)| (run.as_uuid(), name.as_str())).unzip();
+    let rows = db.rows(Access::Read, || query(db.sql.claims.outputs.clone()).bind(&runs).bind(&names)).await?;
+    let mut outputs: HashMap<RunId, BTreeMap<TaskName, Option<Json>>> = HashMap::new();
+    for row in &rows {
+        let run = RunId::from_uuid(Reader::of(row, "tasks")?.get("run_id")?);
+        outputs.entry(run).or_default().extend([tasks::output(row)?]);
+    }
+    for claimed in claimed {
+        let Some(of_run) = outputs.get(&claimed.task.run) else { continue };
+        let found = |name: &TaskName| Some((name.clone(), of_run.get(name)?.clone()));
+        claimed.dependency_outputs = claimed.task.depends_on.iter().filter_map(found).collect();
+    }
+    Ok(())
+}
+
+pub(crate) async fn heartbeat(db: Arc<Inner>, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>> {
+    if heartbeat.claims().is_empty() {
+        return Ok(Vec::new());
+    }
+    let (tasks, tokens): (Vec<Uuid>, Vec<i64>) =
+        heartbeat.claims().iter().map(|claim| (claim.task.as_uuid(), claim.token.get())).unzip();
+    let renew = || {
+        query(db.sql.claims.heartbeat.clone())
+            .bind(&tasks)
+            .bind(&tokens)
+            .bind(interval(heartbeat.lease().get()))
+            .bind(db.now())
+    };
+    let rows = db.rows(Access::Write, renew).await?;
+    let renewed: HashMap<Claim, Timestamp> = rows.iter().map(renewed).collect::<Result<_>>()?;
+    let outcome = |claim| match renewed.get(claim) {
+        Some(&expires_at) => HeartbeatOutcome::Extended { expires_at },
+        None => HeartbeatOutcome::Lost,
+    };
+    Ok(heartbeat.claims().iter().map(outcome).collect())
+}
+
+fn renewed(row: &PgRow) -> Result<(Claim, Timestamp)> {
+    let task = Reader::new(row, "task_leases", Uuid::nil()).get("task_id")?;
+    let row = Reader::new(row, "task_leases", task);
+    let claim = Claim { task: TaskId::from_uuid(task), token: Token::from_stored(row.get("token")?) };
+    Ok((claim, row.time("expires_at")?))
+}

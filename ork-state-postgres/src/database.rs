@@ -1,0 +1,247 @@
+//! The store: its connections, and how a call is run.
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ork_state_api::{Backend, Clock, Database, Error, Result};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgArguments, PgConnection, PgPool, PgPoolOptions, PgRow};
+use sqlx::{Connection, Postgres};
+use tokio::runtime::Handle;
+
+use crate::error::{Access, Remedy, of_connecting, of_statement, remedy};
+use crate::options::Schema;
+use crate::rows::Stamp;
+use crate::{BACKEND, PostgresOptions, claims, logs, maintenance, runs, schema, tasks, updates, workflows};
+
+/// A statement with its arguments.
+pub(crate) type Query = sqlx::query::Query<'static, Postgres, PgArguments>;
+
+/// How often a statement is repeated that the server rolled back because of another one.
+const REPETITIONS: u32 = 8;
+/// A connection that lay idle for longer is tried before it is used: the server may be gone. Trying it costs a round trip.
+const TRUSTED_IDLE: Duration = Duration::from_secs(5);
+
+/// A store in a PostgreSQL database. Cheap to clone; clones share its connections.
+///
+/// Calls run to their end in tasks of their own, on the tokio runtime they are made on: dropping the future of a call
+/// interrupts nothing (rule G9).
+#[derive(Clone)]
+pub struct PostgresDatabase(Arc<Inner>);
+
+/// What calls work with.
+pub(crate) struct Inner {
+    pool: PgPool,
+    pub(crate) schema: Schema,
+    pub(crate) sql: Statements,
+    clock: Option<Arc<dyn Clock>>,
+    pub(crate) max_log_bytes: Option<u64>,
+    /// What to call the store in messages.
+    pub(crate) place: String,
+    user: String,
+    /// The schema was seen to be this code's. It stays so, until a statement finds otherwise.
+    is_current: AtomicBool,
+    /// Connections made before this are not to be used.
+    distrusted: Arc<Mutex<Option<Instant>>>,
+}
+
+/// The statements, written once with the name of the schema in them.
+pub(crate) struct Statements {
+    pub(crate) schema: schema::Statements,
+    pub(crate) workflows: workflows::Statements,
+    pub(crate) runs: runs::Statements,
+    pub(crate) tasks: tasks::Statements,
+    pub(crate) claims: claims::Statements,
+    pub(crate) updates: updates::Statements,
+    pub(crate) logs: logs::Statements,
+    pub(crate) maintenance: maintenance::Statements,
+}
+
+impl Statements {
+    fn new(schema: &Schema) -> Self {
+        Self {
+            schema: schema::Statements::new(schema),
+            workflows: workflows::Statements::new(schema),
+            runs: runs::Statements::new(schema),
+            tasks: tasks::Statements::new(schema),
+            claims: claims::Statements::new(schema),
+            updates: updates::Statements::new(schema),
+            logs: logs::Statements::new(schema),
+            maintenance: maintenance::Statements::new(schema),
+        }
+    }
+}
+
+impl fmt::Debug for PostgresDatabase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresDatabase")
+            .field("server", &self.0.place)
+            .field("schema", &self.0.schema.name())
+            .field("connections", &self.0.pool.size())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Database for PostgresDatabase {
+    fn backend(&self) -> &'static Backend {
+        &BACKEND
+    }
+}
+
+impl PostgresDatabase {
+    pub(crate) async fn open(options: PostgresOptions) -> Result<Self> {
+        let timeout = options.connect_timeout;
+        let inner = Arc::new(Inner::new(options));
+        let looking = inner.clone();
+        run(async move {
+            // Not through the pool: it waits until the time is over and then cannot say why.
+            let options = looking.pool.connect_options();
+            let mut connection = tokio::time::timeout(timeout, PgConnection::connect_with(&options))
+                .await
+                .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+                .map_err(|error| looking.cannot_connect(error))?;
+            schema::check_at_connect(&looking, &mut connection).await?;
+            // It served its purpose, whatever becomes of its end.
+            let _ = connection.close().await;
+            Ok(())
+        })
+        .await?;
+        Ok(Self(inner))
+    }
+
+    /// Runs a call on a migrated store, to its end whether or not the caller waits for it.
+    pub(crate) async fn call<T, F>(&self, body: impl FnOnce(Arc<Inner>) -> F + Send) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let inner = self.0.clone();
+        let body = body(inner.clone());
+        run(async move {
+            if !inner.is_current.load(Ordering::Acquire) {
+                schema::check(&inner).await?;
+                inner.is_current.store(true, Ordering::Release);
+            }
+            body.await
+        })
+        .await
+    }
+
+    /// Runs a call that does not need the store to be migrated.
+    pub(crate) async fn call_unmigrated<T, F>(&self, body: impl FnOnce(Arc<Inner>) -> F + Send) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        run(body(self.0.clone())).await
+    }
+}
+
+/// Runs a future in a task of its own.
+async fn run<T: Send + 'static>(body: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let runtime = Handle::try_current().map_err(|source| {
+        Error::internal("a call was made outside of a tokio runtime").with_source(source)
+    })?;
+    match runtime.spawn(body).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => Err(Error::internal("a call panicked").with_source(error)),
+        Err(error) => Err(Error::unknown_outcome("the runtime is shutting down").with_source(error)),
+    }
+}
+
+impl Inner {
+    fn new(options: PostgresOptions) -> Self {
+        let distrusted: Arc<Mutex<Option<Instant>>> = Arc::default();
+        let distrust = distrusted.clone();
+        let pool = PgPoolOptions::new()
+            .max_connections(options.max_connections)
+            .acquire_timeout(options.connect_timeout)
+            .test_before_acquire(false)
+            .before_acquire(move |connection, meta| {
+                let since = *distrust.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_older = since.is_some_and(|since| since.elapsed() < meta.age);
+                Box::pin(async move {
+                    if is_older {
+                        return Ok(false);
+                    }
+                    if meta.idle_for > TRUSTED_IDLE {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(options.session());
+        Self {
+            pool,
+            sql: Statements::new(&options.schema),
+            place: options.place(),
+            user: options.driver.get_username().to_owned(),
+            schema: options.schema,
+            clock: options.clock,
+            max_log_bytes: options.max_log_bytes,
+            is_current: AtomicBool::new(false),
+            distrusted,
+        }
+    }
+
+    /// The injected clock's time, to be bound as the `now` of a statement; `None` leaves it to the server.
+    pub(crate) fn now(&self) -> Option<Stamp> {
+        self.clock.as_ref().map(|clock| Stamp(clock.now()))
+    }
+
+    pub(crate) async fn acquire(&self) -> Result<PoolConnection<Postgres>> {
+        self.pool.acquire().await.map_err(|error| self.cannot_connect(error))
+    }
+
+    fn cannot_connect(&self, error: sqlx::Error) -> Error {
+        of_connecting(&self.place, &self.user, error)
+    }
+
+    /// All rows of one statement, in a transaction of its own.
+    pub(crate) async fn rows(&self, access: Access, query: impl Fn() -> Query + Send) -> Result<Vec<PgRow>> {
+        let mut repetition = 0;
+        loop {
+            let mut connection = self.acquire().await?;
+            let error = match query().fetch_all(&mut *connection).await {
+                Ok(rows) => return Ok(rows),
+                Err(error) => error,
+            };
+            // Other statements may have it while this one waits or gives up.
+            drop(connection);
+            match remedy(&error) {
+                Remedy::Repeat if repetition < REPETITIONS => {
+                    tokio::time::sleep(pause(repetition)).await;
+                    repetition += 1;
+                    continue;
+                }
+                Remedy::Repeat | Remedy::Tell => {}
+                Remedy::Reconnect => self.distrust_connections(),
+                Remedy::LookAtSchema => {
+                    self.is_current.store(false, Ordering::Release);
+                    // If it can be told what is wrong with the schema, that is the error.
+                    schema::check(self).await?;
+                }
+            }
+            return Err(of_statement(&self.place, access, error));
+        }
+    }
+
+    /// The first row of one statement, in a transaction of its own.
+    pub(crate) async fn row(&self, access: Access, query: impl Fn() -> Query + Send) -> Result<Option<PgRow>> {
+        Ok(self.rows(access, query).await?.into_iter().next())
+    }
+
+    /// After a failover the server behind a connection may live on as a standby.
+    fn distrust_connections(&self) {
+        *self.distrusted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+}
+
+/// 1 to 2 ms, doubled with each repetition: by chance, so that those who met do not meet again.
+fn pause(repetition: u32) -> Duration {
+    let chance = RandomState::new().hash_one(repetition) % 1000;
+    Duration::from_micros(1000 + chance) * 2_u32.saturating_pow(repetition)
+}

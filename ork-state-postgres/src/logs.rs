@@ -1,0 +1,118 @@
+//! What tasks print, in chunks.
+
+use async_trait::async_trait;
+use ork_state_api::{
+    Entity, Error, LogAppended, LogChunk, LogPosition, LogRange, LogSlice, LogStore, Result, TaskId, log_cap_note,
+};
+use sqlx::{SqlStr, query};
+
+use crate::PostgresDatabase;
+use crate::error::Access;
+use crate::options::Schema;
+use crate::rows::Reader;
+use crate::schema::sql;
+
+pub(crate) struct Statements {
+    append: SqlStr,
+    read: SqlStr,
+}
+
+impl Statements {
+    pub(crate) fn new(schema: &Schema) -> Self {
+        Self {
+            append: sql(format!("SELECT new_length, dropped FROM {schema}.ork_append_log($1, $2, $3, $4)")),
+            // $2: an offset, or null; $3: bytes before the end, or null; $4: how many at most. The chunk that holds the first
+            // byte is the last that begins at or before it. Nothing of chunks before it and after the range is read.
+            read: sql(format!(
+                "SELECT b.length, b.first, c.data
+                 FROM {schema}.tasks t
+                 LEFT JOIN {schema}.task_logs l ON l.task_id = t.id
+                 CROSS JOIN LATERAL (
+                     SELECT
+                         coalesce(l.length, 0) AS length,
+                         coalesce(least($2, l.length), greatest(l.length - $3, 0), 0) AS first
+                     OFFSET 0
+                 ) b
+                 CROSS JOIN LATERAL (
+                     SELECT string_agg(
+                         substring(
+                             k.data
+                             FROM (greatest(b.first - k.start_offset, 0) + 1)::int
+                             FOR (b.first + $4 - greatest(b.first, k.start_offset))::int
+                         ),
+                         ''::bytea ORDER BY k.start_offset
+                     ) AS data
+                     FROM {schema}.task_log_chunks k
+                     WHERE k.task_id = t.id
+                         AND k.start_offset < b.first + $4
+                         AND k.start_offset >= (
+                             SELECT max(f.start_offset)
+                             FROM {schema}.task_log_chunks f
+                             WHERE f.task_id = t.id AND f.start_offset <= b.first
+                         )
+                 ) c
+                 WHERE t.id = $1"
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl LogStore for PostgresDatabase {
+    async fn append_log(&self, task: TaskId, chunk: LogChunk<'_>) -> Result<LogAppended> {
+        let chunk = chunk.bytes().to_vec();
+        self.call(move |db| async move {
+            let cap = db.max_log_bytes;
+            let note = cap.map(log_cap_note).unwrap_or_default();
+            let append = || {
+                query(db.sql.logs.append.clone())
+                    .bind(task.as_uuid())
+                    .bind(&chunk)
+                    .bind(cap.map(|cap| signed(cap)))
+                    .bind(note.as_bytes())
+            };
+            let row = db.row(Access::Write, append).await?;
+            let row = row.ok_or_else(|| Error::not_found(Entity::Task, task))?;
+            let row = Reader::new(&row, "task_logs", task.as_uuid());
+            Ok(LogAppended { length: unsigned(row, "new_length")?, dropped: unsigned(row, "dropped")? })
+        })
+        .await
+    }
+
+    async fn read_log(&self, task: TaskId, range: LogRange) -> Result<LogSlice> {
+        self.call(move |db| async move {
+            let (offset, before_end) = match range.from {
+                LogPosition::Offset(offset) => (Some(signed(offset)), None),
+                LogPosition::BeforeEnd(bytes) => (None, Some(signed(bytes))),
+            };
+            let read = || {
+                query(db.sql.logs.read.clone())
+                    .bind(task.as_uuid())
+                    .bind(offset)
+                    .bind(before_end)
+                    .bind(i64::from(range.max()))
+            };
+            let row = db.row(Access::Read, read).await?;
+            let row = row.ok_or_else(|| Error::not_found(Entity::Task, task))?;
+            let row = Reader::new(&row, "task_logs", task.as_uuid());
+            let bytes: Vec<u8> = row.get::<Option<Vec<u8>>>("data")?.unwrap_or_default();
+            let slice = LogSlice { offset: unsigned(row, "first")?, bytes, length: unsigned(row, "length")? };
+            let expected = (slice.length - slice.offset).min(u64::from(range.max()));
+            if slice.next_offset() != slice.offset + expected {
+                let reason = format!("{expected} bytes from {} on are not all there", slice.offset);
+                return Err(Error::corrupt("task_log_chunks", task, "data", reason));
+            }
+            Ok(slice)
+        })
+        .await
+    }
+}
+
+/// A place beyond what a log can have means its end.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+fn unsigned(row: Reader<'_>, column: &str) -> Result<u64> {
+    u64::try_from(row.get::<i64>(column)?).map_err(|error| row.corrupt(column, error))
+}

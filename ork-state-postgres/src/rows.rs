@@ -1,0 +1,226 @@
+//! Reading rows into the API's types. What does not parse is `Corrupt`, by table, id and column (rule G8).
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use ork_state_api::{
+    Error, Json, Lease, Result, Run, RunId, SnapshotId, Target, Task, TaskCounts, TaskId, TaskName, Timestamp, Token,
+    Workflow, WorkflowId,
+};
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgRow, PgTypeInfo, PgValueRef};
+use sqlx::{Decode, Encode, Postgres, Row, Type};
+use uuid::Uuid;
+
+/// A point in time as a `timestamptz`.
+///
+/// Not read as chrono's type: the driver's conversion panics at `infinity` and other times beyond its range.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp(pub(crate) Timestamp);
+
+/// 2000-01-01, from which PostgreSQL counts, in microseconds since 1970.
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+impl Type<Postgres> for Stamp {
+    fn type_info() -> PgTypeInfo {
+        <DateTime<Utc> as Type<Postgres>>::type_info()
+    }
+}
+
+impl Encode<'_, Postgres> for Stamp {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        // Named in full: with other drivers of sqlx in the graph there are other ways to encode it.
+        <DateTime<Utc> as Encode<'_, Postgres>>::encode_by_ref(&self.0.to_chrono(), buffer)
+    }
+}
+
+impl Decode<'_, Postgres> for Stamp {
+    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+        let micros = <i64 as Decode<'_, Postgres>>::decode(value)?;
+        let micros = micros.checked_add(POSTGRES_EPOCH).ok_or("is no point in time")?;
+        Ok(Self(Timestamp::from_micros(micros)?))
+    }
+}
+
+/// A row of one table, or the part of a joined row that comes from it.
+#[derive(Clone, Copy)]
+pub(crate) struct Reader<'r> {
+    row: &'r PgRow,
+    table: &'static str,
+    id: Uuid,
+    /// What the names of this table's columns begin with in the row.
+    prefix: &'static str,
+}
+
+impl<'r> Reader<'r> {
+    pub(crate) const fn new(row: &'r PgRow, table: &'static str, id: Uuid) -> Self {
+        Self { row, table, id, prefix: "" }
+    }
+
+    /// A row whose column `id` identifies it.
+    pub(crate) fn of(row: &'r PgRow, table: &'static str) -> Result<Self> {
+        let reader = Self::new(row, table, Uuid::nil());
+        Ok(Self { id: reader.get("id")?, ..reader })
+    }
+
+    pub(crate) const fn with_prefix(self, prefix: &'static str) -> Self {
+        Self { prefix, ..self }
+    }
+
+    pub(crate) fn corrupt(&self, column: &str, reason: impl Display) -> Error {
+        Error::corrupt(self.table, self.id, column, reason)
+    }
+
+    /// A value of a type of the driver's.
+    pub(crate) fn get<T>(&self, column: &str) -> Result<T>
+    where
+        T: Decode<'r, Postgres> + Type<Postgres>,
+    {
+        let read = match self.prefix {
+            "" => self.row.try_get(column),
+            prefix => self.row.try_get(format!("{prefix}{column}").as_str()),
+        };
+        read.map_err(|error| self.corrupt(column, reason(error)))
+    }
+
+    /// Text that must parse. The text itself is not told: it may be a payload.
+    pub(crate) fn text<T: FromStr<Err = Error>>(&self, column: &str) -> Result<T> {
+        self.get::<&str>(column)?.parse().map_err(|error| self.corrupt(column, error))
+    }
+
+    pub(crate) fn optional_text<T: FromStr<Err = Error>>(&self, column: &str) -> Result<Option<T>> {
+        let text: Option<&str> = self.get(column)?;
+        text.map(str::parse).transpose().map_err(|error| self.corrupt(column, error))
+    }
+
+    pub(crate) fn json(&self, column: &str) -> Result<Option<Json>> {
+        let text: Option<&str> = self.get(column)?;
+        text.map(Json::parse).transpose().map_err(|error| self.corrupt(column, error))
+    }
+
+    pub(crate) fn time(&self, column: &str) -> Result<Timestamp> {
+        Ok(self.get::<Stamp>(column)?.0)
+    }
+
+    pub(crate) fn optional_time(&self, column: &str) -> Result<Option<Timestamp>> {
+        Ok(self.get::<Option<Stamp>>(column)?.map(|stamp| stamp.0))
+    }
+
+    /// A number that cannot be negative.
+    pub(crate) fn count(&self, column: &str) -> Result<u32> {
+        u32::try_from(self.get::<i32>(column)?).map_err(|error| self.corrupt(column, error))
+    }
+}
+
+/// Why a column could not be read, without the driver's mention of the column.
+fn reason(error: sqlx::Error) -> String {
+    match error {
+        sqlx::Error::ColumnDecode { source, .. } => source.to_string(),
+        error => error.to_string(),
+    }
+}
+
+/// The columns of [`workflow`], of a table that is called `w`.
+pub(crate) const WORKFLOW: &str = "w.id, w.name, w.description, w.executor_type, w.job_name, w.region, w.project, \
+     w.task_params::text AS task_params, w.current_snapshot_id, w.created_at, w.updated_at";
+
+pub(crate) fn workflow(row: &PgRow) -> Result<Workflow> {
+    let row = Reader::of(row, "workflows")?;
+    Ok(Workflow {
+        id: WorkflowId::from_uuid(row.id),
+        name: row.text("name")?,
+        description: row.optional_text("description")?,
+        target: target(row)?,
+        snapshot: SnapshotId::from_uuid(row.get("current_snapshot_id")?),
+        created_at: row.time("created_at")?,
+        updated_at: row.time("updated_at")?,
+    })
+}
+
+pub(crate) fn target(row: Reader<'_>) -> Result<Target> {
+    Ok(Target {
+        executor_type: row.text("executor_type")?,
+        job_name: row.text("job_name")?,
+        region: row.text("region")?,
+        project: row.text("project")?,
+        params: row.json("task_params")?,
+    })
+}
+
+/// The columns of [`run`], of a table or function that is called `r`.
+pub(crate) const RUN: &str = "r.id, r.workflow_id, r.snapshot_id, r.status, r.triggered_by, r.idempotency_key, r.error, \
+     r.tasks_total, r.tasks_unfinished, r.tasks_failed, r.created_at, r.started_at, r.finished_at";
+
+pub(crate) fn run(row: &PgRow) -> Result<Run> {
+    let row = Reader::of(row, "runs")?;
+    Ok(Run {
+        id: RunId::from_uuid(row.id),
+        workflow: WorkflowId::from_uuid(row.get("workflow_id")?),
+        snapshot: SnapshotId::from_uuid(row.get("snapshot_id")?),
+        status: row.text("status")?,
+        triggered_by: row.text("triggered_by")?,
+        idempotency_key: row.optional_text("idempotency_key")?,
+        error: row.optional_text("error")?,
+        tasks: TaskCounts {
+            total: row.count("tasks_total")?,
+            unfinished: row.count("tasks_unfinished")?,
+            failed: row.count("tasks_failed")?,
+        },
+        created_at: row.time("created_at")?,
+        started_at: row.optional_time("started_at")?,
+        finished_at: row.optional_time("finished_at")?,
+    })
+}
+
+/// The columns of [`task`], of a table `t` joined with its lease `l`, if it has one.
+pub(crate) const TASK: &str = "t.id, t.run_id, t.task_index, t.task_name, t.executor_type, t.depends_on, \
+     t.unmet_dependencies, t.status, t.attempts, t.max_retries, t.timeout_seconds, l.owner AS lease_owner, \
+     l.token AS lease_token, l.expires_at AS lease_expires_at, t.execution_name, t.error, t.created_at, t.ready_at, \
+     t.retry_at, t.dispatched_at, t.started_at, t.finished_at";
+
+pub(crate) fn task(row: &PgRow) -> Result<Task> {
+    let row = Reader::of(row, "tasks")?;
+    let depends_on: Vec<String> = row.get("depends_on")?;
+    Ok(Task {
+        id: TaskId::from_uuid(row.id),
+        run: RunId::from_uuid(row.get("run_id")?),
+        index: row.count("task_index")?,
+        name: row.text("task_name")?,
+        executor_type: row.text("executor_type")?,
+        depends_on: depends_on
+            .into_iter()
+            .map(TaskName::new)
+            .collect::<Result<_>>()
+            .map_err(|error| row.corrupt("depends_on", error))?,
+        unmet_dependencies: row.count("unmet_dependencies")?,
+        status: row.text("status")?,
+        attempts: row.count("attempts")?,
+        max_retries: row.count("max_retries")?,
+        timeout_seconds: row
+            .get::<Option<i32>>("timeout_seconds")?
+            .map(u32::try_from)
+            .transpose()
+            .map_err(|error| row.corrupt("timeout_seconds", error))?,
+        lease: lease(row)?,
+        execution_name: row.optional_text("execution_name")?,
+        error: row.optional_text("error")?,
+        created_at: row.time("created_at")?,
+        ready_at: row.optional_time("ready_at")?,
+        retry_at: row.optional_time("retry_at")?,
+        dispatched_at: row.optional_time("dispatched_at")?,
+        started_at: row.optional_time("started_at")?,
+        finished_at: row.optional_time("finished_at")?,
+    })
+}
+
+fn lease(row: Reader<'_>) -> Result<Option<Lease>> {
+    let row = Reader { table: "task_leases", ..row }.with_prefix("lease_");
+    let Some(token) = row.get::<Option<i64>>("token")? else { return Ok(None) };
+    Ok(Some(Lease {
+        owner: row.text("owner")?,
+        token: Token::from_stored(token),
+        expires_at: row.time("expires_at")?,
+    }))
+}

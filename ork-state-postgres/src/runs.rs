@@ -1,0 +1,300 @@
+//! Runs and the steps of their lives.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ork_state_api::{
+    CreatedRun, Dag, Entity, Error, Limit, ListRuns, NewRun, Page, Result, Run, RunId, RunKey, RunStatus, RunStore,
+    StartRun, TaskId, TaskName,
+};
+use sqlx::{SqlStr, query};
+use uuid::Uuid;
+
+use crate::PostgresDatabase;
+use crate::database::{Inner, Query};
+use crate::error::Access;
+use crate::options::Schema;
+use crate::rows::{self, RUN, Reader, Stamp};
+use crate::schema::sql;
+use crate::workflows::dag;
+
+pub(crate) struct Statements {
+    create: SqlStr,
+    get: SqlStr,
+    list: SqlStr,
+    list_of_workflow: SqlStr,
+    pinned: SqlStr,
+    start: SqlStr,
+    cancel: SqlStr,
+    pause: SqlStr,
+    resume: SqlStr,
+}
+
+impl Statements {
+    pub(crate) fn new(schema: &Schema) -> Self {
+        let list = |filter: &str| {
+            sql(format!(
+                "SELECT {RUN} FROM {schema}.runs r
+                 WHERE {filter} (r.created_at, r.id) < (coalesce($1, 'infinity'), coalesce($2, $4))
+                 ORDER BY r.created_at DESC, r.id DESC
+                 LIMIT $3"
+            ))
+        };
+        Self {
+            create: sql(format!("SELECT {RUN} FROM {schema}.ork_create_run($1, $2, $3, $4, $5) r")),
+            get: sql(format!("SELECT {RUN} FROM {schema}.runs r WHERE r.id = $1")),
+            list: list(""),
+            list_of_workflow: list("r.workflow_id = $5 AND"),
+            // The DAG is long, and of use only to a run that is not started.
+            pinned: sql(format!(
+                "SELECT {RUN}, s.id AS pinned_id, s.tasks_json::text AS pinned_tasks_json
+                 FROM {schema}.runs r
+                 LEFT JOIN {schema}.workflow_snapshots s ON s.id = r.snapshot_id AND r.status = 'pending'
+                 WHERE r.id = $1"
+            )),
+            start: sql(format!(
+                "SELECT {RUN}
+                 FROM {schema}.ork_start_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) r"
+            )),
+            cancel: sql(format!("SELECT {RUN} FROM {schema}.ork_cancel_run($1, $2) r")),
+            pause: sql(format!("SELECT {RUN} FROM {schema}.ork_pause_run($1) r")),
+            resume: sql(format!("SELECT {RUN} FROM {schema}.ork_resume_run($1, $2) r")),
+        }
+    }
+}
+
+/// One row more than is asked for shows that there is a next page.
+pub(crate) fn fetch_limit(limit: Limit) -> i64 {
+    // At most 10,000 by its type.
+    i64::try_from(limit.get()).unwrap_or(i64::MAX).saturating_add(1)
+}
+
+#[async_trait]
+impl RunStore for PostgresDatabase {
+    async fn create_run(&self, new: NewRun) -> Result<CreatedRun> {
+        self.call(|db| async move {
+            let id = RunId::generate();
+            let create = || {
+                query(db.sql.runs.create.clone())
+                    .bind(id.as_uuid())
+                    .bind(new.workflow.as_uuid())
+                    .bind(new.triggered_by.as_str())
+                    .bind(new.idempotency_key.as_deref())
+                    .bind(db.now())
+            };
+            let row = db.row(Access::Write, create).await?;
+            let run = rows::run(&row.ok_or_else(|| Error::not_found(Entity::Workflow, new.workflow))?)?;
+            Ok(if run.id == id { CreatedRun::New(run) } else { CreatedRun::Existing(run) })
+        })
+        .await
+    }
+
+    async fn get_run(&self, id: RunId) -> Result<Run> {
+        self.call(move |db| async move {
+            one(&db, Access::Read, id, || query(db.sql.runs.get.clone()).bind(id.as_uuid())).await
+        })
+        .await
+    }
+
+    async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>> {
+        self.call(|db| async move {
+            let after = list.page.after;
+            let select = || {
+                let statements = &db.sql.runs;
+                let statement = if list.workflow.is_some() { &statements.list_of_workflow } else { &statements.list };
+                let query = query(statement.clone())
+                    .bind(after.map(|key| Stamp(key.created_at)))
+                    .bind(after.map(|key| key.id.as_uuid()))
+                    .bind(fetch_limit(list.page.limit))
+                    .bind(Uuid::max());
+                match list.workflow {
+                    Some(workflow) => query.bind(workflow.as_uuid()),
+                    None => query,
+                }
+            };
+            let rows = db.rows(Access::Read, select).await?;
+            let runs = rows.iter().map(rows::run).collect::<Result<_>>()?;
+            Ok(Page::from_rows(runs, list.page.limit, RunKey::of))
+        })
+        .await
+    }
+
+    async fn start_run(&self, start: StartRun) -> Result<Run> {
+        self.call(|db| start_run(db, start)).await
+    }
+
+    async fn cancel_run(&self, id: RunId) -> Result<Run> {
+        self.call(move |db| async move {
+            let cancel = || query(db.sql.runs.cancel.clone()).bind(id.as_uuid()).bind(db.now());
+            became(one(&db, Access::Write, id, cancel).await?, RunStatus::Cancelled)
+        })
+        .await
+    }
+
+    async fn pause_run(&self, id: RunId) -> Result<Run> {
+        self.call(move |db| async move {
+            let pause = || query(db.sql.runs.pause.clone()).bind(id.as_uuid());
+            became(one(&db, Access::Write, id, pause).await?, RunStatus::Paused)
+        })
+        .await
+    }
+
+    async fn resume_run(&self, id: RunId) -> Result<Run> {
+        self.call(move |db| async move {
+            let resume = || query(db.sql.runs.resume.clone()).bind(id.as_uuid()).bind(db.now());
+            became(one(&db, Access::Write, id, resume).await?, RunStatus::Running)
+        })
+        .await
+    }
+}
+
+/// The run that a statement gives, if there is such a run.
+async fn one(db: &Inner, access: Access, id: RunId, query: impl Fn() -> Query + Send) -> Result<Run> {
+    let row = db.row(access, query).await?;
+    rows::run(&row.ok_or_else(|| Error::not_found(Entity::Run, id))?)
+}
+
+/// The run if it has the status that the step leads to, whether from now or from before.
+fn became(run: Run, wanted: RunStatus) -> Result<Run> {
+    if run.status == wanted {
+        return Ok(run);
+    }
+    Err(Error::invalid_transition(Entity::Run, run.id, run.status, wanted))
+}
+
+async fn start_run(db: Arc<Inner>, start: StartRun) -> Result<Run> {
+    let id = start.run;
+    let dag = match start.dag {
+        Some(dag) => dag,
+        None => match pinned(&db, id).await? {
+            Pinned::Dag(dag) => dag,
+            Pinned::Started(run) => return started(run),
+        },
+    };
+    let tasks = TaskArrays::new(&dag)?;
+    started(one(&db, Access::Write, id, || tasks.bind(&db, id)).await?)
+}
+
+/// A run that was started, now or before, whatever became of it; but a cancelled one may never have been.
+fn started(run: Run) -> Result<Run> {
+    if run.status == RunStatus::Cancelled {
+        return Err(Error::invalid_transition(Entity::Run, run.id, run.status, RunStatus::Running));
+    }
+    Ok(run)
+}
+
+enum Pinned {
+    Dag(Dag),
+    Started(Run),
+}
+
+/// The DAG that a run was created with, or the run if it is past needing it.
+async fn pinned(db: &Inner, id: RunId) -> Result<Pinned> {
+    let row = db.row(Access::Read, || query(db.sql.runs.pinned.clone()).bind(id.as_uuid())).await?;
+    let row = row.ok_or_else(|| Error::not_found(Entity::Run, id))?;
+    let run = rows::run(&row)?;
+    if run.status != RunStatus::Pending {
+        return Ok(Pinned::Started(run));
+    }
+    let snapshot = Reader::new(&row, "workflow_snapshots", run.snapshot.as_uuid()).with_prefix("pinned_");
+    if snapshot.get::<Option<Uuid>>("id")?.is_none() {
+        return Err(Error::corrupt("runs", id, "snapshot_id", format!("there is no snapshot {}", run.snapshot)));
+    }
+    Ok(Pinned::Dag(dag(snapshot)?))
+}
+
+/// A run's tasks and edges, a column an array.
+struct TaskArrays<'a> {
+    ids: Vec<Uuid>,
+    names: Vec<&'a str>,
+    executors: Vec<&'a str>,
+    depends_on: Vec<String>,
+    params: Vec<Option<&'a str>>,
+    retries: Vec<i32>,
+    timeouts: Vec<Option<i32>>,
+    unmet: Vec<i32>,
+    dependencies: Vec<i32>,
+    dependents: Vec<i32>,
+}
+
+impl<'a> TaskArrays<'a> {
+    fn new(dag: &'a Dag) -> Result<Self> {
+        let tasks = dag.tasks();
+        let mut edges = (Vec::new(), Vec::new());
+        for index in 0..dag.len() {
+            for &dependent in dag.dependents(index) {
+                edges.0.push(int(index)?);
+                edges.1.push(int(dependent)?);
+            }
+        }
+        Ok(Self {
+            ids: tasks.iter().map(|_| TaskId::generate().as_uuid()).collect(),
+            names: tasks.iter().map(|task| task.name.as_str()).collect(),
+            executors: tasks.iter().map(|task| task.executor_type.as_str()).collect(),
+            depends_on: tasks.iter().map(|task| array_text(&task.depends_on)).collect(),
+            params: tasks.iter().map(|task| task.params.as_ref().map(|json| json.as_str())).collect(),
+            retries: tasks.iter().map(|task| int(task.max_retries)).collect::<Result<_>>()?,
+            timeouts: tasks.iter().map(|task| task.timeout_seconds.map(int).transpose()).collect::<Result<_>>()?,
+            unmet: tasks.iter().map(|task| int(task.depends_on.len())).collect::<Result<_>>()?,
+            dependencies: edges.0,
+            dependents: edges.1,
+        })
+    }
+
+    fn bind(&self, db: &Inner, run: RunId) -> Query {
+        query(db.sql.runs.start.clone())
+            .bind(run.as_uuid())
+            .bind(&self.ids)
+            .bind(&self.names)
+            .bind(&self.executors)
+            .bind(&self.depends_on)
+            .bind(&self.params)
+            .bind(&self.retries)
+            .bind(&self.timeouts)
+            .bind(&self.unmet)
+            .bind(&self.dependencies)
+            .bind(&self.dependents)
+            .bind(db.now())
+    }
+}
+
+/// Fits by the API's limits.
+fn int(number: impl TryInto<i32>) -> Result<i32> {
+    number.try_into().map_err(|_| Error::internal("a number beyond the limits of a DAG"))
+}
+
+/// Names as the text form of an array: arrays of arrays of different lengths cannot be bound.
+fn array_text(names: &[TaskName]) -> String {
+    let mut text = String::from("{");
+    for (number, name) in names.iter().enumerate() {
+        if number > 0 {
+            text.push(',');
+        }
+        text.push('"');
+        for c in name.chars() {
+            if matches!(c, '"' | '\\') {
+                text.push('\\');
+            }
+            text.push(c);
+        }
+        text.push('"');
+    }
+    text.push('}');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(&[], "{}")]
+    #[case(&["a"], r#"{"a"}"#)]
+    #[case(&["a, b", "NULL", "{}"], r#"{"a, b","NULL","{}"}"#)]
+    #[case(&[r#"say "hi""#], r#"{"say \"hi\""}"#)]
+    fn names_become_the_text_of_an_array(#[case] names: &[&str], #[case] text: &str) {
+        let names: Vec<TaskName> = names.iter().map(|name| name.parse().unwrap()).collect();
+        assert_eq!(array_text(&names), text);
+    }
+}

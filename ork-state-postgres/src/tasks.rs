@@ -1,0 +1,164 @@
+//! Tasks: looking at them, and all that a scheduler does with them.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use ork_state_api::{
+    ClaimTasks, ClaimedTask, Entity, Error, ExpiredLeases, Heartbeat, HeartbeatOutcome, Json, Limit, Page, PageRequest,
+    ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates, UpdateReport,
+    check_batch_len,
+};
+use sqlx::postgres::PgRow;
+use sqlx::{SqlStr, query};
+use uuid::Uuid;
+
+use crate::database::PostgresDatabase;
+use crate::error::Access;
+use crate::options::Schema;
+use crate::rows::{self, Reader, TASK};
+use crate::runs::fetch_limit;
+use crate::schema::sql;
+use crate::{claims, updates};
+
+pub(crate) struct Statements {
+    ready: SqlStr,
+    get: SqlStr,
+    list: SqlStr,
+    outputs: SqlStr,
+}
+
+impl Statements {
+    pub(crate) fn new(schema: &Schema) -> Self {
+        Self {
+            // `now()` and not `clock_timestamp()`, which no index could be searched by.
+            ready: sql(format!(
+                "SELECT q.ready_at, q.run_id, q.task_index, q.task_id
+                 FROM {schema}.ready_tasks q
+                 WHERE q.ready_at <= coalesce($1, now())
+                 ORDER BY q.ready_at, q.run_id, q.task_index
+                 LIMIT $2"
+            )),
+            get: sql(format!(
+                "SELECT {TASK}, t.params::text AS params, t.output::text AS output
+                 FROM {schema}.tasks t
+                 LEFT JOIN {schema}.task_leases l ON l.task_id = t.id
+                 WHERE t.id = $1"
+            )),
+            // A run without tasks on this page gives one row, whose `id` is null; no row means no such run.
+            list: sql(format!(
+                "SELECT t.*
+                 FROM {schema}.runs r
+                 LEFT JOIN LATERAL (
+                     SELECT {TASK}
+                     FROM {schema}.tasks t
+                     LEFT JOIN {schema}.task_leases l ON l.task_id = t.id
+                     WHERE t.run_id = r.id AND t.task_index > $2
+                     ORDER BY t.task_index
+                     LIMIT $3
+                 ) t ON true
+                 WHERE r.id = $1
+                 ORDER BY t.task_index"
+            )),
+            // As above: a run that has none of these names gives one row, whose name is null.
+            outputs: sql(format!(
+                "SELECT t.id, t.task_name, t.output::text AS output
+                 FROM {schema}.runs r
+                 LEFT JOIN {schema}.tasks t ON t.run_id = r.id AND t.task_name = ANY ($2)
+                 WHERE r.id = $1"
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl TaskStore for PostgresDatabase {
+    async fn ready_tasks(&self, limit: Limit) -> Result<Vec<ReadyTask>> {
+        self.call(move |db| async move {
+            let ready = || query(db.sql.tasks.ready.clone()).bind(db.now()).bind(claims::int_limit(limit));
+            db.rows(Access::Read, ready).await?.iter().map(ready_task).collect()
+        })
+        .await
+    }
+
+    async fn claim_tasks(&self, claim: ClaimTasks) -> Result<Vec<ClaimedTask>> {
+        self.call(|db| claims::claim(db, claim)).await
+    }
+
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>> {
+        self.call(|db| claims::heartbeat(db, heartbeat)).await
+    }
+
+    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredLeases> {
+        self.call(move |db| updates::expire(db, limit)).await
+    }
+
+    async fn update_tasks(&self, updates: TaskUpdates) -> Result<UpdateReport> {
+        self.call(|db| updates::update(db, updates)).await
+    }
+
+    async fn get_task(&self, id: TaskId) -> Result<TaskDetail> {
+        self.call(move |db| async move {
+            let row = db.row(Access::Read, || query(db.sql.tasks.get.clone()).bind(id.as_uuid())).await?;
+            let row = row.ok_or_else(|| Error::not_found(Entity::Task, id))?;
+            let payloads = Reader::new(&row, "tasks", id.as_uuid());
+            Ok(TaskDetail {
+                task: rows::task(&row)?,
+                params: payloads.json("params")?,
+                output: payloads.json("output")?,
+            })
+        })
+        .await
+    }
+
+    async fn list_tasks(&self, run: RunId, page: PageRequest<u32>) -> Result<Page<Task, u32>> {
+        self.call(move |db| async move {
+            // No task has an index beyond what fits.
+            let after = page.after.map_or(-1, |index| i32::try_from(index).unwrap_or(i32::MAX));
+            let list = || {
+                query(db.sql.tasks.list.clone()).bind(run.as_uuid()).bind(after).bind(fetch_limit(page.limit))
+            };
+            let rows = db.rows(Access::Read, list).await?;
+            let mut tasks = Vec::with_capacity(rows.len());
+            for row in there(&rows, run)? {
+                tasks.push(rows::task(row)?);
+            }
+            Ok(Page::from_rows(tasks, page.limit, |task| task.index))
+        })
+        .await
+    }
+
+    async fn task_outputs(&self, run: RunId, names: &[TaskName]) -> Result<BTreeMap<TaskName, Option<Json>>> {
+        check_batch_len("task names", names.len())?;
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        self.call(move |db| async move {
+            let outputs = || query(db.sql.tasks.outputs.clone()).bind(run.as_uuid()).bind(&names);
+            let rows = db.rows(Access::Read, outputs).await?;
+            there(&rows, run)?.map(output).collect()
+        })
+        .await
+    }
+}
+
+/// The rows of a run's tasks, less the one that stands for none.
+fn there(rows: &[PgRow], run: RunId) -> Result<impl Iterator<Item = &PgRow>> {
+    let Some(first) = rows.first() else { return Err(Error::not_found(Entity::Run, run)) };
+    let none = Reader::new(first, "runs", run.as_uuid()).get::<Option<Uuid>>("id")?.is_none();
+    Ok(rows.iter().skip(usize::from(none)))
+}
+
+/// A task's name and output.
+pub(crate) fn output(row: &PgRow) -> Result<(TaskName, Option<Json>)> {
+    let row = Reader::of(row, "tasks")?;
+    Ok((row.text("task_name")?, row.json("output")?))
+}
+
+fn ready_task(row: &PgRow) -> Result<ReadyTask> {
+    let id = Reader::new(row, "ready_tasks", Uuid::nil()).get("task_id")?;
+    let row = Reader::new(row, "ready_tasks", id);
+    Ok(ReadyTask {
+        ready_at: row.time("ready_at")?,
+        run: RunId::from_uuid(row.get("run_id")?),
+        index: row.count("task_index")?,
+        task: TaskId::from_uuid(id),
+    })
+}

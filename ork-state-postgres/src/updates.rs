@@ -1,0 +1,181 @@
+//! What became of claimed tasks: as their workers report it, and by leases that lapsed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ork_state_api::{
+    EndedRun, Error, ExpiredLeases, Limit, Result, RunId, TaskChange, TaskId, TaskStatus, TaskUpdates, UpdateOutcome,
+    UpdateReport, UpdateStep,
+};
+use sqlx::postgres::PgRow;
+use sqlx::postgres::types::PgInterval;
+use sqlx::{SqlStr, query};
+use uuid::Uuid;
+
+use crate::claims::{int_limit, interval};
+use crate::database::{Inner, Query};
+use crate::error::Access;
+use crate::options::Schema;
+use crate::rows::Reader;
+use crate::schema::sql;
+
+pub(crate) struct Statements {
+    update: SqlStr,
+    expire: SqlStr,
+}
+
+impl Statements {
+    pub(crate) fn new(schema: &Schema) -> Self {
+        Self {
+            update: sql(format!(
+                "SELECT answer, step, status, run_id
+                 FROM {schema}.ork_update_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+            )),
+            expire: sql(format!("SELECT answer, id, status FROM {schema}.ork_expire_leases($1, $2)")),
+        }
+    }
+}
+
+pub(crate) async fn update(db: Arc<Inner>, updates: TaskUpdates) -> Result<UpdateReport> {
+    let steps = updates.steps();
+    if steps.is_empty() {
+        return Ok(UpdateReport { outcomes: Vec::new(), ended_runs: Vec::new() });
+    }
+    let arrays = StepArrays::new(steps);
+    let rows = db.rows(Access::Write, || arrays.bind(&db)).await?;
+    // A step without an answer is about a lease whose task is gone.
+    let mut outcomes = vec![UpdateOutcome::NotFound; steps.len()];
+    let mut ended_runs = Vec::new();
+    for row in &rows {
+        let answer = Reader::new(row, "tasks", Uuid::nil());
+        let word: &str = answer.get("answer")?;
+        if word == "ended" {
+            ended_runs.push(ended_run(row, "run_id")?);
+            continue;
+        }
+        let number = usize::try_from(answer.get::<i32>("step")?).ok().and_then(|step| step.checked_sub(1));
+        let (step, outcome) = number
+            .and_then(|number| steps.get(number).zip(outcomes.get_mut(number)))
+            .ok_or_else(|| Error::internal("an answer to no step"))?;
+        let task = Reader::new(row, "tasks", step.claim.task.as_uuid());
+        *outcome = match word {
+            "applied" => UpdateOutcome::Applied { status: task.text("status")? },
+            "terminal" => UpdateOutcome::AlreadyTerminal { status: task.text("status")? },
+            "lost" => UpdateOutcome::LeaseLost,
+            "missing" => UpdateOutcome::NotFound,
+            _ => return Err(Error::internal("an answer of no known kind")),
+        };
+    }
+    in_sequence(steps, &mut outcomes);
+    ended_runs.sort_unstable();
+    Ok(UpdateReport { outcomes: updates.outcomes(&outcomes), ended_runs })
+}
+
+/// Two steps may name one task under different claims, of which one holds. If that one comes first and ends the task, the
+/// other finds it ended.
+fn in_sequence(steps: &[UpdateStep], outcomes: &mut [UpdateOutcome]) {
+    let mut ended: HashMap<TaskId, TaskStatus> = HashMap::new();
+    for (step, outcome) in steps.iter().zip(outcomes) {
+        match *outcome {
+            UpdateOutcome::Applied { status } if status.is_terminal() => {
+                ended.insert(step.claim.task, status);
+            }
+            UpdateOutcome::LeaseLost => {
+                if let Some(&status) = ended.get(&step.claim.task) {
+                    *outcome = UpdateOutcome::AlreadyTerminal { status };
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Steps, a column an array.
+struct StepArrays<'a> {
+    tasks: Vec<Uuid>,
+    tokens: Vec<i64>,
+    names: Vec<Option<&'a str>>,
+    running: Vec<bool>,
+    ends: Vec<Option<&'a str>>,
+    outputs: Vec<Option<&'a str>>,
+    errors: Vec<Option<&'a str>>,
+    delays: Vec<Option<PgInterval>>,
+}
+
+impl<'a> StepArrays<'a> {
+    fn new(steps: &'a [UpdateStep]) -> Self {
+        let ends = || steps.iter().map(|step| step.end.as_ref());
+        Self {
+            tasks: steps.iter().map(|step| step.claim.task.as_uuid()).collect(),
+            tokens: steps.iter().map(|step| step.claim.token.get()).collect(),
+            names: steps.iter().map(|step| step.execution_name.as_deref()).collect(),
+            running: steps.iter().map(|step| step.running).collect(),
+            ends: ends().map(|end| end.and_then(kind)).collect(),
+            outputs: ends()
+                .map(|end| match end {
+                    Some(TaskChange::Succeeded { output: Some(output) }) => Some(output.as_str()),
+                    _ => None,
+                })
+                .collect(),
+            errors: ends()
+                .map(|end| match end {
+                    Some(TaskChange::Failed { error, .. }) => Some(error.as_str()),
+                    _ => None,
+                })
+                .collect(),
+            delays: ends()
+                .map(|end| match end {
+                    Some(TaskChange::Failed { retry_after: Some(delay), .. }) => Some(interval(delay.get())),
+                    _ => None,
+                })
+                .collect(),
+        }
+    }
+
+    fn bind(&self, db: &Inner) -> Query {
+        query(db.sql.updates.update.clone())
+            .bind(&self.tasks)
+            .bind(&self.tokens)
+            .bind(&self.names)
+            .bind(&self.running)
+            .bind(&self.ends)
+            .bind(&self.outputs)
+            .bind(&self.errors)
+            .bind(&self.delays)
+            .bind(db.now())
+    }
+}
+
+/// How `ork_update_tasks` calls the end of a claim.
+fn kind(end: &TaskChange) -> Option<&'static str> {
+    match end {
+        TaskChange::Succeeded { .. } => Some("success"),
+        TaskChange::Failed { .. } => Some("failed"),
+        TaskChange::Released => Some("released"),
+        TaskChange::Dispatched { .. } | TaskChange::Running => None,
+    }
+}
+
+pub(crate) async fn expire(db: Arc<Inner>, limit: Limit) -> Result<ExpiredLeases> {
+    let expire = || query(db.sql.updates.expire.clone()).bind(int_limit(limit)).bind(db.now());
+    let rows = db.rows(Access::Write, expire).await?;
+    let mut expired = ExpiredLeases::default();
+    for row in &rows {
+        let answer = Reader::of(row, "tasks")?;
+        let id = TaskId::from_uuid(answer.get("id")?);
+        match answer.get("answer")? {
+            "requeued" => expired.requeued.push(id),
+            "failed" => expired.failed.push(id),
+            _ => expired.ended_runs.push(ended_run(row, "id")?),
+        }
+    }
+    expired.requeued.sort_unstable();
+    expired.failed.sort_unstable();
+    expired.ended_runs.sort_unstable();
+    Ok(expired)
+}
+
+fn ended_run(row: &PgRow, id: &str) -> Result<EndedRun> {
+    let run = Reader::new(row, "runs", Uuid::nil()).get(id)?;
+    Ok(EndedRun { run: RunId::from_uuid(run), status: Reader::new(row, "runs", run).text("status")? })
+}

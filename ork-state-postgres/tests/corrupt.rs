@@ -1,0 +1,139 @@
+//! Rows that nobody of us wrote (rule G8).
+
+mod common;
+
+use common::*;
+use ork_state_api::*;
+use rstest::rstest;
+
+/// Checks keep most of it out; whoever damages a store takes them away first.
+const UNCHECKED: &str = "ALTER TABLE runs DROP CONSTRAINT runs_status_check; ALTER TABLE tasks DROP CONSTRAINT tasks_status_check;";
+
+#[rstest]
+#[case("tasks", "status = 'Pending'", "status")]
+#[case("tasks", "task_name = '../escape'", "task_name")]
+#[case("tasks", "executor_type = ''", "executor_type")]
+#[case("tasks", "depends_on = ARRAY['a', NULL]", "depends_on")]
+#[case("tasks", "depends_on = ARRAY['a/b']", "depends_on")]
+#[case("tasks", "attempts = -1", "attempts")]
+#[case("tasks", "timeout_seconds = -1", "timeout_seconds")]
+#[case("tasks", "created_at = 'infinity'", "created_at")]
+#[case("tasks", "retry_at = '0044-03-15 BC'", "retry_at")]
+#[case("runs", "status = 'paused '", "status")]
+#[case("runs", "triggered_by = ''", "triggered_by")]
+#[case("runs", "tasks_total = -5", "tasks_total")]
+#[case("runs", "started_at = '-infinity'", "started_at")]
+#[case("workflows", "name = E'a\\tb'", "name")]
+#[case("workflows", "updated_at = 'infinity'", "updated_at")]
+#[case("workflow_snapshots", "tasks_json = '[{}]'", "tasks_json")]
+#[tokio::test]
+async fn a_row_that_does_not_parse_is_named(#[case] table: &str, #[case] change: &str, #[case] column: &str) {
+    let (store, db, _clock) = store().await;
+    let workflow = workflow(&db, "w", "a").await;
+    let run = start(&db, workflow).await;
+    let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items.remove(0);
+    execute(&store, format!("{UNCHECKED} UPDATE {table} SET {change}")).await;
+    let (error, id) = match table {
+        "tasks" => (db.list_tasks(run.id, PageRequest::default()).await.unwrap_err(), task.id.to_string()),
+        "runs" => (db.list_runs(ListRuns::default()).await.unwrap_err(), run.id.to_string()),
+        "workflows" => (db.list_workflows(PageRequest::default()).await.unwrap_err(), workflow.to_string()),
+        _ => (db.get_snapshot(run.snapshot).await.unwrap_err(), run.snapshot.to_string()),
+    };
+    match error.kind() {
+        ErrorKind::Corrupt { table: t, id: i, column: c, .. } => {
+            assert_eq!((t.as_str(), i.as_str(), c.as_str()), (table, id.as_str(), column));
+        }
+        _ => panic!("{error:?}"),
+    }
+    let found = db.verify().await.unwrap();
+    assert!(found.iter().any(|violation| violation.rule == "G8" && violation.to_string().contains(&id)), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_claim_sets_aside_what_it_cannot_read_and_fills_up_with_others() {
+    let (store, db, _clock) = store().await;
+    let workflow = workflow(&db, "w", "a b c d e").await;
+    let run = start(&db, workflow).await;
+    execute(&store, "UPDATE tasks SET executor_type = '' WHERE task_name IN ('a', 'c')").await;
+    let names: Vec<_> = claim(&db, 2).await.iter().map(|task| task.task.name.to_string()).collect();
+    assert_eq!(names, ["b", "d"]);
+    assert_eq!(claim(&db, 10).await.len(), 1);
+    execute(&store, "UPDATE tasks SET executor_type = 'process'").await;
+    let all = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items;
+    let aside: Vec<_> = all.iter().filter(|task| task.status == TaskStatus::Pending).collect();
+    assert_eq!(aside.len(), 2);
+    assert!(aside.iter().all(|task| task.attempts == 0 && task.lease.is_none() && task.dispatched_at.is_none()));
+    assert_eq!(db.verify().await.unwrap().iter().filter(|violation| violation.rule == "T1").count(), 4);
+    // The way back: what was repaired is handed out after a pause.
+    db.pause_run(run.id).await.unwrap();
+    db.resume_run(run.id).await.unwrap();
+    assert_eq!(claim(&db, 10).await.len(), 2);
+    assert_sound(&db).await;
+}
+
+#[tokio::test]
+async fn a_workflow_that_does_not_parse_stops_its_own_tasks_only() {
+    let (store, db, _clock) = store().await;
+    for name in ["bad", "good"] {
+        let workflow = workflow(&db, name, "a b c").await;
+        start(&db, workflow).await;
+    }
+    execute(&store, "UPDATE workflows SET executor_type = '' WHERE name = 'bad'").await;
+    let claimed = claim(&db, 3).await;
+    assert_eq!(claimed.iter().map(|task| task.workflow_name.as_str()).collect::<Vec<_>>(), ["good"; 3]);
+}
+
+#[rstest]
+#[case("UPDATE runs SET snapshot_id = gen_random_uuid()", "R1")]
+#[case("ALTER TABLE tasks DISABLE TRIGGER ALL; UPDATE tasks SET run_id = gen_random_uuid()", "W3")]
+#[case("INSERT INTO task_edges SELECT run_id, 0, 7, id FROM tasks LIMIT 1", "T1")]
+#[case("INSERT INTO task_edges SELECT run_id, 1, 0, id FROM tasks LIMIT 1", "T1")]
+#[case("DELETE FROM task_edges", "T1")]
+#[case("INSERT INTO ready_tasks SELECT now(), run_id, 1, id FROM tasks WHERE task_index = 1", "T1")]
+#[case("DELETE FROM ready_tasks", "T1")]
+#[case("INSERT INTO task_leases SELECT gen_random_uuid(), id, 'x', 1, now() FROM runs", "T2")]
+#[case("INSERT INTO task_logs VALUES (gen_random_uuid(), 0)", "L2")]
+#[case("INSERT INTO task_log_chunks VALUES (gen_random_uuid(), 0, 'x')", "L2")]
+#[case("UPDATE task_logs SET length = 4", "L2")]
+#[case("UPDATE task_log_chunks SET start_offset = 1", "L2")]
+#[case("DELETE FROM task_log_chunks", "L2")]
+#[tokio::test]
+async fn verify_finds_what_only_the_database_shows(#[case] damage: &str, #[case] rule: &str) {
+    let (store, db, _clock) = store().await;
+    let workflow = workflow(&db, "w", "a b:a").await;
+    let run = start(&db, workflow).await;
+    let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items.remove(0);
+    db.append_log(task.id, LogChunk::new(b"abc").unwrap()).await.unwrap();
+    assert_sound(&db).await;
+    execute(&store, damage).await;
+    let found = db.verify().await.unwrap();
+    assert!(found.iter().any(|violation| violation.rule == rule), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_lease_without_a_task_does_not_stand_in_the_way() {
+    let (store, db, clock) = store().await;
+    let workflow = workflow(&db, "w", "a").await;
+    start(&db, workflow).await;
+    claim(&db, 1).await;
+    execute(&store, "INSERT INTO task_leases SELECT gen_random_uuid(), id, 'x', 1, '2000-01-01' FROM runs").await;
+    clock.advance(LEASE);
+    assert_eq!(db.expire_leases(Limit::ONE).await.unwrap(), ExpiredLeases::default());
+    assert_eq!(db.expire_leases(Limit::ONE).await.unwrap().failed.len(), 1);
+    assert_sound(&db).await;
+}
+
+#[tokio::test]
+async fn a_log_with_a_hole_is_corrupt() {
+    let (store, db, _clock) = store().await;
+    let workflow = workflow(&db, "w", "a").await;
+    let run = start(&db, workflow).await;
+    let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items[0].id;
+    for _ in 0..3 {
+        db.append_log(task, LogChunk::new(b"abc").unwrap()).await.unwrap();
+    }
+    execute(&store, "DELETE FROM task_log_chunks WHERE start_offset = 3").await;
+    let read = |from| db.read_log(task, LogRange::new(LogPosition::Offset(from), 100).unwrap());
+    assert!(matches!(read(0).await.unwrap_err().kind(), ErrorKind::Corrupt { .. }));
+    assert_eq!(read(6).await.unwrap().bytes, b"abc");
+}

@@ -1,0 +1,118 @@
+//! How the server finds what it is asked for. Told by the counters that it keeps of what a transaction read: a plan inside a function is
+//! not shown by EXPLAIN.
+
+mod common;
+
+use common::*;
+use ork_state_api::*;
+use ork_state_postgres::PostgresDatabase;
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Row};
+
+/// What one transaction read of a table.
+#[derive(Debug, PartialEq, Eq)]
+struct Scans {
+    whole: i64,
+    rows_by_index: i64,
+}
+
+async fn scans(transaction: &mut PgConnection, table: &str) -> Scans {
+    let row = sqlx::query(
+        "SELECT coalesce(seq_scan, 0), coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables WHERE relname = $1",
+    )
+    .bind(table)
+    .fetch_one(transaction)
+    .await
+    .unwrap();
+    Scans { whole: row.get(0), rows_by_index: row.get(1) }
+}
+
+/// One ready task and 20,000 that wait.
+const CHAIN: usize = 20_000;
+
+async fn chain(db: &PostgresDatabase) -> WorkflowId {
+    let text: String = (0..CHAIN).map(|i| if i == 0 { "t0 ".into() } else { format!("t{i}:t{} ", i - 1) }).collect();
+    let workflow = workflow(db, "chain", &text).await;
+    start(db, workflow).await;
+    workflow
+}
+
+
+const CLAIM: &str = "SELECT count(*) FROM ork_claim_tasks('me', '1 minute', 100, '2030-01-01')";
+
+#[tokio::test]
+async fn a_claim_reads_the_ready_tasks_only_whatever_the_statistics() {
+    let (store, db, _clock) = store().await;
+    // A session that makes its plans, and statistics that are made, while there is nothing.
+    execute(&store, "VACUUM ANALYZE").await;
+    let mut early = session(&store).await;
+    for _ in 0..10 {
+        sqlx::query(CLAIM).execute(&mut early).await.unwrap();
+    }
+    execute(&store, "ALTER TABLE tasks SET (autovacuum_enabled = off); ALTER TABLE ready_tasks SET (autovacuum_enabled = off)").await;
+    chain(&db).await;
+    look(&mut early).await;
+    execute(&store, "ANALYZE").await;
+    look(&mut early).await;
+    look(&mut session(&store).await).await;
+}
+
+async fn look(session: &mut PgConnection) {
+    let mut transaction = session.begin().await.unwrap();
+    let claimed: i64 = sqlx::query_scalar(CLAIM).fetch_one(&mut *transaction).await.unwrap();
+    assert_eq!(claimed, 1);
+    assert_eq!(scans(&mut transaction, "tasks").await, Scans { whole: 0, rows_by_index: 1 });
+    let ready = scans(&mut transaction, "ready_tasks").await;
+    assert!(ready.whole == 0 && ready.rows_by_index <= 2, "{ready:?}");
+    transaction.rollback().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_update_reads_the_tasks_it_is_about_and_their_dependents() {
+    let (store, db, _clock) = store().await;
+    execute(&store, "VACUUM ANALYZE; ALTER TABLE tasks SET (autovacuum_enabled = off)").await;
+    let mut session = session(&store).await;
+    let update = "SELECT count(*) FROM ork_update_tasks(
+        ARRAY(SELECT task_id FROM task_leases), ARRAY(SELECT token FROM task_leases), ARRAY[NULL::text], ARRAY[true],
+        ARRAY['success'], ARRAY[NULL::text], ARRAY[NULL::text], ARRAY[NULL::interval], '2026-01-01')";
+    for _ in 0..10 {
+        sqlx::query(update).execute(&mut session).await.unwrap();
+    }
+    chain(&db).await;
+    claim(&db, 1).await;
+    let mut transaction = session.begin().await.unwrap();
+    assert_eq!(sqlx::query_scalar::<_, i64>(update).fetch_one(&mut *transaction).await.unwrap(), 1);
+    let tasks = scans(&mut transaction, "tasks").await;
+    assert!(tasks.whole == 0 && tasks.rows_by_index < 10, "{tasks:?}");
+    assert_eq!(scans(&mut transaction, "runs").await.whole, 0);
+    assert_eq!(scans(&mut transaction, "task_edges").await.whole, 0);
+}
+
+#[tokio::test]
+async fn updates_of_tasks_stay_on_their_pages() {
+    let (store, db, _clock) = store().await;
+    let text: String = (0..200).map(|i| format!("t{i} ")).collect();
+    let workflow = workflow(&db, "w", &text).await;
+    start(&db, workflow).await;
+    for _ in 0..4 {
+        let claimed = claim(&db, 50).await;
+        let done = claimed.iter().flat_map(|task| [TaskUpdate::running(task.claim), TaskUpdate::succeeded(task.claim, None)]);
+        update(&db, done.collect()).await;
+    }
+    // The counters of other sessions show when those have sent them in; dropping the connections makes them.
+    drop(db);
+    let mut session = session(&store).await;
+    let (mut updates, mut hot) = (0_i64, 0_i64);
+    for _ in 0..200 {
+        let row = sqlx::query("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'tasks'")
+            .fetch_one(&mut session)
+            .await
+            .unwrap();
+        (updates, hot) = (row.get(0), row.get(1));
+        if updates >= 400 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(updates >= 400 && hot * 10 >= updates * 9, "{hot} of {updates} updates were HOT");
+}

@@ -1,0 +1,3 @@
+-- A task's log text.
+
+ALTER TABLE tasks ADD COLUMN logs TEXT;

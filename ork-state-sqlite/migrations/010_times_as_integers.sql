@@ -1,0 +1,173 @@
+-- Every table but deferred_jobs made anew: STRICT, times as microseconds since 1970, DAGs as snapshots only, and
+-- with the columns that runs and tasks are counted, retried and fenced by. Foreign keys are off while
+-- this runs, so nothing cascades.
+--
+-- Old times are UTC text in several forms, such as 2026-02-01T11:23:51.947Z, 2026-02-01 11:23:51 and
+-- 2026-02-01T11:23:51.947123456+00:00: whole seconds from the first 19 characters, microseconds from the next digits.
+-- Stores made by Ork before ork-state are not opened yet. What taking them over needs beyond these casts (counts,
+-- edges, ready tasks, snapshots for runs without) is left to the step that does it.
+
+-- Logs come out of their column before it goes.
+CREATE TABLE task_logs (
+    task_id BLOB NOT NULL PRIMARY KEY,
+    length INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- With a rowid: chunks are large, which a table without one is not made for.
+CREATE TABLE task_log_chunks (
+    task_id BLOB NOT NULL,
+    start_offset INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (task_id, start_offset)
+) STRICT;
+
+INSERT INTO task_logs (task_id, length)
+SELECT id, length(CAST(logs AS BLOB)) FROM tasks WHERE logs <> '';
+INSERT INTO task_log_chunks (task_id, start_offset, data)
+SELECT id, 0, CAST(logs AS BLOB) FROM tasks WHERE logs <> '';
+
+CREATE TABLE workflows_new (
+    id BLOB NOT NULL PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    description TEXT,
+    job_name TEXT NOT NULL,
+    region TEXT NOT NULL,
+    project TEXT NOT NULL,
+    executor_type TEXT NOT NULL,
+    current_snapshot_id BLOB,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    schedule TEXT,
+    schedule_enabled INTEGER NOT NULL DEFAULT 0,
+    last_scheduled_at INTEGER,
+    next_scheduled_at INTEGER,
+    task_params TEXT
+) STRICT;
+
+INSERT INTO workflows_new (
+    id, name, description, job_name, region, project, executor_type, current_snapshot_id,
+    created_at, updated_at, schedule, schedule_enabled, last_scheduled_at, next_scheduled_at, task_params
+)
+SELECT
+    id, name, description, job_name, region, project, executor_type, current_snapshot_id,
+    unixepoch(substr(created_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(created_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(updated_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(updated_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    schedule, schedule_enabled,
+    unixepoch(substr(last_scheduled_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(last_scheduled_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(next_scheduled_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(next_scheduled_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    task_params
+FROM workflows;
+
+CREATE TABLE workflow_snapshots_new (
+    id BLOB NOT NULL PRIMARY KEY,
+    workflow_id BLOB NOT NULL REFERENCES workflows (id) ON DELETE CASCADE,
+    content_hash TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    tasks_json TEXT NOT NULL,
+    UNIQUE (workflow_id, content_hash)
+) STRICT;
+
+INSERT INTO workflow_snapshots_new (id, workflow_id, content_hash, created_at, tasks_json)
+SELECT
+    id, workflow_id, content_hash,
+    unixepoch(substr(created_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(created_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    tasks_json
+FROM workflow_snapshots;
+
+CREATE TABLE runs_new (
+    id BLOB NOT NULL PRIMARY KEY,
+    workflow_id BLOB NOT NULL REFERENCES workflows (id),
+    snapshot_id BLOB,
+    status TEXT NOT NULL
+        CHECK (status IN ('pending', 'running', 'paused', 'success', 'failed', 'cancelled')),
+    triggered_by TEXT NOT NULL,
+    idempotency_key TEXT,
+    tasks_total INTEGER NOT NULL DEFAULT 0,
+    tasks_unfinished INTEGER NOT NULL DEFAULT 0,
+    tasks_failed INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    started_at INTEGER,
+    finished_at INTEGER,
+    error TEXT
+) STRICT;
+
+INSERT INTO runs_new (
+    id, workflow_id, snapshot_id, status, triggered_by, created_at, started_at, finished_at, error
+)
+SELECT
+    id, workflow_id, snapshot_id, status, triggered_by,
+    unixepoch(substr(created_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(created_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(started_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(started_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(finished_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(finished_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    error
+FROM runs;
+
+-- What is read often stands before what can be long: SQLite finds a column by passing over those before it.
+CREATE TABLE tasks_new (
+    id BLOB NOT NULL PRIMARY KEY,
+    run_id BLOB NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    task_index INTEGER NOT NULL,
+    status TEXT NOT NULL
+        CHECK (status IN ('pending', 'dispatched', 'running', 'success', 'failed', 'cancelled')),
+    unmet_dependencies INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    max_retries INTEGER NOT NULL DEFAULT 0,
+    timeout_seconds INTEGER,
+    -- The last fencing token that was given.
+    token INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    ready_at INTEGER,
+    retry_at INTEGER,
+    dispatched_at INTEGER,
+    started_at INTEGER,
+    finished_at INTEGER,
+    task_name TEXT NOT NULL,
+    executor_type TEXT NOT NULL,
+    execution_name TEXT,
+    depends_on TEXT NOT NULL,
+    error TEXT,
+    params TEXT,
+    output TEXT,
+    UNIQUE (run_id, task_index),
+    UNIQUE (run_id, task_name)
+) STRICT;
+
+INSERT INTO tasks_new (
+    id, run_id, task_index, status, attempts, max_retries, timeout_seconds,
+    created_at, retry_at, dispatched_at, started_at, finished_at,
+    task_name, executor_type, execution_name, depends_on, error, params, output
+)
+SELECT
+    id, run_id, task_index, iif(status = 'paused', 'pending', status), attempts, max_retries, timeout_seconds,
+    unixepoch(substr(created_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(created_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(retry_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(retry_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(dispatched_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(dispatched_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(started_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(started_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(finished_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(finished_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    task_name, executor_type, execution_name, depends_on, error, params, output
+FROM tasks;
+
+-- Indexes go with their tables; the ones that a query of ours uses come with the next step.
+DROP TABLE workflow_tasks;
+DROP TABLE tasks;
+DROP TABLE runs;
+DROP TABLE workflow_snapshots;
+DROP TABLE workflows;
+
+ALTER TABLE workflows_new RENAME TO workflows;
+ALTER TABLE workflow_snapshots_new RENAME TO workflow_snapshots;
+ALTER TABLE runs_new RENAME TO runs;
+ALTER TABLE tasks_new RENAME TO tasks;

@@ -1,0 +1,24 @@
+#![doc = include_str!("../README.md")]
+
+mod batch;
+mod claims;
+mod database;
+mod error;
+mod gather;
+mod held;
+mod logs;
+mod maintenance;
+mod options;
+mod rows;
+mod runs;
+mod schema;
+mod settle;
+mod tasks;
+mod updates;
+mod workflows;
+mod writer;
+
+pub use database::SqliteDatabase;
+pub use options::{BACKEND, SqliteOptions, Synchronous};
+
+ork_state_api::register_backend!(BACKEND);

@@ -1,0 +1,115 @@
+//! What tasks print, as chunks.
+
+use async_trait::async_trait;
+use ork_state_api::{
+    CappedAppend, Entity, Error, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Result, TaskId,
+    log_cap_note,
+};
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteConnection;
+
+use crate::SqliteDatabase;
+use crate::error::Attempt;
+use crate::rows::{Cells, bytes};
+
+#[async_trait]
+impl LogStore for SqliteDatabase {
+    async fn append_log(&self, task: TaskId, chunk: LogChunk<'_>) -> Result<LogAppended> {
+        let (chunk, cap) = (chunk.bytes().to_vec(), self.max_log_bytes());
+        self.write(move |connection| Box::pin(append(connection, task, chunk, cap))).await
+    }
+
+    async fn read_log(&self, task: TaskId, range: LogRange) -> Result<LogSlice> {
+        self.read_one_state(move |connection| Box::pin(read(connection, task, range))).await
+    }
+}
+
+/// The length of a task's log, 0 before its first chunk.
+async fn length(connection: &mut SqliteConnection, task: TaskId) -> Attempt<u64> {
+    const LENGTH: &str = "SELECT t.id, coalesce(g.length, 0) AS length
+         FROM tasks AS t LEFT JOIN task_logs AS g ON g.task_id = t.id WHERE t.id = ?1";
+    let row = sqlx::query(LENGTH).bind(bytes(task.as_uuid())).fetch_optional(connection).await?;
+    let row = row.ok_or_else(|| Error::not_found(Entity::Task, task))?;
+    Ok(Cells::new(&row, "task_logs").number("length")?)
+}
+
+async fn append(
+    connection: &mut SqliteConnection,
+    task: TaskId,
+    mut chunk: Vec<u8>,
+    cap: Option<u64>,
+) -> Attempt<LogAppended> {
+    const GROW: &str = "INSERT INTO task_logs (task_id, length) VALUES (?1, ?2)
+         ON CONFLICT (task_id) DO UPDATE SET length = excluded.length";
+    const CHUNK: &str = "INSERT INTO task_log_chunks (task_id, start_offset, data) VALUES (?1, ?2, ?3)";
+    let start = length(connection, task).await?;
+    let CappedAppend { keep, note } = CappedAppend::new(start, chunk.len(), cap);
+    let dropped = to_u64(chunk.len() - keep);
+    chunk.truncate(keep);
+    if note {
+        chunk.extend_from_slice(log_cap_note(cap.unwrap_or_default()).as_bytes());
+    }
+    let length = start + to_u64(chunk.len());
+    if !chunk.is_empty() {
+        let task = bytes(task.as_uuid());
+        sqlx::query(GROW).bind(task.clone()).bind(to_i64(length)).execute(&mut *connection).await?;
+        let keep_prepared = crate::batch::is_small(chunk.len());
+        sqlx::query(CHUNK)
+            .bind(task)
+            .bind(to_i64(start))
+            .bind(chunk)
+            .persistent(keep_prepared)
+            .execute(connection)
+            .await?;
+    }
+    Ok(LogAppended { length, dropped })
+}
+
+async fn read(connection: &mut SqliteConnection, task: TaskId, range: LogRange) -> Attempt<LogSlice> {
+    // From the chunk that holds the first byte to the one that holds the last.
+    const CHUNKS: &str = "SELECT task_id, start_offset, data FROM task_log_chunks
+         WHERE task_id = ?1 AND start_offset < ?3 AND start_offset >= (
+             SELECT max(start_offset) FROM task_log_chunks WHERE task_id = ?1 AND start_offset <= ?2)
+         ORDER BY start_offset";
+    let length = length(connection, task).await?;
+    let start = range.start_in(length);
+    let end = length.min(start.saturating_add(u64::from(range.max())));
+    let mut slice = LogSlice { offset: start, bytes: Vec::new(), length };
+    if start == end {
+        return Ok(slice);
+    }
+    let chunks = sqlx::query(CHUNKS)
+        .bind(bytes(task.as_uuid()))
+        .bind(to_i64(start))
+        .bind(to_i64(end))
+        .fetch_all(connection)
+        .await?;
+    for row in &chunks {
+        let cells = Cells::new(row, "task_log_chunks").identified_by("task_id");
+        let chunk_start: u64 = cells.number("start_offset")?;
+        let data: &[u8] = row.try_get("data")?;
+        let next = slice.next_offset();
+        // The first chunk may begin before the part; every other one begins where the last ended.
+        let skip = next.checked_sub(chunk_start).and_then(|skip| usize::try_from(skip).ok());
+        let Some(data) = skip.and_then(|skip| data.get(skip..)) else {
+            return Err(cells.corrupt("start_offset", "leaves a gap in the log").into());
+        };
+        let room = usize::try_from(end - next).unwrap_or(usize::MAX);
+        slice.bytes.extend_from_slice(data.get(..room).unwrap_or(data));
+    }
+    if slice.next_offset() != end {
+        let reason = format!("has no bytes from {} on, the log has {length}", slice.next_offset());
+        return Err(Error::corrupt("task_log_chunks", task, "data", reason).into());
+    }
+    Ok(slice)
+}
+
+/// Lengths of things in memory fit.
+fn to_u64(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}
+
+/// A log does not get this long.
+fn to_i64(offset: u64) -> i64 {
+    i64::try_from(offset).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,235 @@
+//! Rows as the contract's types. What does not parse is `Corrupt`, naming table, id and column (rule G8).
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ork_state_api::{
+    Dag, Error, Json, Lease, Result, Run, RunId, Snapshot, SnapshotId, Target, Task, TaskCounts, TaskId,
+    Timestamp, Token, Workflow, WorkflowId,
+};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Decode, Row as _, Sqlite, Type};
+use uuid::Uuid;
+
+/// The columns of a workflow.
+macro_rules! workflow_columns {
+    () => {
+        "id, name, description, executor_type, job_name, region, project, task_params, current_snapshot_id,
+         created_at, updated_at"
+    };
+}
+/// The columns of a run.
+macro_rules! run_columns {
+    () => {
+        "id, workflow_id, snapshot_id, status, triggered_by, idempotency_key, error, tasks_total,
+         tasks_unfinished, tasks_failed, created_at, started_at, finished_at"
+    };
+}
+/// The columns of a task `t` with its lease `l`.
+macro_rules! task_columns {
+    () => {
+        "t.id, t.run_id, t.task_index, t.task_name, t.executor_type, t.depends_on, t.unmet_dependencies,
+         t.status, t.attempts, t.max_retries, t.timeout_seconds, t.execution_name, t.error, t.created_at,
+         t.ready_at, t.retry_at, t.dispatched_at, t.started_at, t.finished_at,
+         l.owner AS lease_owner, l.token AS lease_token, l.expires_at AS lease_expires_at"
+    };
+}
+pub(crate) use {run_columns, task_columns, workflow_columns};
+
+/// A row of a table, read column by column.
+#[derive(Clone, Copy)]
+pub(crate) struct Cells<'r> {
+    row: &'r SqliteRow,
+    table: &'static str,
+    id_column: &'static str,
+}
+
+impl<'r> Cells<'r> {
+    pub(crate) const fn new(row: &'r SqliteRow, table: &'static str) -> Self {
+        Self { row, table, id_column: "id" }
+    }
+
+    /// With an id that stands in another column than `id`.
+    pub(crate) const fn identified_by(self, id_column: &'static str) -> Self {
+        Self { id_column, ..self }
+    }
+
+    /// The error for a column.
+    pub(crate) fn corrupt(&self, column: &str, reason: impl std::fmt::Display) -> Error {
+        Error::corrupt(self.table, self.shown_id(), column, reason)
+    }
+
+    /// The row's id for a message, whatever it is.
+    fn shown_id(&self) -> String {
+        match self.row.try_get::<&[u8], _>(self.id_column) {
+            Ok(bytes) => Uuid::from_slice(bytes).map_or_else(
+                |_| bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+                |id| id.to_string(),
+            ),
+            Err(_) => "unknown".to_owned(),
+        }
+    }
+
+    /// A value of the driver's, which may be absent.
+    pub(crate) fn optional<T: Decode<'r, Sqlite> + Type<Sqlite>>(&self, column: &str) -> Result<Option<T>> {
+        self.row
+            .try_get(column)
+            .map_err(|source| self.corrupt(column, "is not of the column's type").with_source(source))
+    }
+
+    /// A value of the driver's, which must be there.
+    pub(crate) fn required<T: Decode<'r, Sqlite> + Type<Sqlite>>(&self, column: &str) -> Result<T> {
+        self.optional(column)?.ok_or_else(|| self.corrupt(column, "is missing"))
+    }
+
+    fn check<T>(&self, column: &str, value: Result<T>) -> Result<T> {
+        value.map_err(|error| self.corrupt(column, &error).with_source(error))
+    }
+
+    /// A value that is stored as text.
+    pub(crate) fn text<T: FromStr<Err = Error>>(&self, column: &str) -> Result<T> {
+        self.check(column, self.required::<&str>(column)?.parse())
+    }
+
+    pub(crate) fn optional_text<T: FromStr<Err = Error>>(&self, column: &str) -> Result<Option<T>> {
+        let text: Option<&str> = self.optional(column)?;
+        text.map(|text| self.check(column, text.parse())).transpose()
+    }
+
+    pub(crate) fn json(&self, column: &str) -> Result<Option<Json>> {
+        let text: Option<&str> = self.optional(column)?;
+        text.map(|text| self.check(column, Json::parse(text))).transpose()
+    }
+
+    pub(crate) fn time(&self, column: &str) -> Result<Timestamp> {
+        self.check(column, Timestamp::from_micros(self.required(column)?))
+    }
+
+    pub(crate) fn optional_time(&self, column: &str) -> Result<Option<Timestamp>> {
+        let micros: Option<i64> = self.optional(column)?;
+        micros.map(|micros| self.check(column, Timestamp::from_micros(micros))).transpose()
+    }
+
+    pub(crate) fn uuid(&self, column: &str) -> Result<Uuid> {
+        let bytes: &[u8] = self.required(column)?;
+        Uuid::from_slice(bytes).map_err(|_| self.corrupt(column, "is not an id of 16 bytes"))
+    }
+
+    pub(crate) fn number<T: TryFrom<i64>>(&self, column: &str) -> Result<T> {
+        self.in_range(column, self.required(column)?)
+    }
+
+    pub(crate) fn optional_number<T: TryFrom<i64>>(&self, column: &str) -> Result<Option<T>> {
+        let number: Option<i64> = self.optional(column)?;
+        number.map(|number| self.in_range(column, number)).transpose()
+    }
+
+    fn in_range<T: TryFrom<i64>>(&self, column: &str, number: i64) -> Result<T> {
+        T::try_from(number).map_err(|_| self.corrupt(column, format!("is {number}, which is out of range")))
+    }
+}
+
+/// An id as it is bound.
+pub(crate) fn bytes(id: Uuid) -> Vec<u8> {
+    id.as_bytes().to_vec()
+}
+
+/// An id in a batch, which is JSON; `unhex` makes bytes of it.
+pub(crate) fn hex(id: Uuid) -> String {
+    id.simple().to_string()
+}
+
+pub(crate) fn workflow(row: &SqliteRow) -> Result<Workflow> {
+    let cells = Cells::new(row, "workflows");
+    Ok(Workflow {
+        id: WorkflowId::from_uuid(cells.uuid("id")?),
+        name: cells.text("name")?,
+        description: cells.optional_text("description")?,
+        target: Target {
+            executor_type: cells.text("executor_type")?,
+            job_name: cells.text("job_name")?,
+            region: cells.text("region")?,
+            project: cells.text("project")?,
+            params: cells.json("task_params")?,
+        },
+        snapshot: SnapshotId::from_uuid(cells.uuid("current_snapshot_id")?),
+        created_at: cells.time("created_at")?,
+        updated_at: cells.time("updated_at")?,
+    })
+}
+
+pub(crate) fn snapshot(row: &SqliteRow) -> Result<Snapshot> {
+    let cells = Cells::new(row, "workflow_snapshots");
+    Ok(Snapshot {
+        id: SnapshotId::from_uuid(cells.uuid("id")?),
+        workflow: WorkflowId::from_uuid(cells.uuid("workflow_id")?),
+        content_hash: cells.required("content_hash")?,
+        dag: Arc::new(dag(cells, "tasks_json")?),
+        created_at: cells.time("created_at")?,
+    })
+}
+
+/// A DAG in its canonical form.
+pub(crate) fn dag(cells: Cells<'_>, column: &str) -> Result<Dag> {
+    cells.check(column, Dag::from_json(cells.required(column)?))
+}
+
+pub(crate) fn run(row: &SqliteRow) -> Result<Run> {
+    let cells = Cells::new(row, "runs");
+    Ok(Run {
+        id: RunId::from_uuid(cells.uuid("id")?),
+        workflow: WorkflowId::from_uuid(cells.uuid("workflow_id")?),
+        snapshot: SnapshotId::from_uuid(cells.uuid("snapshot_id")?),
+        status: cells.text("status")?,
+        triggered_by: cells.text("triggered_by")?,
+        idempotency_key: cells.optional_text("idempotency_key")?,
+        error: cells.optional_text("error")?,
+        tasks: TaskCounts {
+            total: cells.number("tasks_total")?,
+            unfinished: cells.number("tasks_unfinished")?,
+            failed: cells.number("tasks_failed")?,
+        },
+        created_at: cells.time("created_at")?,
+        started_at: cells.optional_time("started_at")?,
+        finished_at: cells.optional_time("finished_at")?,
+    })
+}
+
+pub(crate) fn task(row: &SqliteRow) -> Result<Task> {
+    let cells = Cells::new(row, "tasks");
+    Ok(Task {
+        id: TaskId::from_uuid(cells.uuid("id")?),
+        run: RunId::from_uuid(cells.uuid("run_id")?),
+        index: cells.number("task_index")?,
+        name: cells.text("task_name")?,
+        executor_type: cells.text("executor_type")?,
+        depends_on: serde_json::from_str(cells.required("depends_on")?).map_err(|source| {
+            cells.corrupt("depends_on", "is not a list of task names").with_source(source)
+        })?,
+        unmet_dependencies: cells.number("unmet_dependencies")?,
+        status: cells.text("status")?,
+        attempts: cells.number("attempts")?,
+        max_retries: cells.number("max_retries")?,
+        timeout_seconds: cells.optional_number("timeout_seconds")?,
+        lease: lease(row)?,
+        execution_name: cells.optional_text("execution_name")?,
+        error: cells.optional_text("error")?,
+        created_at: cells.time("created_at")?,
+        ready_at: cells.optional_time("ready_at")?,
+        retry_at: cells.optional_time("retry_at")?,
+        dispatched_at: cells.optional_time("dispatched_at")?,
+        started_at: cells.optional_time("started_at")?,
+        finished_at: cells.optional_time("finished_at")?,
+    })
+}
+
+/// The lease that stands beside a task, if there is one.
+pub(crate) fn lease(row: &SqliteRow) -> Result<Option<Lease>> {
+    let cells = Cells::new(row, "task_leases");
+    let Some(owner) = cells.optional_text("lease_owner")? else { return Ok(None) };
+    Ok(Some(Lease {
+        owner,
+        token: Token::from_stored(cells.required("lease_token")?),
+        expires_at: cells.time("lease_expires_at")?,
+    }))
+}

@@ -1,0 +1,180 @@
+//! Which schema a database has, and bringing it to ours.
+
+use std::time::{Duration, Instant};
+
+use ork_state_api::{Clock, Error, ErrorKind, MigrationReport};
+use sqlx::migrate::{Migration, Migrator};
+use sqlx::sqlite::SqliteConnection;
+
+use crate::error::{Attempt, is_busy};
+use crate::writer::run_sql;
+
+/// The steps of the schema, by number.
+static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// How long a migration waits for another's, and how often it looks: each look waits for `busy_timeout` itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+const BETWEEN_TRIES: Duration = Duration::from_millis(20);
+
+/// How a database's schema stands to this code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Schema {
+    /// It is what this code needs.
+    Current,
+    /// Steps are missing; 0 is an empty database.
+    Older { found: i64 },
+    /// It is from a newer version.
+    Newer { found: i64 },
+    /// A step has our number but is not ours.
+    Changed { name: String },
+    /// It was made by Ork before there was this crate.
+    Legacy,
+    /// It is something else's.
+    Foreign { table: String },
+}
+
+/// The version that this code reads and writes.
+pub(crate) fn needed() -> i64 {
+    MIGRATOR.iter().map(|step| step.version).max().unwrap_or(0)
+}
+
+impl Schema {
+    /// Why a call on a database with this schema is refused.
+    pub(crate) fn error(&self) -> Error {
+        let needed = needed();
+        let mismatch = |found| Error::new(ErrorKind::SchemaMismatch { found, needed });
+        match self {
+            Self::Current => Error::internal("a schema that is current was refused"),
+            Self::Older { found } => mismatch(*found).with_hint("Call `migrate` first"),
+            Self::Newer { found } => mismatch(*found).with_hint("Deploy the newer code"),
+            Self::Changed { name } => {
+                Error::conflict(format!("the database was migrated by another form of the step {name}"))
+                    .with_hint("Use the version of this crate that migrated it")
+            }
+            Self::Legacy => Error::conflict("the database was made by Ork before ork-state").with_hint(
+                "Taking over such databases is not supported by this version yet; choose another file",
+            ),
+            Self::Foreign { table } => {
+                Error::conflict(format!("the database is not a store of Ork's: it has the table {table:?}"))
+                    .with_hint("Choose another file")
+            }
+        }
+    }
+}
+
+/// Looks at a database's schema. Changes nothing.
+pub(crate) async fn look(connection: &mut SqliteConnection) -> Attempt<Schema> {
+    const TABLES: &str =
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+         ORDER BY name";
+    const APPLIED: &str = "SELECT version, name, checksum FROM ork_state_migrations ORDER BY version";
+    const LEGACY: [&str; 4] = ["_sqlx_migrations", "runs", "tasks", "workflows"];
+
+    let tables: Vec<String> = sqlx::query_scalar(TABLES).fetch_all(&mut *connection).await?;
+    if !tables.iter().any(|table| table == "ork_state_migrations") {
+        return Ok(match tables.into_iter().next() {
+            None => Schema::Older { found: 0 },
+            // `_` sorts before every other table of Ork's.
+            Some(table) if LEGACY.contains(&table.as_str()) => Schema::Legacy,
+            Some(table) => Schema::Foreign { table },
+        });
+    }
+    let applied: Vec<(i64, String, Vec<u8>)> = sqlx::query_as(APPLIED).fetch_all(connection).await?;
+    let found = applied.last().map_or(0, |(version, ..)| *version);
+    if found > needed() {
+        return Ok(Schema::Newer { found });
+    }
+    for (version, name, checksum) in applied {
+        let ours = MIGRATOR.iter().find(|step| step.version == version);
+        if ours.is_none_or(|step| *step.checksum != checksum) {
+            return Ok(Schema::Changed { name });
+        }
+    }
+    Ok(if found == needed() { Schema::Current } else { Schema::Older { found } })
+}
+
+/// Applies the steps that are missing, in one transaction, under the write lock.
+///
+/// The connection must be in no transaction.
+pub(crate) async fn migrate(
+    connection: &mut SqliteConnection,
+    clock: &dyn Clock,
+) -> Attempt<MigrationReport> {
+    let nothing = MigrationReport { from: needed(), to: needed(), applied: Vec::new() };
+    match look(connection).await? {
+        // No lock for a look: a process that starts does not wait for those that write.
+        Schema::Current => return Ok(nothing),
+        Schema::Older { .. } => {}
+        refused => return Err(refused.error().into()),
+    }
+    // Tables are made anew with foreign keys off, as SQLite's documentation tells: dropping the old one would
+    // delete what refers to it. It can only be set outside of a transaction.
+    run_sql(connection, "PRAGMA foreign_keys = OFF").await?;
+    let result = migrate_locked(connection, clock).await;
+    if result.is_err() {
+        // Fails if the transaction did not begin.
+        let _ = run_sql(connection, "ROLLBACK").await;
+    }
+    run_sql(connection, "PRAGMA foreign_keys = ON").await?;
+    result
+}
+
+async fn migrate_locked(connection: &mut SqliteConnection, clock: &dyn Clock) -> Attempt<MigrationReport> {
+    const CREATE: &str = "CREATE TABLE IF NOT EXISTS ork_state_migrations (
+             version INTEGER NOT NULL PRIMARY KEY,
+             name TEXT NOT NULL,
+             checksum BLOB NOT NULL,
+             applied_at INTEGER NOT NULL
+         ) STRICT";
+    lock(connection).await?;
+    // Another process may have done it while we waited.
+    let found = match look(connection).await? {
+        Schema::Current => needed(),
+        Schema::Older { found } => found,
+        refused => return Err(refused.error().into()),
+    };
+    let mut applied = Vec::new();
+    run_sql(connection, CREATE).await?;
+    for step in MIGRATOR.iter().filter(|step| step.version > found) {
+        apply(connection, step, clock).await?;
+        applied.push(name(step));
+    }
+    run_sql(connection, "COMMIT").await?;
+    Ok(MigrationReport { from: found, to: needed(), applied })
+}
+
+/// Takes the write lock. Polls, with an end: a `busy_timeout` of zero must not fail one of two that migrate at once.
+async fn lock(connection: &mut SqliteConnection) -> Attempt<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match run_sql(connection, "BEGIN IMMEDIATE").await {
+            Err(error) if is_busy(&error) && Instant::now() < deadline => {
+                tokio::time::sleep(BETWEEN_TRIES).await;
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+async fn apply(
+    connection: &mut SqliteConnection,
+    step: &'static Migration,
+    clock: &dyn Clock,
+) -> Attempt<()> {
+    const RECORD: &str =
+        "INSERT INTO ork_state_migrations (version, name, checksum, applied_at) VALUES (?1, ?2, ?3, ?4)";
+    sqlx::raw_sql(step.sql.clone()).execute(&mut *connection).await?;
+    sqlx::query(RECORD)
+        .bind(step.version)
+        .bind(name(step))
+        .bind(step.checksum.to_vec())
+        .bind(clock.now().as_micros())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The step's file name without its end.
+fn name(step: &Migration) -> String {
+    format!("{:03}_{}", step.version, step.description.replace(' ', "_"))
+}

@@ -1,0 +1,208 @@
+//! Handing out tasks, keeping them leased, looking at them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use async_trait::async_trait;
+use ork_state_api::{
+    ClaimTasks, ClaimedTask, Entity, Error, ExpiredLeases, Heartbeat, HeartbeatOutcome, Json, Limit, Page,
+    PageRequest, ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates,
+    Timestamp, UpdateReport, limits::MAX_BATCH_ITEMS,
+};
+use serde_json::{Value, json};
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use crate::SqliteDatabase;
+use crate::batch;
+use crate::claims;
+use crate::error::Attempt;
+use crate::rows::{self, Cells, bytes, hex, task_columns};
+use crate::updates;
+use crate::workflows::one_more;
+
+#[async_trait]
+impl TaskStore for SqliteDatabase {
+    async fn ready_tasks(&self, limit: Limit) -> Result<Vec<ReadyTask>> {
+        // The table holds what waits for its time only.
+        const READY: &str =
+            "SELECT ready_at, run_id, task_index, task_id FROM ready_tasks WHERE ready_at <= ?1
+             ORDER BY ready_at, run_id, task_index LIMIT ?2";
+        let clock = self.clock();
+        self.read(move |connection| {
+            Box::pin(async move {
+                let found = sqlx::query(READY)
+                    .bind(clock.now().as_micros())
+                    .bind(i64::try_from(limit.get()).unwrap_or(i64::MAX))
+                    .fetch_all(connection)
+                    .await?;
+                Ok(found.iter().map(ready_task).collect::<Result<_>>()?)
+            })
+        })
+        .await
+    }
+
+    async fn claim_tasks(&self, claim: ClaimTasks) -> Result<Vec<ClaimedTask>> {
+        let clock = self.clock();
+        self.write(move |connection| {
+            // The clock is read when the write lock is held: the lease's whole length lies ahead.
+            Box::pin(async move { claims::claim(connection, &claim, clock.now()).await })
+        })
+        .await
+    }
+
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>> {
+        if heartbeat.claims().is_empty() {
+            self.require_current().await?;
+            return Ok(Vec::new());
+        }
+        let clock = self.clock();
+        self.write(move |connection| {
+            Box::pin(async move { renew(connection, &heartbeat, clock.now()).await })
+        })
+        .await
+    }
+
+    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredLeases> {
+        let clock = self.clock();
+        self.write(move |connection| {
+            Box::pin(async move { updates::expire(connection, limit, clock.now()).await })
+        })
+        .await
+    }
+
+    async fn update_tasks(&self, updates: TaskUpdates) -> Result<UpdateReport> {
+        if updates.steps().is_empty() {
+            self.require_current().await?;
+            return Ok(UpdateReport { outcomes: Vec::new(), ended_runs: Vec::new() });
+        }
+        self.update(updates).await
+    }
+
+    async fn get_task(&self, id: TaskId) -> Result<TaskDetail> {
+        const GET: &str = concat!(
+            "SELECT ",
+            task_columns!(),
+            ", t.params, t.output
+             FROM tasks AS t LEFT JOIN task_leases AS l ON l.task_id = t.id WHERE t.id = ?1"
+        );
+        self.read(move |connection| {
+            Box::pin(async move {
+                let row = sqlx::query(GET).bind(bytes(id.as_uuid())).fetch_optional(connection).await?;
+                let row = row.ok_or_else(|| Error::not_found(Entity::Task, id))?;
+                let cells = Cells::new(&row, "tasks");
+                Ok(TaskDetail {
+                    task: rows::task(&row)?,
+                    params: cells.json("params")?,
+                    output: cells.json("output")?,
+                })
+            })
+        })
+        .await
+    }
+
+    async fn list_tasks(&self, run: RunId, page: PageRequest<u32>) -> Result<Page<Task, u32>> {
+        const LIST: &str = concat!(
+            "SELECT ",
+            task_columns!(),
+            " FROM tasks AS t LEFT JOIN task_leases AS l ON l.task_id = t.id
+             WHERE t.run_id = ?1 AND t.task_index > ?2 ORDER BY t.task_index LIMIT ?3"
+        );
+        self.read(move |connection| {
+            Box::pin(async move {
+                let found = sqlx::query(LIST)
+                    .bind(bytes(run.as_uuid()))
+                    .bind(page.after.map_or(-1, i64::from))
+                    .bind(one_more(page.limit))
+                    .fetch_all(&mut *connection)
+                    .await?;
+                if found.is_empty() {
+                    require_run(connection, run).await?;
+                }
+                let tasks = found.iter().map(rows::task).collect::<Result<_>>()?;
+                Ok(Page::from_rows(tasks, page.limit, |task: &Task| task.index))
+            })
+        })
+        .await
+    }
+
+    async fn task_outputs(&self, run: RunId, names: &[TaskName]) -> Result<BTreeMap<TaskName, Option<Json>>> {
+        const OUTPUTS: &str = "SELECT id, task_name, output FROM tasks
+             WHERE run_id = ?1 AND task_name IN (SELECT value FROM json_each(?2))";
+        if names.len() > MAX_BATCH_ITEMS {
+            let reason = format!("has {} names, at most {MAX_BATCH_ITEMS} are allowed", names.len());
+            return Err(Error::invalid("list of tasks", reason));
+        }
+        let names: Vec<Value> = names.iter().map(|name| Value::from(name.as_str())).collect();
+        self.read(move |connection| {
+            Box::pin(async move {
+                let found = sqlx::query(OUTPUTS)
+                    .bind(bytes(run.as_uuid()))
+                    .bind(batch::json(&names)?)
+                    .fetch_all(&mut *connection)
+                    .await?;
+                if found.is_empty() {
+                    require_run(connection, run).await?;
+                }
+                Ok(found.iter().map(output).collect::<Result<_>>()?)
+            })
+        })
+        .await
+    }
+}
+
+fn ready_task(row: &SqliteRow) -> Result<ReadyTask> {
+    let cells = Cells::new(row, "ready_tasks").identified_by("task_id");
+    Ok(ReadyTask {
+        ready_at: cells.time("ready_at")?,
+        run: RunId::from_uuid(cells.uuid("run_id")?),
+        index: cells.number("task_index")?,
+        task: TaskId::from_uuid(cells.uuid("task_id")?),
+    })
+}
+
+fn output(row: &SqliteRow) -> Result<(TaskName, Option<Json>)> {
+    let cells = Cells::new(row, "tasks");
+    Ok((cells.text("task_name")?, cells.json("output")?))
+}
+
+async fn require_run(connection: &mut SqliteConnection, run: RunId) -> Attempt<()> {
+    const EXISTS: &str = "SELECT 1 FROM runs WHERE id = ?1";
+    let found: Option<i64> =
+        sqlx::query_scalar(EXISTS).bind(bytes(run.as_uuid())).fetch_optional(connection).await?;
+    match found {
+        Some(_) => Ok(()),
+        None => Err(Error::not_found(Entity::Run, run).into()),
+    }
+}
+
+/// Renews the leases that are live and have the claim's token.
+async fn renew(
+    connection: &mut SqliteConnection,
+    heartbeat: &Heartbeat,
+    now: Timestamp,
+) -> Attempt<Vec<HeartbeatOutcome>> {
+    const RENEW: &str = "UPDATE task_leases SET expires_at = ?2
+         FROM json_each(?1) AS claim
+         WHERE task_leases.task_id = unhex(claim.value ->> 0)
+             AND token = claim.value ->> 1
+             AND expires_at > ?3
+         RETURNING task_id, token";
+    let claims: Vec<Value> = heartbeat
+        .claims()
+        .iter()
+        .map(|claim| json!([hex(claim.task.as_uuid()), claim.token.get()]))
+        .collect();
+    let expires_at = now.saturating_add(heartbeat.lease().get());
+    let renewed: Vec<(Vec<u8>, i64)> = sqlx::query_as(RENEW)
+        .bind(batch::json(&claims)?)
+        .bind(expires_at.as_micros())
+        .bind(now.as_micros())
+        .fetch_all(connection)
+        .await?;
+    let renewed: HashMap<Vec<u8>, i64> = renewed.into_iter().collect();
+    let outcome = |claim: &ork_state_api::Claim| match renewed.get(claim.task.as_uuid().as_bytes().as_slice())
+    {
+        Some(token) if *token == claim.token.get() => HeartbeatOutcome::Extended { expires_at },
+        _ => HeartbeatOutcome::Lost,
+    };
+    Ok(heartbeat.claims().iter().map(outcome).collect())
+}

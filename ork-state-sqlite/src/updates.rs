@@ -1,0 +1,116 @@
+//! Reporting what became of claimed tasks, and taking back what nobody reports on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ork_state_api::{
+    ExpiredLeases, Limit, Result, TaskStatus, TaskUpdates, Timestamp, UpdateOutcome, UpdateReport,
+};
+use serde_json::Value;
+use sqlx::sqlite::SqliteConnection;
+
+use crate::batch;
+use crate::error::Attempt;
+use crate::held::{Held, held_columns};
+use crate::rows::hex;
+use crate::settle::settle;
+
+/// Applies batches one after the other, see [`update_tasks`](ork_state_api::TaskStore::update_tasks). The number of
+/// statements does not depend on how many there are.
+pub(crate) async fn update(
+    connection: &mut SqliteConnection,
+    batches: &[Arc<TaskUpdates>],
+    now: Timestamp,
+) -> Attempt<Vec<UpdateReport>> {
+    // From the batch to the tasks, and not the other way round.
+    const FIND: &str = concat!(
+        "SELECT ",
+        held_columns!(),
+        " FROM json_each(?1) AS asked
+         CROSS JOIN tasks AS t ON t.id = unhex(asked.value)
+         LEFT JOIN task_leases AS l ON l.task_id = t.id
+         LEFT JOIN runs AS r ON r.id = t.run_id"
+    );
+    let steps = batches.iter().flat_map(|batch| batch.steps());
+    let asked: Vec<Value> = steps.map(|step| Value::from(hex(step.claim.task.as_uuid()))).collect();
+    let found = batch::query(FIND, &asked)?.fetch_all(&mut *connection).await?;
+    let tasks = found.iter().map(Held::from_row).collect::<Result<Vec<_>>>()?;
+    // Several steps may name one task: it is one here, and a step sees what those before it made of it.
+    let mut tasks: HashMap<_, _> = tasks.into_iter().map(|task| (task.id, task)).collect();
+    let mut reports = Vec::with_capacity(batches.len());
+    for (call, batch) in batches.iter().enumerate() {
+        let outcomes: Vec<UpdateOutcome> = batch
+            .steps()
+            .iter()
+            .map(|step| match tasks.get_mut(&step.claim.task) {
+                None => UpdateOutcome::NotFound,
+                Some(task) => task.apply(step, call, now),
+            })
+            .collect();
+        reports.push(UpdateReport { outcomes: batch.outcomes(&outcomes), ended_runs: Vec::new() });
+    }
+    for (call, run) in settle(connection, tasks.into_values(), now).await? {
+        if let Some(report) = reports.get_mut(call) {
+            report.ended_runs.push(run);
+        }
+    }
+    Ok(reports)
+}
+
+/// Takes lapsed leases back, see [`expire_leases`](ork_state_api::TaskStore::expire_leases).
+pub(crate) async fn expire(
+    connection: &mut SqliteConnection,
+    limit: Limit,
+    now: Timestamp,
+) -> Attempt<ExpiredLeases> {
+    let mut tasks = lapsed(connection, limit, now).await?;
+    let mut expired = ExpiredLeases::default();
+    for task in &mut tasks {
+        task.lapse(now);
+        match task.status {
+            TaskStatus::Failed => expired.failed.push(task.id),
+            _ => expired.requeued.push(task.id),
+        }
+    }
+    expired.failed.sort_unstable();
+    expired.requeued.sort_unstable();
+    let ended = settle(connection, tasks, now).await?;
+    expired.ended_runs = ended.into_iter().map(|(_, run)| run).collect();
+    Ok(expired)
+}
+
+/// The longest lapsed tasks. One that cannot be read is passed over, for `verify` to report (rule G8).
+async fn lapsed(connection: &mut SqliteConnection, limit: Limit, now: Timestamp) -> Attempt<Vec<Held>> {
+    // The index on expires_at, which ends with the key, gives the order.
+    const LAPSED: &str = concat!(
+        "SELECT ",
+        held_columns!(),
+        ", l.expires_at AS key_time, l.task_id AS key_id
+         FROM task_leases AS l
+         LEFT JOIN tasks AS t ON t.id = l.task_id
+         LEFT JOIN runs AS r ON r.id = t.run_id
+         WHERE l.expires_at <= ?1 AND (l.expires_at, l.task_id) > (?2, ?3)
+         ORDER BY l.expires_at, l.task_id
+         LIMIT ?4"
+    );
+    let mut tasks = Vec::new();
+    let mut after: (i64, Vec<u8>) = (i64::MIN, Vec::new());
+    loop {
+        let wanted = limit.get() - tasks.len();
+        let found = sqlx::query(LAPSED)
+            .bind(now.as_micros())
+            .bind(after.0)
+            .bind(after.1.clone())
+            .bind(i64::try_from(wanted).unwrap_or(i64::MAX))
+            .fetch_all(&mut *connection)
+            .await?;
+        tasks.extend(found.iter().filter_map(|row| Held::from_row(row).ok()));
+        match found.last() {
+            Some(last) if found.len() == wanted && tasks.len() < limit.get() => {
+                use sqlx::Row as _;
+                after = (last.try_get("key_time")?, last.try_get("key_id")?);
+            }
+            _ => return Ok(tasks),
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! The one connection that writes, and group commit.
+//!
+//! A task owns the connection and runs the calls that come in through a queue. All that wait at one moment run in one
+//! transaction, each within a savepoint, and are answered after its commit: many callers share one sync of the
+//! disk, none is answered before its write is durable, and the failure of one is its own.
+
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use ork_state_api::{Error, Result};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection as _};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::{self, Attempt, Stage};
+use crate::options::Location;
+
+/// Most calls in one transaction: bounds how long the first of them waits for the last.
+const MAX_CALLS: usize = 128;
+
+/// Work on a connection, under way.
+pub(crate) type Work<'c, T> = Pin<Box<dyn Future<Output = Attempt<T>> + Send + 'c>>;
+
+/// The handle of the task that writes. The task ends when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct Writer {
+    queue: mpsc::UnboundedSender<Box<dyn Job>>,
+}
+
+impl Writer {
+    /// Starts the task on this connection, which was opened in this way.
+    pub(crate) fn start(
+        location: Location,
+        opened: SqliteConnectOptions,
+        connection: SqliteConnection,
+    ) -> Self {
+        let (queue, jobs) = mpsc::unbounded_channel();
+        tokio::spawn(Serving { location, opened, connection: Some(connection) }.serve(jobs));
+        Self { queue }
+    }
+
+    /// Runs work within a transaction and answers after its commit. Once this was polled the work is done,
+    /// also if the future is dropped (rule G9).
+    pub(crate) async fn run<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
+    {
+        self.queue(work, Mode::InTransaction).await
+    }
+
+    /// Runs work that makes its own transaction, between those of others.
+    pub(crate) async fn run_alone<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
+    {
+        self.queue(work, Mode::Alone).await
+    }
+
+    async fn queue<T, F>(&self, work: F, mode: Mode) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let call = Call { work: Some(work), result: None, reply, mode };
+        self.queue.send(Box::new(call)).map_err(|_| error::gone())?;
+        answer.await.unwrap_or_else(|_| Err(error::gone()))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    InTransaction,
+    Alone,
+}
+
+/// A call in the queue, whatever its type.
+trait Job: Send {
+    fn mode(&self) -> Mode;
+    /// Runs it and keeps its result; says whether it went well.
+    fn run<'a>(
+        &'a mut self,
+        connection: &'a mut SqliteConnection,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+    /// Answers the caller: with its result, unless the transaction came to nothing.
+    fn answer(self: Box<Self>, location: &Location, failure: Option<&Failure>);
+}
+
+struct Call<T, F> {
+    work: Option<F>,
+    result: Option<Attempt<T>>,
+    reply: oneshot::Sender<Result<T>>,
+    mode: Mode,
+}
+
+impl<T, F> Job for Call<T, F>
+where
+    T: Send,
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send,
+{
+    fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    fn run<'a>(
+        &'a mut self,
+        connection: &'a mut SqliteConnection,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(async move {
+            let Some(work) = self.work.take() else { return false };
+            let result = guarded(work(connection)).await;
+            self.result.insert(result).is_ok()
+        })
+    }
+
+    fn answer(self: Box<Self>, location: &Location, failure: Option<&Failure>) {
+        let answer = match (self.result, failure) {
+            (Some(Err(fault)), _) => Err(fault.into_error(location)),
+            (_, Some(failure)) => Err(error::describe(location, &failure.cause, failure.stage)),
+            (Some(Ok(value)), None) => Ok(value),
+            (None, None) => Err(Error::internal("a call was not run")),
+        };
+        // The caller may have gone: what it asked for is done all the same.
+        let _ = self.reply.send(answer);
+    }
+}
+
+/// Polls work so that a bug in one call cannot end the task that serves all others.
+pub(crate) async fn guarded<T>(mut work: Work<'_, T>) -> Attempt<T> {
+    poll_fn(|context| {
+        catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or_else(|_| {
+            Poll::Ready(Err(Error::internal("a call panicked; the panic's message says where").into()))
+        })
+    })
+    .await
+}
+
+/// Why a transaction came to nothing.
+struct Failure {
+    cause: Arc<sqlx::Error>,
+    stage: Stage,
+}
+
+impl Failure {
+    fn new(cause: sqlx::Error, stage: Stage) -> Self {
+        Self { cause: Arc::new(cause), stage }
+    }
+}
+
+/// The task's state.
+struct Serving {
+    location: Location,
+    opened: SqliteConnectOptions,
+    /// None after an error that may have left the connection in disorder.
+    connection: Option<SqliteConnection>,
+}
+
+impl Serving {
+    async fn serve(mut self, mut queue: mpsc::UnboundedReceiver<Box<dyn Job>>) {
+        let mut waiting = Vec::with_capacity(MAX_CALLS);
+        while queue.recv_many(&mut waiting, MAX_CALLS).await > 0 {
+            let mut jobs = waiting.drain(..).peekable();
+            while let Some(job) = jobs.next() {
+                let mut batch = vec![job];
+                if batch[0].mode() == Mode::InTransaction {
+                    while let Some(job) = jobs.next_if(|job| job.mode() == Mode::InTransaction) {
+                        batch.push(job);
+                    }
+                }
+                self.run(batch).await;
+            }
+        }
+        if let Some(connection) = self.connection {
+            // Checkpoints and removes the WAL if no other process has the file open. Nothing is lost if that fails.
+            let _ = connection.close().await;
+        }
+    }
+
+    /// Runs a batch, commits, answers.
+    async fn run(&mut self, mut batch: Vec<Box<dyn Job>>) {
+        let failure = match self.connection().await {
+            Err(failure) => Some(failure),
+            Ok(connection) if batch[0].mode() == Mode::Alone => {
+                if !batch[0].run(connection).await {
+                    self.restore().await;
+                }
+                None
+            }
+            Ok(connection) => match transaction(connection, &mut batch).await {
+                Ok(()) => None,
+                Err(failure) => {
+                    // A lock that was not to be had leaves nothing behind.
+                    if failure.stage == Stage::Commit || !error::is_busy(&failure.cause) {
+                        self.restore().await;
+                    }
+                    Some(failure)
+                }
+            },
+        };
+        for job in batch {
+            job.answer(&self.location, failure.as_ref());
+        }
+    }
+
+    async fn connection(&mut self) -> Result<&mut SqliteConnection, Failure> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => {
+                let opened = self.opened.connect().await;
+                opened.map_err(|error| Failure::new(error, Stage::Work))?
+            }
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    /// Gets back to a connection without a transaction: a new one, but for a database that lives in this one.
+    async fn restore(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        // It fails when SQLite has rolled back by itself.
+        let _ = run_sql(&mut connection, "ROLLBACK").await;
+        match self.location {
+            Location::Memory => self.connection = Some(connection),
+            Location::File(_) => drop(connection.close().await),
+        }
+    }
+}
+
+/// Runs every job of a batch in a savepoint of one transaction, and commits.
+///
+/// The statement that ends a savepoint and the one that begins the next travel together.
+async fn transaction(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Result<(), Failure> {
+    let at_work = |error| Failure::new(error, Stage::Work);
+    let mut next = "BEGIN IMMEDIATE; SAVEPOINT call";
+    let mut any_went_well = false;
+    for job in batch {
+        run_sql(connection, next).await.map_err(at_work)?;
+        let went_well = job.run(connection).await;
+        any_went_well |= went_well;
+        // A savepoint that is rolled back to stays open. If SQLite has rolled everything back by itself, as
+        // when the disk is full, there is none, and so the batch fails here.
+        next = if went_well { "RELEASE call; SAVEPOINT call" } else { "ROLLBACK TO call" };
+    }
+    if next == "ROLLBACK TO call" {
+        run_sql(connection, next).await.map_err(at_work)?;
+    }
+    let end = if any_went_well { "COMMIT" } else { "ROLLBACK" };
+    run_sql(connection, end).await.map_err(|error| Failure::new(error, Stage::Commit))
+}
+
+/// Runs statements that give no rows. They are not kept prepared, which makes the driver drop what the last such
+/// statement was given: batches can be large.
+pub(crate) async fn run_sql(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(sql).execute(connection).await.map(drop)
+}
+
+impl std::fmt::Debug for dyn Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+/// Runs work within a transaction that only reads: all of its statements see one state.
+pub(crate) async fn reading<T, F>(connection: &mut SqliteConnection, work: F) -> Attempt<T>
+where
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T>,
+{
+    run_sql(connection, "BEGIN").await?;
+    let result = guarded(work(connection)).await;
+    // After a failure of the driver the connection is not used again, so this need not succeed then.
+    let ended = run_sql(connection, "ROLLBACK").await;
+    let value = result?;
+    ended?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SqliteOptions;
+    use ork_state_api::ErrorKind;
+
+    async fn start(options: &SqliteOptions) -> Writer {
+        let mut connection = options.writer().connect().await.unwrap();
+        run_sql(&mut connection, "CREATE TABLE IF NOT EXISTS t (x)").await.unwrap();
+        Writer::start(options.location.clone(), options.writer(), connection)
+    }
+
+    async fn in_a_file() -> (tempfile::TempDir, SqliteOptions) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("t.db");
+        std::fs::File::create(&path).unwrap();
+        (directory, SqliteOptions::new(path).unwrap())
+    }
+
+    async fn sql(writer: &Writer, sql: &'static str) -> Result<()> {
+        writer.run(move |connection| Box::pin(async move { Ok(run_sql(connection, sql).await?) })).await
+    }
+
+    /// Fails after it has written.
+    async fn refused(writer: &Writer) -> Result<()> {
+        writer
+            .run(|connection| {
+                Box::pin(async move {
+                    run_sql(connection, "INSERT INTO t VALUES ('refused')").await?;
+                    Err(Error::conflict("as the test wants").into())
+                })
+            })
+            .await
+    }
+
+    async fn rows(writer: &Writer) -> Vec<String> {
+        writer
+            .run(|connection| {
+                Box::pin(async move {
+                    Ok(sqlx::query_scalar("SELECT x FROM t ORDER BY x").fetch_all(connection).await?)
+                })
+            })
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_call_that_fails_takes_back_its_own_writes_only() {
+        let (_directory, in_a_file) = in_a_file().await;
+        for options in [SqliteOptions::in_memory(), in_a_file] {
+            let writer = start(&options).await;
+            // One task polls them all before the writer's runs: they are one batch.
+            let (a, b, c) = tokio::join!(
+                sql(&writer, "INSERT INTO t VALUES ('a')"),
+                refused(&writer),
+                sql(&writer, "INSERT INTO t VALUES ('c')"),
+            );
+            a.unwrap();
+            c.unwrap();
+            assert!(matches!(b.unwrap_err().kind(), ErrorKind::Conflict { .. }));
+            assert_eq!(rows(&writer).await, ["a", "c"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn callers_that_wait_share_a_commit() {
+        let (_directory, options) = in_a_file().await;
+        let writer = start(&options).await;
+        let mut other = options.reader().connect().await.unwrap();
+        let mut committed = async || -> i64 {
+            sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&mut other).await.unwrap()
+        };
+        let insert = || sql(&writer, "INSERT INTO t VALUES ('x')");
+        let (mut first, mut second) = (std::pin::pin!(insert()), std::pin::pin!(insert()));
+        let both_wait = poll_fn(|context| {
+            Poll::Ready(
+                first.as_mut().poll(context).is_pending() & second.as_mut().poll(context).is_pending(),
+            )
+        });
+        assert!(both_wait.await);
+        first.await.unwrap();
+        assert_eq!(committed().await, 2, "the second call was committed with the first");
+        second.await.unwrap();
+    }
+
+    /// As SQLite does by itself when the disk is full, for one.
+    #[tokio::test]
+    async fn when_all_is_rolled_back_nobody_is_told_that_it_went_well() {
+        let (_directory, options) = in_a_file().await;
+        let writer = start(&options).await;
+        let rolled_back = writer.run(|connection| {
+            Box::pin(async move {
+                run_sql(connection, "ROLLBACK").await?;
+                Err::<(), _>(Error::conflict("as the test wants").into())
+            })
+        });
+        let (a, b, c) = tokio::join!(
+            sql(&writer, "INSERT INTO t VALUES ('a')"),
+            rolled_back,
+            sql(&writer, "INSERT INTO t VALUES ('c')"),
+        );
+        assert!(a.is_err() && b.is_err() && c.is_err());
+        sql(&writer, "INSERT INTO t VALUES ('d')").await.unwrap();
+        assert_eq!(rows(&writer).await, ["d"]);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_unavailable_and_passes() {
+        let (_directory, options) = in_a_file().await;
+        let writer = start(&options).await;
+        let error = sql(&writer, "PRAGMA max_page_count = 3; INSERT INTO t VALUES (zeroblob(100000))")
+            .await
+            .unwrap_err();
+        assert!(error.is_retryable() && error.to_string().contains("the disk is full"), "{error}");
+        assert!(error.to_string().contains("t.db"), "{error}");
+        sql(&writer, "PRAGMA max_page_count = 100000; INSERT INTO t VALUES ('b')").await.unwrap();
+        assert_eq!(rows(&writer).await, ["b"]);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_the_callers_own() {
+        let (_directory, options) = in_a_file().await;
+        let writer = start(&options).await;
+        async fn panics(_: &mut SqliteConnection) -> Attempt<()> {
+            panic!("as the test wants")
+        }
+        let panics = writer.run(|connection| Box::pin(panics(connection)));
+        let (a, b) = tokio::join!(sql(&writer, "INSERT INTO t VALUES ('a')"), panics);
+        a.unwrap();
+        assert!(matches!(b.unwrap_err().kind(), ErrorKind::Internal { .. }));
+        assert_eq!(rows(&writer).await, ["a"]);
+    }
+
+    /// Rule G9.
+    #[tokio::test]
+    async fn work_whose_caller_has_gone_is_done() {
+        let (_directory, options) = in_a_file().await;
+        let writer = start(&options).await;
+        {
+            let mut call = std::pin::pin!(sql(&writer, "INSERT INTO t VALUES ('a')"));
+            let polled = poll_fn(|context| Poll::Ready(call.as_mut().poll(context).is_pending())).await;
+            assert!(polled, "the writer had no chance to answer yet");
+        }
+        assert_eq!(rows(&writer).await, ["a"]);
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_held_is_unavailable_and_passes() {
+        let (_directory, options) = in_a_file().await;
+        let writer = start(&options.clone().with_busy_timeout(std::time::Duration::ZERO)).await;
+        let mut other = options.writer().connect().await.unwrap();
+        run_sql(&mut other, "BEGIN IMMEDIATE").await.unwrap();
+        let error = sql(&writer, "INSERT INTO t VALUES ('a')").await.unwrap_err();
+        assert!(error.is_retryable() && error.to_string().contains("busy_timeout"), "{error}");
+        run_sql(&mut other, "COMMIT").await.unwrap();
+        sql(&writer, "INSERT INTO t VALUES ('b')").await.unwrap();
+        assert_eq!(rows(&writer).await, ["b"]);
+    }
+}

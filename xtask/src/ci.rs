@@ -1,0 +1,74 @@
+//! `cargo xtask ci`: every check, as `.ci/run` calls it.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use crate::TaskResult;
+
+/// Runs everything that CI runs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Also run the suite against PostgreSQL in a container of this image, through testcontainers.
+    #[arg(long)]
+    docker_image: Option<String>,
+}
+
+/// What a step is called, and its command line with the variables it gets.
+struct Step {
+    name: &'static str,
+    command: &'static [&'static str],
+    variables: Vec<(&'static str, String)>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> TaskResult {
+    let step = |name, command, variables: &[(&'static str, &str)]| Step {
+        name,
+        command,
+        variables: variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
+    };
+    let mut steps = vec![
+        step("format", &["fmt", "--all", "--check"], &[]),
+        step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
+        step(
+            "docs",
+            &["doc", "--workspace", "--no-deps"],
+            &[("RUSTDOCFLAGS", "-D warnings")],
+        ),
+        step("tests", &["test", "--workspace"], &[("ORK_STATE_REQUIRE", "postgres")]),
+        step("demo", &["xtask", "demo"], &[]),
+        step("conformance", &["xtask", "conformance", "--require", "postgres", "--report", "report"], &[]),
+    ];
+    if let Some(image) = &arguments.docker_image {
+        let command = &[
+            "xtask",
+            "conformance",
+            "--backend",
+            "postgres",
+            "--require",
+            "postgres",
+            "--report",
+            "report/docker",
+        ];
+        let variables = &[("ORK_STATE_POSTGRES_VIA", "docker"), ("ORK_STATE_POSTGRES_IMAGE", image.as_str())];
+        steps.push(step("conformance in a container", command, variables));
+    }
+    let mut failed = Vec::new();
+    for Step { name, command, variables } in steps {
+        println!("\n== {name}: cargo {}", command.join(" "));
+        let begun = Instant::now();
+        let status = Command::new(env!("CARGO")).args(command).envs(variables).status()?;
+        println!(
+            "== {name}: {} after {:.0} s",
+            if status.success() { "passed" } else { "FAILED" },
+            begun.elapsed().as_secs_f64()
+        );
+        if !status.success() {
+            failed.push(name);
+        }
+    }
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("\nfailed: {}", failed.join(", "));
+    Ok(ExitCode::FAILURE)
+}

@@ -1,0 +1,44 @@
+//! `cargo xtask`: what is done with this workspace. Thin: it provisions, calls, prints.
+
+mod backends;
+mod ci;
+mod conformance;
+mod demo;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a task may fail with: it is printed, with its causes, and ends the program.
+type TaskResult = Result<ExitCode, Box<dyn std::error::Error>>;
+
+/// Works on the ork-state workspace.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Runs the conformance suite over every linked backend.
+    Conformance(conformance::Arguments),
+    /// Shows an ETL workflow run by two schedulers, one of which is killed.
+    Demo(demo::Arguments),
+    /// Runs everything that CI runs.
+    Ci(ci::Arguments),
+}
+
+fn main() -> ExitCode {
+    ork_state_conformance::run_if_child();
+    let result = match Arguments::parse().task {
+        Task::Conformance(arguments) => conformance::run(&arguments),
+        Task::Demo(arguments) => demo::run(arguments),
+        Task::Ci(arguments) => ci::run(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:?}");
+        ExitCode::FAILURE
+    })
+}
