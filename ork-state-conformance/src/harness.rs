@@ -65,7 +65,9 @@ fn trials_of(fixture: &Arc<dyn Fixture>, listing: bool) -> Vec<Trial> {
 /// (a container's client) belongs to it.
 pub(crate) fn block_on<T: Default>(future: impl Future<Output = T>) -> T {
     static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
-    let runtime = RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().ok());
+    let runtime = RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().ok()
+    });
     match runtime {
         Some(runtime) => runtime.block_on(future),
         None => T::default(),

@@ -1,7 +1,7 @@
 -- Tasks, and beside them narrow tables for what depends on what, what is ready and what is claimed.
 --
--- No column of `tasks` that changes stands in an index, so that every update of a task stays on its page (HOT): that is
--- what the room left by the fillfactor is for.
+-- No column of `tasks` that changes stands in an index, so that every update of a task can stay on its page (HOT). The
+-- fillfactor leaves room for that: a batch may claim all tasks of a page at once, which then needs each of them twice.
 
 UPDATE tasks SET status = 'pending' WHERE status = 'paused';
 
@@ -24,7 +24,7 @@ ALTER TABLE tasks
     DROP CONSTRAINT tasks_status_check,
     ADD CONSTRAINT tasks_status_check
         CHECK (status IN ('pending', 'dispatched', 'running', 'success', 'failed', 'cancelled')),
-    SET (fillfactor = 80);
+    SET (fillfactor = 50);
 
 -- None of the tables below has foreign keys: each would cost every insert. Whoever deletes a run deletes its rows here;
 -- `verify` finds orphans.

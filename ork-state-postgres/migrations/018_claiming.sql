@@ -13,11 +13,12 @@
 --   locks above keep everybody else from moving the row. No other condition that an index could serve stands beside the key.
 -- * `p_now` is the injected clock's time; without one it is the server's, taken after the locks.
 
--- A time plus a duration, at the latest the last time that the API knows.
+-- A time plus a duration, at the latest the last time that the API knows; null without a duration, which `least` alone would
+-- pass over.
 CREATE FUNCTION ork_later(p_time timestamptz, p_by interval)
 RETURNS timestamptz
 LANGUAGE sql STABLE
-RETURN least(p_time + p_by, timestamptz '9999-12-31 23:59:59.999999+00');
+RETURN CASE WHEN p_by IS NOT NULL THEN least(p_time + p_by, timestamptz '9999-12-31 23:59:59.999999+00') END;
 
 CREATE FUNCTION ork_claim_tasks(p_owner text, p_lease interval, p_limit int, p_now timestamptz)
 RETURNS TABLE (

@@ -155,7 +155,8 @@ BEGIN
         UPDATE runs r
         SET tasks_unfinished = r.tasks_unfinished - d.ended,
             tasks_failed = r.tasks_failed + d.failed,
-            error = coalesce(r.error, format('task "%s" failed', d.culprit)),
+            -- Null without a culprit, which `format` would take for an empty name.
+            error = coalesce(r.error, 'task "' || d.culprit || '" failed'),
             status = CASE
                 WHEN NOT d.is_over THEN r.status
                 WHEN r.tasks_failed + d.failed = 0 THEN 'success'

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ork_state_api::{
-    Claim, ClaimTasks, ClaimedTask, DependencyOutputs, Error, Heartbeat, HeartbeatOutcome, Json, Limit, Result, RunId,
-    Target, TaskId, TaskName, Timestamp, Token, WorkflowId, WorkflowName,
+    Claim, ClaimTasks, ClaimedTask, DependencyOutputs, Error, Heartbeat, HeartbeatOutcome, Json, Limit,
+    Result, RunId, Target, TaskId, TaskName, Timestamp, Token, WorkflowId, WorkflowName,
 };
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;
@@ -150,7 +150,8 @@ async fn add_outputs(db: &Inner, claimed: &mut [ClaimedTask]) -> Result<()> {
     }
     let (runs, names): (Vec<Uuid>, Vec<&str>) =
         wanted.into_iter().map(|(run, name)| (run.as_uuid(), name.as_str())).unzip();
-    let rows = db.rows(Access::Read, || query(db.sql.claims.outputs.clone()).bind(&runs).bind(&names)).await?;
+    let rows =
+        db.rows(Access::Read, || query(db.sql.claims.outputs.clone()).bind(&runs).bind(&names)).await?;
     let mut outputs: HashMap<RunId, BTreeMap<TaskName, Option<Json>>> = HashMap::new();
     for row in &rows {
         let run = RunId::from_uuid(Reader::of(row, "tasks")?.get("run_id")?);

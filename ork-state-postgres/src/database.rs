@@ -230,7 +230,11 @@ impl Inner {
     }
 
     /// The first row of one statement, in a transaction of its own.
-    pub(crate) async fn row(&self, access: Access, query: impl Fn() -> Query + Send) -> Result<Option<PgRow>> {
+    pub(crate) async fn row(
+        &self,
+        access: Access,
+        query: impl Fn() -> Query + Send,
+    ) -> Result<Option<PgRow>> {
         Ok(self.rows(access, query).await?.into_iter().next())
     }
 

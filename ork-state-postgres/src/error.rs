@@ -71,7 +71,8 @@ impl ServerSaid {
     fn new(error: &dyn DatabaseError) -> Self {
         let code = error.code().unwrap_or_default().into_owned();
         let quotes_data = code.starts_with(sqlstate::CLASS_DATA);
-        let message = if quotes_data { "(withheld: it may quote data)".into() } else { error.message().to_owned() };
+        let message =
+            if quotes_data { "(withheld: it may quote data)".into() } else { error.message().to_owned() };
         Self { code, message }
     }
 }
@@ -84,9 +85,10 @@ pub(crate) fn remedy(error: &sqlx::Error) -> Remedy {
     match &*code {
         sqlstate::SERIALIZATION_FAILURE | sqlstate::DEADLOCK => Remedy::Repeat,
         sqlstate::READ_ONLY | sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN => Remedy::Reconnect,
-        sqlstate::UNKNOWN_TABLE | sqlstate::UNKNOWN_SCHEMA | sqlstate::UNKNOWN_FUNCTION | sqlstate::UNKNOWN_COLUMN => {
-            Remedy::LookAtSchema
-        }
+        sqlstate::UNKNOWN_TABLE
+        | sqlstate::UNKNOWN_SCHEMA
+        | sqlstate::UNKNOWN_FUNCTION
+        | sqlstate::UNKNOWN_COLUMN => Remedy::LookAtSchema,
         _ => Remedy::Tell,
     }
 }
@@ -120,11 +122,17 @@ pub(crate) fn of_statement(place: &str, access: Access, error: sqlx::Error) -> E
         }
         sqlstate::LOCK_NOT_AVAILABLE => Error::unavailable(format!("a lock at {place} was not had in time"))
             .with_hint("Try again, or raise the option `lock_timeout`"),
-        sqlstate::QUERY_CANCELED => Error::unavailable(format!("a statement at {place} was cancelled or took too long"))
-            .with_hint("Try again, with a smaller limit or batch, or raise the option `statement_timeout`"),
-        sqlstate::READ_ONLY => Error::unavailable(format!("the server at {place} is read-only: a standby, or demoted"))
-            .with_hint("Try again: new connections may find the new primary"),
-        sqlstate::CANNOT_CONNECT_NOW => Error::unavailable(format!("the server at {place} is starting or stopping")),
+        sqlstate::QUERY_CANCELED => Error::unavailable(format!(
+            "a statement at {place} was cancelled or took too long"
+        ))
+        .with_hint("Try again, with a smaller limit or batch, or raise the option `statement_timeout`"),
+        sqlstate::READ_ONLY => {
+            Error::unavailable(format!("the server at {place} is read-only: a standby, or demoted"))
+                .with_hint("Try again: new connections may find the new primary")
+        }
+        sqlstate::CANNOT_CONNECT_NOW => {
+            Error::unavailable(format!("the server at {place} is starting or stopping"))
+        }
         // It may come after the commit too, while the answer is under way.
         sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::COMPLETION_UNKNOWN => {
             broken(format!("the server at {place} ended the connection"))
@@ -133,7 +141,9 @@ pub(crate) fn of_statement(place: &str, access: Access, error: sqlx::Error) -> E
             Error::conflict(format!("the user may not do this in the database at {place}"))
                 .with_hint("Have the owner of the schema grant what the message below names")
         }
-        code if code.starts_with(sqlstate::CLASS_CONNECTION) => broken(format!("the connection to {place} broke")),
+        code if code.starts_with(sqlstate::CLASS_CONNECTION) => {
+            broken(format!("the connection to {place} broke"))
+        }
         code if code.starts_with(sqlstate::CLASS_RESOURCES) => {
             Error::unavailable(format!("the server at {place} is out of a resource"))
                 .with_hint("The message below names it: disk, memory or connections")
@@ -172,4 +182,3 @@ pub(crate) fn of_connecting(place: &str, user: &str, error: sqlx::Error) -> Erro
     }
     .with_source(said)
 }
-

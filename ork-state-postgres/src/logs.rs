@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 use ork_state_api::{
-    Entity, Error, LogAppended, LogChunk, LogPosition, LogRange, LogSlice, LogStore, Result, TaskId, log_cap_note,
+    Entity, Error, LogAppended, LogChunk, LogPosition, LogRange, LogSlice, LogStore, Result, TaskId,
+    log_cap_note,
 };
 use sqlx::{SqlStr, query};
 
@@ -30,7 +31,10 @@ impl Statements {
                  CROSS JOIN LATERAL (
                      SELECT
                          coalesce(l.length, 0) AS length,
-                         coalesce(least($2, l.length), greatest(l.length - $3, 0), 0) AS first
+                         CASE WHEN $3 IS NULL
+                             THEN least($2, coalesce(l.length, 0))
+                             ELSE greatest(coalesce(l.length, 0) - $3, 0)
+                         END AS first
                      OFFSET 0
                  ) b
                  CROSS JOIN LATERAL (

@@ -31,18 +31,36 @@ pub static BACKEND: Backend = Backend {
 /// Every parameter of the URL; those after `max_log_bytes` are libpq's and go to the driver as they are.
 const OPTIONS: &[OptionInfo] = &[
     OptionInfo { name: "schema", help: "the schema that holds the store, default `public`" },
-    OptionInfo { name: "max_connections", help: "the most connections of this process, 1 to 1000, default 10" },
-    OptionInfo { name: "connect_timeout", help: "how long to wait for a connection, 100ms to 10m, default 10s" },
-    OptionInfo { name: "statement_timeout", help: "the longest a statement may take, 10ms to 60m, default that of the server" },
-    OptionInfo { name: "lock_timeout", help: "the longest a statement may wait for a lock, 10ms to 60m, default that of the server" },
+    OptionInfo {
+        name: "max_connections",
+        help: "the most connections of this process, 1 to 1000, default 10",
+    },
+    OptionInfo {
+        name: "connect_timeout",
+        help: "how long to wait for a connection, 100ms to 10m, default 10s",
+    },
+    OptionInfo {
+        name: "statement_timeout",
+        help: "the longest a statement may take, 10ms to 60m, default that of the server",
+    },
+    OptionInfo {
+        name: "lock_timeout",
+        help: "the longest a statement may wait for a lock, 10ms to 60m, default that of the server",
+    },
     OptionInfo { name: "max_log_bytes", help: "caps each task's log, 0 to 2^62, default no cap" },
-    OptionInfo { name: "host", help: "instead of the URL's host; the directory of a Unix socket if it begins with `/`" },
+    OptionInfo {
+        name: "host",
+        help: "instead of the URL's host; the directory of a Unix socket if it begins with `/`",
+    },
     OptionInfo { name: "hostaddr", help: "the host's IP address" },
     OptionInfo { name: "port", help: "instead of the URL's port" },
     OptionInfo { name: "user", help: "instead of the URL's user" },
     OptionInfo { name: "password", help: "instead of the URL's password" },
     OptionInfo { name: "dbname", help: "instead of the URL's database" },
-    OptionInfo { name: "sslmode", help: "`disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`, default `prefer`" },
+    OptionInfo {
+        name: "sslmode",
+        help: "`disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`, default `prefer`",
+    },
     OptionInfo { name: "sslrootcert", help: "a file of certificates to trust" },
     OptionInfo { name: "sslcert", help: "a file with this client's certificate" },
     OptionInfo { name: "sslkey", help: "a file with this client's key" },
@@ -52,12 +70,28 @@ const OPTIONS: &[OptionInfo] = &[
 
 /// Those of [`OPTIONS`] that the driver reads.
 const DRIVERS: &[&str] = &[
-    "host", "hostaddr", "port", "user", "password", "dbname", "sslmode", "sslrootcert", "sslcert", "sslkey",
-    "application_name", "options",
+    "host",
+    "hostaddr",
+    "port",
+    "user",
+    "password",
+    "dbname",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "application_name",
+    "options",
 ];
 
-const SSL_MODES: &[(&str, ())] =
-    &[("disable", ()), ("allow", ()), ("prefer", ()), ("require", ()), ("verify-ca", ()), ("verify-full", ())];
+const SSL_MODES: &[(&str, ())] = &[
+    ("disable", ()),
+    ("allow", ()),
+    ("prefer", ()),
+    ("require", ()),
+    ("verify-ca", ()),
+    ("verify-full", ()),
+];
 
 /// An hour: more than that is a job, not a statement.
 const LONGEST_STATEMENT: Duration = Duration::from_secs(3600);
@@ -208,7 +242,12 @@ impl PostgresOptions {
 /// checked is checked before.
 fn driver_options(url: &StoreUrl) -> Result<PgConnectOptions> {
     let parameters = url.parameters(&BACKEND)?;
-    let mut text = format!("postgres:{}", url.location());
+    // The driver takes no user without a host, as in `//user@/database?host=/socket`.
+    let location = match url.location().split_once("@/") {
+        Some((user, path)) if parameters.text("host").is_some() => format!("{user}@localhost/{path}"),
+        _ => url.location().to_owned(),
+    };
+    let mut text = format!("postgres:{location}");
     let mut separator = '?';
     for (name, value) in parameters.iter().filter(|(name, _)| DRIVERS.contains(name)) {
         text.push(separator);
@@ -241,7 +280,9 @@ impl Schema {
     fn new(name: &str) -> Result<Self> {
         let reason = match name.len() {
             0 => "is empty".to_owned(),
-            bytes if bytes > Self::MAX_BYTES => format!("has {bytes} bytes, at most {} are allowed", Self::MAX_BYTES),
+            bytes if bytes > Self::MAX_BYTES => {
+                format!("has {bytes} bytes, at most {} are allowed", Self::MAX_BYTES)
+            }
             _ if name.contains('\0') => "contains a NUL byte".to_owned(),
             _ => return Ok(Self(name.to_owned())),
         };
@@ -274,7 +315,8 @@ mod tests {
     #[case("postgres://u@h/db?user=other&dbname=d%26b", "h:5432/d&b", "other", "public")]
     fn urls(#[case] url: &str, #[case] place: &str, #[case] user: &str, #[case] schema: &str) {
         let options = PostgresOptions::new(url).unwrap();
-        let read = (options.place(), options.driver.get_username().to_owned(), options.schema.name().to_owned());
+        let read =
+            (options.place(), options.driver.get_username().to_owned(), options.schema.name().to_owned());
         assert_eq!(read, (place.to_owned(), user.to_owned(), schema.to_owned()));
     }
 

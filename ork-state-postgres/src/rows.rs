@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use ork_state_api::{
-    Error, Json, Lease, Result, Run, RunId, SnapshotId, Target, Task, TaskCounts, TaskId, TaskName, Timestamp, Token,
-    Workflow, WorkflowId,
+    Error, Json, Lease, Result, Run, RunId, SnapshotId, Target, Task, TaskCounts, TaskId, TaskName,
+    Timestamp, Token, Workflow, WorkflowId,
 };
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    CreatedRun, Dag, Entity, Error, Limit, ListRuns, NewRun, Page, Result, Run, RunId, RunKey, RunStatus, RunStore,
-    StartRun, TaskId, TaskName,
+    CreatedRun, Dag, Entity, Error, Limit, ListRuns, NewRun, Page, Result, Run, RunId, RunKey, RunStatus,
+    RunStore, StartRun, TaskId, TaskName,
 };
 use sqlx::{SqlStr, query};
 use uuid::Uuid;
@@ -101,7 +101,8 @@ impl RunStore for PostgresDatabase {
             let after = list.page.after;
             let select = || {
                 let statements = &db.sql.runs;
-                let statement = if list.workflow.is_some() { &statements.list_of_workflow } else { &statements.list };
+                let statement =
+                    if list.workflow.is_some() { &statements.list_of_workflow } else { &statements.list };
                 let query = query(statement.clone())
                     .bind(after.map(|key| Stamp(key.created_at)))
                     .bind(after.map(|key| key.id.as_uuid()))
@@ -198,7 +199,12 @@ async fn pinned(db: &Inner, id: RunId) -> Result<Pinned> {
     }
     let snapshot = Reader::new(&row, "workflow_snapshots", run.snapshot.as_uuid()).with_prefix("pinned_");
     if snapshot.get::<Option<Uuid>>("id")?.is_none() {
-        return Err(Error::corrupt("runs", id, "snapshot_id", format!("there is no snapshot {}", run.snapshot)));
+        return Err(Error::corrupt(
+            "runs",
+            id,
+            "snapshot_id",
+            format!("there is no snapshot {}", run.snapshot),
+        ));
     }
     Ok(Pinned::Dag(dag(snapshot)?))
 }
@@ -234,7 +240,10 @@ impl<'a> TaskArrays<'a> {
             depends_on: tasks.iter().map(|task| array_text(&task.depends_on)).collect(),
             params: tasks.iter().map(|task| task.params.as_ref().map(|json| json.as_str())).collect(),
             retries: tasks.iter().map(|task| int(task.max_retries)).collect::<Result<_>>()?,
-            timeouts: tasks.iter().map(|task| task.timeout_seconds.map(int).transpose()).collect::<Result<_>>()?,
+            timeouts: tasks
+                .iter()
+                .map(|task| task.timeout_seconds.map(int).transpose())
+                .collect::<Result<_>>()?,
             unmet: tasks.iter().map(|task| int(task.depends_on.len())).collect::<Result<_>>()?,
             dependencies: edges.0,
             dependents: edges.1,

@@ -21,7 +21,8 @@ const POLL: Duration = Duration::from_millis(20);
 const OLDEST_SERVER: i32 = 140_000;
 
 /// Tables that tell a store made by Ork before ork-state, or by sqlx's own migrations.
-const LEGACY: &[&str] = &["_sqlx_migrations", "workflows", "runs", "tasks", "workflow_tasks", "deferred_jobs"];
+const LEGACY: &[&str] =
+    &["_sqlx_migrations", "workflows", "runs", "tasks", "workflow_tasks", "deferred_jobs"];
 
 /// Statements about the schema itself.
 pub(crate) struct Statements {
@@ -33,7 +34,9 @@ pub(crate) struct Statements {
 impl Statements {
     pub(crate) fn new(schema: &Schema) -> Self {
         Self {
-            versions: sql(format!("SELECT version, checksum FROM {schema}.ork_state_migrations ORDER BY version")),
+            versions: sql(format!(
+                "SELECT version, checksum FROM {schema}.ork_state_migrations ORDER BY version"
+            )),
             create: sql(format!(
                 "CREATE TABLE IF NOT EXISTS {schema}.ork_state_migrations (
                      version bigint PRIMARY KEY,
@@ -149,15 +152,20 @@ pub(crate) async fn check_at_connect(inner: &Inner, connection: &mut PgConnectio
     )
     .fetch_one(&mut *connection)
     .await
-    .and_then(|row| Ok((row.try_get::<i32, _>(0)?, row.try_get::<String, _>(1)?, row.try_get::<String, _>(2)?)));
-    let (number, version, encoding) = server.map_err(|error| of_statement(&inner.place, Access::Read, error))?;
+    .and_then(|row| {
+        Ok((row.try_get::<i32, _>(0)?, row.try_get::<String, _>(1)?, row.try_get::<String, _>(2)?))
+    });
+    let (number, version, encoding) =
+        server.map_err(|error| of_statement(&inner.place, Access::Read, error))?;
     if number < OLDEST_SERVER {
         return Err(Error::conflict(format!("the server at {} is PostgreSQL {version}", inner.place))
             .with_hint(format!("PostgreSQL {} or newer is needed", OLDEST_SERVER / 10_000)));
     }
     if encoding != "UTF8" {
         return Err(Error::conflict(format!("the database at {} has the encoding {encoding}", inner.place))
-            .with_hint("Text of any script needs UTF8: create the database with `createdb --encoding=UTF8`"));
+            .with_hint(
+                "Text of any script needs UTF8: create the database with `createdb --encoding=UTF8`",
+            ));
     }
     match Found::look(inner, connection).await? {
         // Every method says so; connecting does not, so that there is something to ask.
@@ -206,7 +214,9 @@ async fn migrate(inner: &Inner, connection: &mut PgConnection) -> Result<Migrati
         let name = name(migration);
         transaction.execute(sqlx::raw_sql(migration.sql.clone())).await.map_err(|error| {
             let reason = of_statement(&inner.place, Access::Write, error);
-            Error::new(reason.kind().clone()).with_hint(format!("This was migration {name}")).with_source(reason)
+            Error::new(reason.kind().clone())
+                .with_hint(format!("This was migration {name}"))
+                .with_source(reason)
         })?;
         query(inner.sql.schema.record.clone())
             .bind(migration.version)
@@ -267,8 +277,12 @@ fn check_checksums(there: &[(i64, Vec<u8>)]) -> Result<()> {
         let ours = MIGRATOR.iter().find(|migration| migration.version == *version);
         if ours.is_none_or(|ours| *ours.checksum != **checksum) {
             let name = ours.map_or_else(|| version.to_string(), name);
-            return Err(Error::conflict(format!("migration {name} was applied in another form than this code's"))
-                .with_hint("The store was migrated by an unreleased version: make it anew, or run that version"));
+            return Err(Error::conflict(format!(
+                "migration {name} was applied in another form than this code's"
+            ))
+            .with_hint(
+                "The store was migrated by an unreleased version: make it anew, or run that version",
+            ));
         }
     }
     Ok(())

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    ClaimTasks, ClaimedTask, Entity, Error, ExpiredLeases, Heartbeat, HeartbeatOutcome, Json, Limit, Page, PageRequest,
-    ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates, UpdateReport,
-    check_batch_len,
+    ClaimTasks, ClaimedTask, Entity, Error, ExpiredLeases, Heartbeat, HeartbeatOutcome, Json, Limit, Page,
+    PageRequest, ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates,
+    UpdateReport, check_batch_len,
 };
 use sqlx::postgres::PgRow;
 use sqlx::{SqlStr, query};

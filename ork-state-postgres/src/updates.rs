@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ork_state_api::{
-    EndedRun, Error, ExpiredLeases, Limit, Result, RunId, TaskChange, TaskId, TaskStatus, TaskUpdates, UpdateOutcome,
-    UpdateReport, UpdateStep,
+    EndedRun, Error, ExpiredLeases, Limit, Result, RunId, TaskChange, TaskId, TaskStatus, TaskUpdates,
+    UpdateOutcome, UpdateReport, UpdateStep,
 };
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;

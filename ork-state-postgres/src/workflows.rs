@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    Dag, Entity, Error, NewWorkflow, Page, PageRequest, Result, RunId, Snapshot, SnapshotId, Workflow, WorkflowId,
-    WorkflowName, WorkflowStore,
+    Dag, Entity, Error, NewWorkflow, Page, PageRequest, Result, RunId, Snapshot, SnapshotId, Workflow,
+    WorkflowId, WorkflowName, WorkflowStore,
 };
 use sqlx::postgres::PgRow;
 use sqlx::{Row, SqlStr, query};
@@ -86,7 +86,8 @@ impl WorkflowStore for PostgresDatabase {
     async fn find_workflow(&self, name: &WorkflowName) -> Result<Workflow> {
         let name = name.clone();
         self.call(|db| async move {
-            let row = db.row(Access::Read, || query(db.sql.workflows.find.clone()).bind(name.as_str())).await?;
+            let row =
+                db.row(Access::Read, || query(db.sql.workflows.find.clone()).bind(name.as_str())).await?;
             rows::workflow(&row.ok_or_else(|| Error::not_found(Entity::Workflow, &name))?)
         })
         .await
@@ -106,7 +107,8 @@ impl WorkflowStore for PostgresDatabase {
 
     async fn get_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
         self.call(move |db| async move {
-            let row = db.row(Access::Read, || query(db.sql.workflows.snapshot.clone()).bind(id.as_uuid())).await?;
+            let row =
+                db.row(Access::Read, || query(db.sql.workflows.snapshot.clone()).bind(id.as_uuid())).await?;
             snapshot(&row.ok_or_else(|| Error::not_found(Entity::Snapshot, id))?)
         })
         .await
@@ -114,7 +116,8 @@ impl WorkflowStore for PostgresDatabase {
 
     async fn delete_workflow(&self, id: WorkflowId) -> Result<()> {
         self.call(move |db| async move {
-            let row = db.row(Access::Write, || query(db.sql.workflows.delete.clone()).bind(id.as_uuid())).await?;
+            let row =
+                db.row(Access::Write, || query(db.sql.workflows.delete.clone()).bind(id.as_uuid())).await?;
             let row = row.ok_or_else(|| Error::not_found(Entity::Workflow, id))?;
             let row = Reader::new(&row, "workflows", id.as_uuid());
             match row.get("answer")? {
@@ -154,7 +157,8 @@ async fn create(db: Arc<Inner>, new: NewWorkflow) -> Result<Workflow> {
 }
 
 fn snapshot(row: &PgRow) -> Result<Snapshot> {
-    let id: Uuid = row.try_get("id").map_err(|source| Error::internal("a row without id").with_source(source))?;
+    let id: Uuid =
+        row.try_get("id").map_err(|source| Error::internal("a row without id").with_source(source))?;
     let row = Reader::new(row, "workflow_snapshots", id);
     Ok(Snapshot {
         id: SnapshotId::from_uuid(id),

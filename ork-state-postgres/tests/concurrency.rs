@@ -33,8 +33,11 @@ async fn work(db: PostgresDatabase, owner: usize) -> usize {
         let (first, rest) = claimed.split_first().unwrap();
         update(&db, vec![TaskUpdate::running(first.claim), TaskUpdate::succeeded(first.claim, None)]).await;
         // In another order than that of their ids.
-        let report = update(&db, rest.iter().rev().map(|task| TaskUpdate::succeeded(task.claim, None)).collect()).await;
-        let all_applied = report.outcomes.iter().all(|outcome| matches!(outcome, UpdateOutcome::Applied { .. }));
+        let report =
+            update(&db, rest.iter().rev().map(|task| TaskUpdate::succeeded(task.claim, None)).collect())
+                .await;
+        let all_applied =
+            report.outcomes.iter().all(|outcome| matches!(outcome, UpdateOutcome::Applied { .. }));
         assert!(all_applied, "{report:?}");
         done += claimed.len();
     }
@@ -77,14 +80,18 @@ async fn everything_at_once_leaves_a_sound_store() {
         all.spawn(async move {
             for round in 0..60_usize {
                 let claimed = claim_as(&db, owner, 5).await;
-                let ends = claimed.iter().enumerate().filter_map(|(number, task)| match (round + number) % 5 {
-                    0 => Some(TaskUpdate::failed(task.claim, Text::lossy("x"), Delay::ZERO)),
-                    1 => Some(TaskUpdate::released(task.claim)),
-                    2 => None,
-                    _ => Some(TaskUpdate::succeeded(task.claim, None)),
-                });
+                let ends =
+                    claimed.iter().enumerate().filter_map(|(number, task)| match (round + number) % 5 {
+                        0 => Some(TaskUpdate::failed(task.claim, Text::lossy("x"), Delay::ZERO)),
+                        1 => Some(TaskUpdate::released(task.claim)),
+                        2 => None,
+                        _ => Some(TaskUpdate::succeeded(task.claim, None)),
+                    });
                 update(&db, ends.rev().collect()).await;
-                let beat = Heartbeat::new(claimed.iter().map(|task| task.claim).collect::<Vec<_>>(), LeaseTime::new(LEASE).unwrap());
+                let beat = Heartbeat::new(
+                    claimed.iter().map(|task| task.claim).collect::<Vec<_>>(),
+                    LeaseTime::new(LEASE).unwrap(),
+                );
                 db.heartbeat(beat.unwrap()).await.unwrap();
             }
         });
@@ -119,7 +126,8 @@ async fn a_run_and_the_deletion_of_its_workflow_never_both_win() {
         let id = workflow(&db, &format!("w{round}"), "a").await;
         let (creator, deleter) = (db.clone(), db.clone());
         let key: Label = "key".parse().unwrap();
-        let create = tokio::spawn(async move { creator.create_run(NewRun::new(id).with_idempotency_key(key)).await });
+        let create =
+            tokio::spawn(async move { creator.create_run(NewRun::new(id).with_idempotency_key(key)).await });
         let delete = tokio::spawn(async move { deleter.delete_workflow(id).await });
         match (create.await.unwrap(), delete.await.unwrap()) {
             (Ok(_), Err(error)) => assert!(matches!(error.kind(), ErrorKind::Conflict { .. }), "{error:?}"),

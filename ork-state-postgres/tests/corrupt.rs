@@ -46,7 +46,10 @@ async fn a_row_that_does_not_parse_is_named(#[case] table: &str, #[case] change:
         _ => panic!("{error:?}"),
     }
     let found = db.verify().await.unwrap();
-    assert!(found.iter().any(|violation| violation.rule == "G8" && violation.to_string().contains(&id)), "{found:?}");
+    assert!(
+        found.iter().any(|violation| violation.rule == "G8" && violation.to_string().contains(&id)),
+        "{found:?}"
+    );
 }
 
 #[tokio::test]
@@ -62,8 +65,15 @@ async fn a_claim_sets_aside_what_it_cannot_read_and_fills_up_with_others() {
     let all = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items;
     let aside: Vec<_> = all.iter().filter(|task| task.status == TaskStatus::Pending).collect();
     assert_eq!(aside.len(), 2);
-    assert!(aside.iter().all(|task| task.attempts == 0 && task.lease.is_none() && task.dispatched_at.is_none()));
-    assert_eq!(db.verify().await.unwrap().iter().filter(|violation| violation.rule == "T1").count(), 4);
+    assert!(
+        aside.iter().all(|task| task.attempts == 0 && task.lease.is_none() && task.dispatched_at.is_none())
+    );
+    let found = db.verify().await.unwrap();
+    for task in aside {
+        let id = task.id.to_string();
+        let is_it = |violation: &&Violation| violation.rule == "T1" && violation.entity.contains(&id);
+        assert!(found.iter().any(|violation| is_it(&violation)), "{found:?}");
+    }
     // The way back: what was repaired is handed out after a pause.
     db.pause_run(run.id).await.unwrap();
     db.resume_run(run.id).await.unwrap();
@@ -116,7 +126,8 @@ async fn a_lease_without_a_task_does_not_stand_in_the_way() {
     let workflow = workflow(&db, "w", "a").await;
     start(&db, workflow).await;
     claim(&db, 1).await;
-    execute(&store, "INSERT INTO task_leases SELECT gen_random_uuid(), id, 'x', 1, '2000-01-01' FROM runs").await;
+    execute(&store, "INSERT INTO task_leases SELECT gen_random_uuid(), id, 'x', 1, '2000-01-01' FROM runs")
+        .await;
     clock.advance(LEASE);
     assert_eq!(db.expire_leases(Limit::ONE).await.unwrap(), ExpiredLeases::default());
     assert_eq!(db.expire_leases(Limit::ONE).await.unwrap().failed.len(), 1);

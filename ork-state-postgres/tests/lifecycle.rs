@@ -14,7 +14,11 @@ async fn a_diamond_runs_through_with_outputs_retries_and_a_lapse() {
     let a = claim(&db, 10).await;
     assert_eq!(a.len(), 1);
     let output = Json::parse(r#"{"n": -0.0, "é": 1e2}"#).unwrap();
-    update(&db, vec![TaskUpdate::running(a[0].claim), TaskUpdate::succeeded(a[0].claim, Some(output.clone()))]).await;
+    update(
+        &db,
+        vec![TaskUpdate::running(a[0].claim), TaskUpdate::succeeded(a[0].claim, Some(output.clone()))],
+    )
+    .await;
 
     let lease = LeaseTime::new(LEASE).unwrap();
     let with_outputs = ClaimTasks::new("w".parse().unwrap(), lease).with_dependency_outputs();
@@ -79,7 +83,7 @@ async fn a_paused_run_waits_and_a_resumed_one_goes_on() {
     assert_eq!(claim(&db, 10).await[0].task.name.as_str(), "a");
     db.cancel_run(run.id).await.unwrap();
     assert_sound(&db).await;
-    ork_state_api::WorkflowStore::delete_workflow(&db, workflow).await.unwrap();
+    WorkflowStore::delete_workflow(&db, workflow).await.unwrap();
     assert_sound(&db).await;
 }
 
@@ -95,7 +99,10 @@ async fn two_claims_of_one_task_are_answered_in_sequence() {
     let done = TaskUpdate::succeeded(new, None);
     let report = update(&db, vec![done, TaskUpdate::running(old)]).await;
     let status = TaskStatus::Success;
-    assert_eq!(report.outcomes, [UpdateOutcome::Applied { status }, UpdateOutcome::AlreadyTerminal { status }]);
+    assert_eq!(
+        report.outcomes,
+        [UpdateOutcome::Applied { status }, UpdateOutcome::AlreadyTerminal { status }]
+    );
 }
 
 #[tokio::test]

@@ -31,12 +31,12 @@ async fn scans(transaction: &mut PgConnection, table: &str) -> Scans {
 const CHAIN: usize = 20_000;
 
 async fn chain(db: &PostgresDatabase) -> WorkflowId {
-    let text: String = (0..CHAIN).map(|i| if i == 0 { "t0 ".into() } else { format!("t{i}:t{} ", i - 1) }).collect();
+    let text: String =
+        (0..CHAIN).map(|i| if i == 0 { "t0 ".into() } else { format!("t{i}:t{} ", i - 1) }).collect();
     let workflow = workflow(db, "chain", &text).await;
     start(db, workflow).await;
     workflow
 }
-
 
 const CLAIM: &str = "SELECT count(*) FROM ork_claim_tasks('me', '1 minute', 100, '2030-01-01')";
 
@@ -61,7 +61,8 @@ async fn look(session: &mut PgConnection) {
     let mut transaction = session.begin().await.unwrap();
     let claimed: i64 = sqlx::query_scalar(CLAIM).fetch_one(&mut *transaction).await.unwrap();
     assert_eq!(claimed, 1);
-    assert_eq!(scans(&mut transaction, "tasks").await, Scans { whole: 0, rows_by_index: 1 });
+    let tasks = scans(&mut transaction, "tasks").await;
+    assert!(tasks.whole == 0 && tasks.rows_by_index <= 2, "{tasks:?}");
     let ready = scans(&mut transaction, "ready_tasks").await;
     assert!(ready.whole == 0 && ready.rows_by_index <= 2, "{ready:?}");
     transaction.rollback().await.unwrap();
@@ -70,7 +71,8 @@ async fn look(session: &mut PgConnection) {
 #[tokio::test]
 async fn an_update_reads_the_tasks_it_is_about_and_their_dependents() {
     let (store, db, _clock) = store().await;
-    execute(&store, "VACUUM ANALYZE; ALTER TABLE tasks SET (autovacuum_enabled = off)").await;
+    execute(&store, "VACUUM ANALYZE").await;
+    execute(&store, "ALTER TABLE tasks SET (autovacuum_enabled = off)").await;
     let mut session = session(&store).await;
     let update = "SELECT count(*) FROM ork_update_tasks(
         ARRAY(SELECT task_id FROM task_leases), ARRAY(SELECT token FROM task_leases), ARRAY[NULL::text], ARRAY[true],
@@ -96,7 +98,9 @@ async fn updates_of_tasks_stay_on_their_pages() {
     start(&db, workflow).await;
     for _ in 0..4 {
         let claimed = claim(&db, 50).await;
-        let done = claimed.iter().flat_map(|task| [TaskUpdate::running(task.claim), TaskUpdate::succeeded(task.claim, None)]);
+        let done = claimed
+            .iter()
+            .flat_map(|task| [TaskUpdate::running(task.claim), TaskUpdate::succeeded(task.claim, None)]);
         update(&db, done.collect()).await;
     }
     // The counters of other sessions show when those have sent them in; dropping the connections makes them.
@@ -104,10 +108,11 @@ async fn updates_of_tasks_stay_on_their_pages() {
     let mut session = session(&store).await;
     let (mut updates, mut hot) = (0_i64, 0_i64);
     for _ in 0..200 {
-        let row = sqlx::query("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'tasks'")
-            .fetch_one(&mut session)
-            .await
-            .unwrap();
+        let row =
+            sqlx::query("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'tasks'")
+                .fetch_one(&mut session)
+                .await
+                .unwrap();
         (updates, hot) = (row.get(0), row.get(1));
         if updates >= 400 {
             break;

@@ -36,7 +36,10 @@ async fn migrating_tells_the_steps_by_name_and_does_them_once() {
     ));
     let report = db.migrate().await.unwrap();
     assert_eq!((report.from, report.applied[0].as_str()), (0, "001_init"));
-    assert_eq!(db.migrate().await.unwrap(), MigrationReport { from: report.to, to: report.to, applied: vec![] });
+    assert_eq!(
+        db.migrate().await.unwrap(),
+        MigrationReport { from: report.to, to: report.to, applied: vec![] }
+    );
 }
 
 #[tokio::test]
@@ -71,7 +74,10 @@ async fn a_store_of_another_maker_is_refused_and_left_alone(#[case] table: &str)
     execute(&store, table).await;
     let db = options(&store).connect().await.unwrap();
     for error in [db.migrate().await.unwrap_err(), db.list_runs(ListRuns::default()).await.unwrap_err()] {
-        assert!(matches!(error.kind(), Conflict { .. }) && error.to_string().contains("not supported"), "{error}");
+        assert!(
+            matches!(error.kind(), Conflict { .. }) && error.to_string().contains("not supported"),
+            "{error}"
+        );
     }
     // Beside it there is room.
     let beside = options(&store).with_schema("beside").unwrap().connect().await.unwrap();
@@ -113,7 +119,8 @@ async fn a_lock_on_a_table_is_not_waited_for_for_ever() {
     let (store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
     let run = start(&db, workflow).await;
-    let hasty = PostgresOptions::new(&url_with(&store, "lock_timeout=50ms")).unwrap().connect().await.unwrap();
+    let hasty =
+        PostgresOptions::new(&url_with(&store, "lock_timeout=50ms")).unwrap().connect().await.unwrap();
     let mut session = session(&store).await;
     let mut lock = sqlx::Connection::begin(&mut session).await.unwrap();
     sqlx::query("SELECT FROM runs FOR UPDATE").execute(&mut *lock).await.unwrap();
@@ -141,7 +148,11 @@ async fn what_keeps_from_connecting_is_told_without_the_password() {
 #[tokio::test]
 async fn a_database_of_another_encoding_is_refused() {
     let store = empty().await;
-    execute(&store, "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0").await;
+    execute(
+        &store,
+        "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0",
+    )
+    .await;
     let url = {
         let url = store.url();
         let at = url.find("ork_state_test_").unwrap();
@@ -172,13 +183,18 @@ async fn a_store_goes_on_after_its_connections_were_ended() {
 async fn a_read_only_server_is_unavailable_and_its_connections_are_not_used_again() {
     let (store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
-    let name: String =
-        sqlx::query_scalar("SELECT current_database()::text").fetch_one(&mut session(&store).await).await.unwrap();
+    let name: String = sqlx::query_scalar("SELECT current_database()::text")
+        .fetch_one(&mut session(&store).await)
+        .await
+        .unwrap();
     execute(&store, format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await;
     let demoted = options(&store).connect().await.unwrap();
     let error = demoted.create_run(NewRun::new(workflow)).await.unwrap_err();
     assert!(matches!(error.kind(), Unavailable { outcome: Outcome::NotApplied, .. }), "{error}");
     execute(&store, format!("BEGIN READ WRITE; ALTER DATABASE {name} RESET ALL; COMMIT")).await;
     // Connections from before are still read-only: only new ones will do.
-    tokio::time::timeout(Duration::from_secs(30), demoted.create_run(NewRun::new(workflow))).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(30), demoted.create_run(NewRun::new(workflow)))
+        .await
+        .unwrap()
+        .unwrap();
 }

@@ -29,11 +29,7 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let mut steps = vec![
         step("format", &["fmt", "--all", "--check"], &[]),
         step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
-        step(
-            "docs",
-            &["doc", "--workspace", "--no-deps"],
-            &[("RUSTDOCFLAGS", "-D warnings")],
-        ),
+        step("docs", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
         step("tests", &["test", "--workspace"], &[("ORK_STATE_REQUIRE", "postgres")]),
         step("demo", &["xtask", "demo"], &[]),
         step("conformance", &["xtask", "conformance", "--require", "postgres", "--report", "report"], &[]),

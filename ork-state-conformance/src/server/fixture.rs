@@ -56,8 +56,15 @@ impl PostgresFixture {
         db.migrate().await?;
         drop(db);
         // Nobody may be connected to a template that is copied; a pool closes its connections in its own time.
-        let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'", store.name);
-        store.server.administer(end).await.map_err(|source| Error::unavailable("no template").with_source(source))?;
+        let end = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'",
+            store.name
+        );
+        store
+            .server
+            .administer(end)
+            .await
+            .map_err(|source| Error::unavailable("no template").with_source(source))?;
         let _ = store.keep.set(());
         Ok(store.name.clone())
     }
@@ -124,9 +131,15 @@ impl TestStore for PostgresStore {
     async fn damage(&self, damage: Damage) -> Result<bool> {
         let (statement, id) = match damage {
             Damage::RunStatus(run) => ("UPDATE runs SET status = 'nonsense' WHERE id = $1", run.as_uuid()),
-            Damage::TaskStatus(task) => ("UPDATE tasks SET status = 'nonsense' WHERE id = $1", task.as_uuid()),
-            Damage::TaskName(task) => ("UPDATE tasks SET task_name = '../escape' WHERE id = $1", task.as_uuid()),
-            Damage::Dag(snapshot) => ("UPDATE workflow_snapshots SET tasks_json = '{}' WHERE id = $1", snapshot.as_uuid()),
+            Damage::TaskStatus(task) => {
+                ("UPDATE tasks SET status = 'nonsense' WHERE id = $1", task.as_uuid())
+            }
+            Damage::TaskName(task) => {
+                ("UPDATE tasks SET task_name = '../escape' WHERE id = $1", task.as_uuid())
+            }
+            Damage::Dag(snapshot) => {
+                ("UPDATE workflow_snapshots SET tasks_json = '{}' WHERE id = $1", snapshot.as_uuid())
+            }
         };
         let failed = |source| Error::unavailable("the damage cannot be done").with_source(source);
         let mut connection = PgConnection::connect(&self.server.url(&self.name)).await.map_err(failed)?;
@@ -147,7 +160,8 @@ impl Drop for PostgresStore {
         if self.keep.get().is_some() {
             return;
         }
-        let (server, statement) = (self.server.clone(), format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+        let (server, statement) =
+            (self.server.clone(), format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
         // Dropping is not async, and this thread may be inside a runtime.
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -12,7 +12,8 @@ use sqlx::postgres::PgConnectOptions;
 use super::{PostgresServer, Started, wait_until_it_answers};
 
 /// Where distributions keep the server's binaries, which are seldom on the path.
-const PLACES: &[&str] = &["/usr/lib/postgresql", "/usr/pgsql", "/usr/local/pgsql", "/opt/homebrew/opt", "/usr/local/opt"];
+const PLACES: &[&str] =
+    &["/usr/lib/postgresql", "/usr/pgsql", "/usr/local/pgsql", "/opt/homebrew/opt", "/usr/local/opt"];
 
 /// Keeps the server until its standard input ends, which happens at the latest with the process that holds the other
 /// end, however that dies. Then it stops the server and removes the directory. `$1` is the directory, `$2` where the binaries are.
@@ -131,7 +132,8 @@ fn unprivileged_user() -> Result<Option<User>, String> {
             return Ok(Some(User { uid, gid }));
         }
     }
-    Err("this process is root, as which PostgreSQL does not run, and there is no user `postgres` or `nobody`".into())
+    Err("this process is root, as which PostgreSQL does not run, and there is no user `postgres` or `nobody`"
+        .into())
 }
 
 fn id(what: &str, user: Option<&str>) -> Result<u32, String> {
@@ -150,7 +152,8 @@ fn find_binaries() -> Option<PathBuf> {
         elsewhere.push(Path::new(place).join("bin"));
     }
     elsewhere.sort_by_key(|directory| std::cmp::Reverse(number_in(directory)));
-    let has_both = |directory: &&PathBuf| ["postgres", "initdb"].iter().all(|name| directory.join(name).is_file());
+    let has_both =
+        |directory: &&PathBuf| ["postgres", "initdb"].iter().all(|name| directory.join(name).is_file());
     on_path.iter().chain(&elsewhere).find(has_both).cloned()
 }
 
@@ -176,7 +179,10 @@ mod tests {
 
     #[test]
     fn newer_binaries_come_first() {
-        assert!(number_in(Path::new("/usr/lib/postgresql/15/bin")) > number_in(Path::new("/usr/lib/postgresql/9/bin")));
+        assert!(
+            number_in(Path::new("/usr/lib/postgresql/15/bin"))
+                > number_in(Path::new("/usr/lib/postgresql/9/bin"))
+        );
         assert_eq!(number_in(Path::new("/usr/local/bin")), 0);
     }
 }

@@ -102,14 +102,18 @@ impl PostgresServer {
 
     /// The server that a URL names. The URL itself is in no message: it may hold a password.
     async fn at(url: &str) -> Result<Self, String> {
-        let options: PgConnectOptions = url.parse().map_err(|_| "is not the URL of a PostgreSQL server".to_owned())?;
+        let options: PgConnectOptions =
+            url.parse().map_err(|_| "is not the URL of a PostgreSQL server".to_owned())?;
         let (before, after) = url.split_once('?').unwrap_or((url, ""));
         let authority = before.find("://").map_or(0, |at| at + 3);
         let end = before[authority..].find('/').map_or(before.len(), |at| authority + at);
         let after = if after.is_empty() { String::new() } else { format!("?{after}") };
         let origin = format!("the server at {}:{} of {URL}", options.get_host(), options.get_port());
-        let server =
-            Self { origin, url: (format!("{}/", &before[..end]), after), started: Mutex::new(Started::Nothing) };
+        let server = Self {
+            origin,
+            url: (format!("{}/", &before[..end]), after),
+            started: Mutex::new(Started::Nothing),
+        };
         connect(&options).await.map_err(|error| format!("names a server that does not answer: {error}"))?;
         Ok(server)
     }
@@ -135,7 +139,10 @@ impl PostgresServer {
 
     /// Ends what was started. The server is gone after the first call.
     pub async fn stop(&self) {
-        let started = std::mem::replace(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner), Started::Nothing);
+        let started = std::mem::replace(
+            &mut *self.started.lock().unwrap_or_else(PoisonError::into_inner),
+            Started::Nothing,
+        );
         match started {
             Started::Nothing => {}
             Started::Container(container) => container.stop().await,
@@ -155,7 +162,9 @@ async fn wait_until_it_answers(options: &PgConnectOptions) -> Result<(), String>
     loop {
         match connect(options).await {
             Ok(()) => return Ok(()),
-            Err(error) if begun.elapsed() > PATIENCE => return Err(format!("does not answer after {PATIENCE:?}: {error}")),
+            Err(error) if begun.elapsed() > PATIENCE => {
+                return Err(format!("does not answer after {PATIENCE:?}: {error}"));
+            }
             // It tells by nothing else that it is ready, but by answering.
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }

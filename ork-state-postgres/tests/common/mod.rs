@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ork_state_api::{
-    ClaimTasks, ClaimedTask, Dag, Database, LeaseTime, Limit, ManualClock, NewRun, NewWorkflow, Run, StartRun, TaskSpec,
-    TaskUpdate, TaskUpdates, UpdateReport, WorkflowId,
+    ClaimTasks, ClaimedTask, Dag, Database, LeaseTime, Limit, ManualClock, NewRun, NewWorkflow, Run,
+    StartRun, TaskSpec, TaskUpdate, TaskUpdates, UpdateReport, WorkflowId,
 };
 use ork_state_conformance::server::PostgresFixture;
 use ork_state_conformance::{Fixture, TestStore};
