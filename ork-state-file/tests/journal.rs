@@ -1,5 +1,7 @@
 //! What is on disk, and what becomes of it when it is damaged.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -37,7 +39,7 @@ async fn count_runs(db: &FileDatabase) -> usize {
 }
 
 async fn refuses(directory: &Path) -> Error {
-    open(directory).await.err().expect("the store must not open")
+    open(directory).await.unwrap_err()
 }
 
 fn is_corrupt_at(error: &Error, offset: usize) -> bool {

@@ -1,7 +1,8 @@
 -- Tasks, and beside them narrow tables for what depends on what, what is ready and what is claimed.
 --
 -- No column of `tasks` that changes stands in an index, so that every update of a task can stay on its page (HOT). The
--- fillfactor leaves room for that: a batch may claim all tasks of a page at once, which then needs each of them twice.
+-- fillfactor leaves room for that: a batch may claim all tasks of a page at once, and then needs room for all of them again,
+-- a little longer.
 
 UPDATE tasks SET status = 'pending' WHERE status = 'paused';
 
@@ -24,7 +25,7 @@ ALTER TABLE tasks
     DROP CONSTRAINT tasks_status_check,
     ADD CONSTRAINT tasks_status_check
         CHECK (status IN ('pending', 'dispatched', 'running', 'success', 'failed', 'cancelled')),
-    SET (fillfactor = 50);
+    SET (fillfactor = 45);
 
 -- None of the tables below has foreign keys: each would cost every insert. Whoever deletes a run deletes its rows here;
 -- `verify` finds orphans.

@@ -20,9 +20,13 @@ RETURNS timestamptz
 LANGUAGE sql STABLE
 RETURN CASE WHEN p_by IS NOT NULL THEN least(p_time + p_by, timestamptz '9999-12-31 23:59:59.999999+00') END;
 
-CREATE FUNCTION ork_claim_tasks(p_owner text, p_lease interval, p_limit int, p_now timestamptz)
+-- Gives a row a claimed task, in the order of the claim. With `p_outputs` rows for the tasks they depend on follow, each
+-- once: `is_output`, id, run, name, and the output in the place of `params`.
+CREATE FUNCTION ork_claim_tasks(
+    p_owner text, p_lease interval, p_limit int, p_outputs boolean, p_now timestamptz
+)
 RETURNS TABLE (
-    id uuid, run_id uuid, task_index int, task_name text, executor_type text, depends_on text[],
+    is_output boolean, id uuid, run_id uuid, task_index int, task_name text, executor_type text, depends_on text[],
     unmet_dependencies int, status text, attempts int, max_retries int, timeout_seconds int,
     lease_owner text, lease_token bigint, lease_expires_at timestamptz,
     execution_name text, error text, created_at timestamptz, ready_at timestamptz, retry_at timestamptz,
@@ -110,7 +114,7 @@ BEGIN
         LEFT JOIN LATERAL (SELECT k.workflow_id FROM runs k WHERE k.id = c.run_id OFFSET 0) r ON true
     )
     SELECT
-        c.id, c.run_id, c.task_index, c.task_name, c.executor_type, c.depends_on,
+        false, c.id, c.run_id, c.task_index, c.task_name, c.executor_type, c.depends_on,
         c.unmet_dependencies, c.status, c.attempts, c.max_retries, c.timeout_seconds,
         p_owner, c.token, ork_later(v_now, p_lease),
         c.execution_name, c.error, c.created_at, c.ready_at, c.retry_at,
@@ -120,6 +124,30 @@ BEGIN
     FROM placed c
     LEFT JOIN LATERAL (SELECT k.* FROM workflows k WHERE k.id = c.workflow_id AND c.is_first OFFSET 0) w ON true
     ORDER BY c.was_ready_at, c.run_id, c.task_index;
+
+    IF p_outputs THEN
+        RETURN QUERY
+        SELECT
+            true, k.id, k.run_id, NULL::int, k.task_name, NULL::text, NULL::text[],
+            NULL::int, NULL::text, NULL::int, NULL::int, NULL::int,
+            NULL::text, NULL::bigint, NULL::timestamptz,
+            NULL::text, NULL::text, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz,
+            NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, k.output::text,
+            NULL::uuid, NULL::text, NULL::text, NULL::text,
+            NULL::text, NULL::text, NULL::text
+        FROM (
+            SELECT DISTINCT t.run_id, d.name
+            FROM unnest(v_tasks) AS c (task_id)
+            CROSS JOIN LATERAL (SELECT k.run_id, k.depends_on FROM tasks k WHERE k.id = c.task_id OFFSET 0) t
+            CROSS JOIN LATERAL unnest(t.depends_on) AS d (name)
+        ) n
+        CROSS JOIN LATERAL (
+            SELECT k.id, k.run_id, k.task_name, k.output
+            FROM tasks k
+            WHERE k.run_id = n.run_id AND k.task_name = n.name
+            OFFSET 0
+        ) k;
+    END IF;
 END
 $$;
 

@@ -1,6 +1,6 @@
 //! Handing tasks out and keeping them leased.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,19 +18,17 @@ use crate::error::Access;
 use crate::options::Schema;
 use crate::rows::{self, Reader};
 use crate::schema::sql;
-use crate::tasks;
 
 pub(crate) struct Statements {
     claim: SqlStr,
     set_aside: SqlStr,
-    outputs: SqlStr,
     heartbeat: SqlStr,
 }
 
 impl Statements {
     pub(crate) fn new(schema: &Schema) -> Self {
         Self {
-            claim: sql(format!("SELECT * FROM {schema}.ork_claim_tasks($1, $2, $3, $4)")),
+            claim: sql(format!("SELECT * FROM {schema}.ork_claim_tasks($1, $2, $3, $4, $5)")),
             // Gives claims back, but not to the ready tasks.
             set_aside: sql(format!(
                 "WITH given_back AS (
@@ -44,14 +42,9 @@ impl Statements {
                  FROM given_back g
                  WHERE t.id = g.task_id"
             )),
-            outputs: sql(format!(
-                "SELECT t.run_id, t.id, t.task_name, t.output::text AS output
-                 FROM unnest($1::uuid[], $2::text[]) AS n (run_id, task_name)
-                 CROSS JOIN LATERAL (
-                     SELECT k.* FROM {schema}.tasks k WHERE k.run_id = n.run_id AND k.task_name = n.task_name OFFSET 0
-                 ) t"
+            heartbeat: sql(format!(
+                "SELECT task_id, token, expires_at FROM {schema}.ork_heartbeat($1, $2, $3, $4)"
             )),
-            heartbeat: sql(format!("SELECT task_id, token, expires_at FROM {schema}.ork_heartbeat($1, $2, $3, $4)")),
         }
     }
 }
@@ -68,6 +61,7 @@ pub(crate) fn interval(duration: Duration) -> PgInterval {
 }
 
 pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<ClaimedTask>> {
+    let include_outputs = claim.dependency_outputs == DependencyOutputs::Include;
     let mut claimed = Vec::new();
     let mut left = int_limit(claim.limit);
     while left > 0 {
@@ -76,13 +70,16 @@ pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<Claim
                 .bind(claim.owner.as_str())
                 .bind(interval(claim.lease.get()))
                 .bind(left)
+                .bind(include_outputs)
                 .bind(db.now())
         };
         let rows = db.rows(Access::Write, claim_left).await?;
+        let (outputs, rows) = split(&rows)?;
+        let outputs = include_outputs.then(|| read_outputs(&outputs));
         let mut unreadable = Vec::new();
         let mut workflows = Workflows::default();
-        for row in &rows {
-            match claimed_task(row, &mut workflows) {
+        for row in rows {
+            match claimed_task(row, &mut workflows, outputs.as_ref()) {
                 Ok(task) => claimed.push(task),
                 Err(_) => unreadable.push(row),
             }
@@ -94,10 +91,39 @@ pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<Claim
         set_aside(&db, &unreadable).await?;
         left = int_limit(claim.limit).saturating_sub(i32::try_from(claimed.len()).unwrap_or(i32::MAX));
     }
-    if claim.dependency_outputs == DependencyOutputs::Include {
-        add_outputs(&db, &mut claimed).await?;
-    }
     Ok(claimed)
+}
+
+/// The rows of outputs, and those of claimed tasks.
+fn split(rows: &[PgRow]) -> Result<(Vec<&PgRow>, Vec<&PgRow>)> {
+    let (mut outputs, mut tasks) = (Vec::new(), Vec::new());
+    for row in rows {
+        let kind = if Reader::of(row, "tasks")?.get("is_output")? { &mut outputs } else { &mut tasks };
+        kind.push(row);
+    }
+    Ok((outputs, tasks))
+}
+
+/// What the tasks of a run gave.
+type Outputs = HashMap<RunId, HashMap<TaskName, Option<Json>>>;
+
+/// The outputs that can be read.
+fn read_outputs(rows: &[&PgRow]) -> Outputs {
+    let mut outputs = Outputs::new();
+    for row in rows {
+        let read = || {
+            let row = Reader::of(row, "tasks")?;
+            Ok::<_, Error>((
+                RunId::from_uuid(row.get("run_id")?),
+                row.text("task_name")?,
+                row.json("params")?,
+            ))
+        };
+        if let Ok((run, name, output)) = read() {
+            outputs.entry(run).or_default().insert(name, output);
+        }
+    }
+    outputs
 }
 
 async fn set_aside(db: &Inner, unreadable: &[&PgRow]) -> Result<()> {
@@ -114,7 +140,7 @@ async fn set_aside(db: &Inner, unreadable: &[&PgRow]) -> Result<()> {
 /// What the claimed tasks of each workflow share: it comes with the first of them only.
 type Workflows = HashMap<Uuid, Result<(WorkflowName, Target)>>;
 
-fn claimed_task(row: &PgRow, workflows: &mut Workflows) -> Result<ClaimedTask> {
+fn claimed_task(row: &PgRow, workflows: &mut Workflows, outputs: Option<&Outputs>) -> Result<ClaimedTask> {
     let columns = Reader::of(row, "tasks")?;
     let Some(workflow) = columns.get::<Option<Uuid>>("workflow_id")? else {
         return Err(columns.corrupt("run_id", "names no run"));
@@ -126,6 +152,15 @@ fn claimed_task(row: &PgRow, workflows: &mut Workflows) -> Result<ClaimedTask> {
     };
     let (workflow_name, target) = workflows.entry(workflow).or_insert_with(read).clone()?;
     let task = rows::task(row)?;
+    let mut dependency_outputs = BTreeMap::new();
+    if let Some(outputs) = outputs {
+        for name in &task.depends_on {
+            let output = outputs.get(&task.run).and_then(|outputs| outputs.get(name));
+            let output =
+                output.ok_or_else(|| columns.corrupt("depends_on", "the output of one cannot be read"))?;
+            dependency_outputs.insert(name.clone(), output.clone());
+        }
+    }
     let token = task.lease.as_ref().map(|lease| lease.token);
     let token = token.ok_or_else(|| Error::internal("a claimed task without a lease"))?;
     Ok(ClaimedTask {
@@ -134,35 +169,9 @@ fn claimed_task(row: &PgRow, workflows: &mut Workflows) -> Result<ClaimedTask> {
         workflow: WorkflowId::from_uuid(workflow),
         workflow_name,
         target,
-        dependency_outputs: BTreeMap::new(),
+        dependency_outputs,
         task,
     })
-}
-
-/// Reads the outputs of all dependencies at once, each once however many tasks depend on it. They are final.
-async fn add_outputs(db: &Inner, claimed: &mut [ClaimedTask]) -> Result<()> {
-    let wanted: BTreeSet<(RunId, &TaskName)> = claimed
-        .iter()
-        .flat_map(|claimed| claimed.task.depends_on.iter().map(|name| (claimed.task.run, name)))
-        .collect();
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let (runs, names): (Vec<Uuid>, Vec<&str>) =
-        wanted.into_iter().map(|(run, name)| (run.as_uuid(), name.as_str())).unzip();
-    let rows =
-        db.rows(Access::Read, || query(db.sql.claims.outputs.clone()).bind(&runs).bind(&names)).await?;
-    let mut outputs: HashMap<RunId, BTreeMap<TaskName, Option<Json>>> = HashMap::new();
-    for row in &rows {
-        let run = RunId::from_uuid(Reader::of(row, "tasks")?.get("run_id")?);
-        outputs.entry(run).or_default().extend([tasks::output(row)?]);
-    }
-    for claimed in claimed {
-        let Some(of_run) = outputs.get(&claimed.task.run) else { continue };
-        let found = |name: &TaskName| Some((name.clone(), of_run.get(name)?.clone()));
-        claimed.dependency_outputs = claimed.task.depends_on.iter().filter_map(found).collect();
-    }
-    Ok(())
 }
 
 pub(crate) async fn heartbeat(db: Arc<Inner>, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>> {

@@ -72,7 +72,7 @@ impl LogStore for PostgresDatabase {
                 query(db.sql.logs.append.clone())
                     .bind(task.as_uuid())
                     .bind(&chunk)
-                    .bind(cap.map(|cap| signed(cap)))
+                    .bind(cap.map(signed))
                     .bind(note.as_bytes())
             };
             let row = db.row(Access::Write, append).await?;

@@ -238,7 +238,7 @@ impl<'a> TaskArrays<'a> {
             names: tasks.iter().map(|task| task.name.as_str()).collect(),
             executors: tasks.iter().map(|task| task.executor_type.as_str()).collect(),
             depends_on: tasks.iter().map(|task| array_text(&task.depends_on)).collect(),
-            params: tasks.iter().map(|task| task.params.as_ref().map(|json| json.as_str())).collect(),
+            params: tasks.iter().map(|task| task.params.as_ref().map(ork_state_api::Json::as_str)).collect(),
             retries: tasks.iter().map(|task| int(task.max_retries)).collect::<Result<_>>()?,
             timeouts: tasks
                 .iter()

@@ -146,7 +146,7 @@ async fn create(db: Arc<Inner>, new: NewWorkflow) -> Result<Workflow> {
             .bind(new.target.job_name.as_str())
             .bind(new.target.region.as_str())
             .bind(new.target.project.as_str())
-            .bind(new.target.params.as_ref().map(|json| json.as_str()))
+            .bind(new.target.params.as_ref().map(ork_state_api::Json::as_str))
             .bind(snapshot.as_uuid())
             .bind(hash.as_str())
             .bind(new.dag.to_json().as_str())

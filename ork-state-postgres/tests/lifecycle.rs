@@ -1,5 +1,7 @@
 //! A run from its beginning to its end, through all that can happen to its tasks.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::*;

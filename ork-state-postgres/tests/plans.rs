@@ -1,13 +1,17 @@
-//! How the server finds what it is asked for. Told by the counters that it keeps of what a transaction read: a plan inside a function is
-//! not shown by EXPLAIN.
+//! How the server finds what it is asked for. A plan inside a function is not shown by EXPLAIN: it is told by the extension
+//! `auto_explain`, and by the counters that the server keeps of what a transaction read.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
+
+use std::sync::Mutex;
 
 use common::*;
 use ork_state_api::*;
 use ork_state_postgres::PostgresDatabase;
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Row};
+use sqlx::{Connection, Executor, Row};
 
 /// What one transaction read of a table.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,7 +42,7 @@ async fn chain(db: &PostgresDatabase) -> WorkflowId {
     workflow
 }
 
-const CLAIM: &str = "SELECT count(*) FROM ork_claim_tasks('me', '1 minute', 100, '2030-01-01')";
+const CLAIM: &str = "SELECT count(*) FROM ork_claim_tasks('me', '1 minute', 100, false, '2030-01-01')";
 
 #[tokio::test]
 async fn a_claim_reads_the_ready_tasks_only_whatever_the_statistics() {
@@ -66,6 +70,66 @@ async fn look(session: &mut PgConnection) {
     let ready = scans(&mut transaction, "ready_tasks").await;
     assert!(ready.whole == 0 && ready.rows_by_index <= 2, "{ready:?}");
     transaction.rollback().await.unwrap();
+}
+
+/// What the server sends besides rows: the driver logs it.
+struct Notices(Mutex<Vec<String>>);
+
+static NOTICES: Notices = Notices(Mutex::new(Vec::new()));
+
+impl log::Log for Notices {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() == "sqlx::postgres::notice"
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.lock().unwrap().push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[tokio::test]
+async fn the_explained_claim_searches_ready_tasks_and_no_pending_ones() {
+    let (store, db, _clock) = store().await;
+    chain(&db).await;
+    execute(&store, "ANALYZE").await;
+    log::set_logger(&NOTICES).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    let mut session = session(&store).await;
+    for setting in [
+        "LOAD 'auto_explain'",
+        "SET auto_explain.log_level = notice",
+        "SET auto_explain.log_nested_statements = on",
+        "SET auto_explain.log_min_duration = 0",
+    ] {
+        session.execute(setting).await.unwrap();
+    }
+    session.execute(CLAIM).await.unwrap();
+    let plans = NOTICES.0.lock().unwrap().join("\n");
+    let scans: Vec<&str> = plans
+        .lines()
+        .map(|line| line.trim_start_matches([' ', '-', '>']))
+        .filter(|line| line.contains("Scan") && line.contains(" on "))
+        .map(|line| line.split("  (").next().unwrap_or(line))
+        .filter(|line| {
+            !line.starts_with("CTE Scan")
+                && !line.starts_with("Function Scan")
+                && !line.starts_with("Subquery")
+        })
+        .collect();
+    let by_key = [
+        // In the order of the queue; rows that are taken are then known by their place.
+        "Index Scan using ready_tasks_pkey on ready_tasks q",
+        "Tid Scan on ready_tasks",
+        "Index Scan using tasks_pkey on tasks k_2",
+        "Tid Scan on tasks t",
+        "Index Scan using runs_pkey on runs k",
+        "Index Scan using workflows_pkey on workflows k_1",
+    ];
+    assert_eq!(scans, by_key, "{plans}");
 }
 
 #[tokio::test]

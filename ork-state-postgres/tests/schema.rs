@@ -1,5 +1,7 @@
 //! Migrating, other schemas, and stores that are not ours.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::time::Duration;

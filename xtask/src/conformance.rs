@@ -78,7 +78,7 @@ fn show(bar: &ProgressBar, event: &Event<'_>) {
             bar.set_message(case.name);
             if let Verdict::Failed { message } = &case.verdict {
                 bar.suspend(|| {
-                    println!("{backend}: {} FAILED\n  {}", case.name, message.replace('\n', "\n  "))
+                    println!("{backend}: {} FAILED\n  {}", case.name, message.replace('\n', "\n  "));
                 });
             }
         }

@@ -195,7 +195,7 @@ impl Story {
             TaskStatus::Running => self.say(&format!("{name} runs on {owner}, attempt {}", task.attempts)),
             TaskStatus::Success => self.say(&format!("{name} succeeded")),
             TaskStatus::Failed | TaskStatus::Cancelled => {
-                self.say(&format!("{name} {}: {error}", task.status))
+                self.say(&format!("{name} {}: {error}", task.status));
             }
         }
     }
