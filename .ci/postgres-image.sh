@@ -15,7 +15,7 @@ chmod 1777 "$root/tmp"
 
 # The programs, at the paths they have here, and every library that they load, the dynamic linker among them.
 programs=("$binaries"/{postgres,initdb} /bin/{sh,cat,mkdir,chown,chmod} /usr/bin/setpriv)
-modules=("/usr/lib/postgresql/$version/lib"/{dict_snowball,plpgsql}.so)
+modules=("/usr/lib/postgresql/$version/lib"/{auto_explain,dict_snowball,plpgsql}.so)
 libraries=$(ldd "${programs[@]}" "${modules[@]}" | grep -o '/[^ ]*' | grep -v ':$' | sort -u)
 # shellcheck disable=SC2086
 tar -chf - "${programs[@]}" "${modules[@]}" $libraries \

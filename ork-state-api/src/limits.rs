@@ -92,13 +92,14 @@ impl From<Limit> for usize {
     }
 }
 
-/// How long a lease lasts from the moment it is given or renewed: 1 millisecond to 7 days.
+/// How long a lease lasts from the moment it is given or renewed: 100 milliseconds to 7 days. A shorter one could lapse
+/// while the store writes it down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LeaseTime(Duration);
 
 impl LeaseTime {
     /// The shortest lease.
-    pub const MIN: Duration = Duration::from_millis(1);
+    pub const MIN: Duration = Duration::from_millis(100);
     /// The longest lease.
     pub const MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -108,7 +109,7 @@ impl LeaseTime {
         if (Self::MIN..=Self::MAX).contains(&duration) {
             Ok(Self(duration))
         } else {
-            Err(Error::invalid("lease time", format!("is {duration:?}, it must be 1 ms to 7 days")))
+            Err(Error::invalid("lease time", format!("is {duration:?}, it must be 100 ms to 7 days")))
         }
     }
 

@@ -52,7 +52,7 @@ pub struct Task {
     pub retry_at: Option<Timestamp>,
     /// When its present or latest attempt was claimed.
     pub dispatched_at: Option<Timestamp>,
-    /// When that attempt began to run, or ended if nobody said that it ran.
+    /// When that attempt was first reported as running; if it never was, when its end was reported or its lease lapsed.
     pub started_at: Option<Timestamp>,
     /// When it became terminal.
     pub finished_at: Option<Timestamp>,

@@ -17,7 +17,7 @@ pub use case::{Case, CaseResult, NotApplicable};
 pub use child::run_if_child;
 pub use ctx::{Ctx, LEASE, claim_request, dag, wide_dag};
 pub use fixture::{Damage, DamageDirectory, DirectoryFixture, Fixture, TestStore, UrlFixture};
-pub use harness::{REQUIRE, run_tests};
+pub use harness::{OwnTest, REQUIRE, run_own_tests, run_tests};
 pub use report::{BackendReport, Level, Report};
 pub use rules::Rule;
 pub use run::{CaseReport, Verdict, linked, opted_out, run_case};
@@ -37,6 +37,23 @@ macro_rules! main {
 
         fn main() -> ::std::process::ExitCode {
             $crate::run_tests(&[$($fixture as ::std::sync::Arc<dyn $crate::Fixture>),+])
+        }
+    };
+}
+
+/// The `main` of a test file with `harness = false` of a backend whose stores need something that may not be there, such as a server.
+///
+/// It takes a `&dyn Fixture` and async functions. Where no store can be had they show as one ignored test that says why, or as a failed one if
+/// [`REQUIRE`] names the backend: they never pass unseen.
+///
+/// ```ignore
+/// ork_state_conformance::own_tests!(&FIXTURE, [it_survives_a_failover, its_claim_uses_the_index]);
+/// ```
+#[macro_export]
+macro_rules! own_tests {
+    ($fixture:expr, [$($test:ident),+ $(,)?]) => {
+        fn main() -> ::std::process::ExitCode {
+            $crate::run_own_tests($fixture, &[$((stringify!($test), || ::std::boxed::Box::pin($test()))),+])
         }
     };
 }

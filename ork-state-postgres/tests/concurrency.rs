@@ -46,7 +46,6 @@ async fn work(db: PostgresDatabase, owner: usize) -> usize {
     done
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn eight_workers_on_shared_runs_do_each_task_once() {
     let (_store, db, _clock) = store().await;
     let text: String = (0..40).map(|i| format!("a{i} b{i}:a{i} c{i}:b{i},a{} ", (i + 1) % 40)).collect();
@@ -66,7 +65,6 @@ async fn eight_workers_on_shared_runs_do_each_task_once() {
     assert_sound(&db).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn everything_at_once_leaves_a_sound_store() {
     let (_store, db, clock) = store().await;
     let text: String = (0..30).map(|i| format!("a{i}*1 b{i}:a{i} c{i}:b{i},a{} ", (i + 1) % 30)).collect();
@@ -121,7 +119,6 @@ async fn everything_at_once_leaves_a_sound_store() {
     assert_sound(&db).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_run_and_the_deletion_of_its_workflow_never_both_win() {
     let (_store, db, _clock) = store().await;
     for round in 0..40 {
@@ -140,7 +137,6 @@ async fn a_run_and_the_deletion_of_its_workflow_never_both_win() {
     assert_sound(&db).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn one_idempotency_key_is_one_run() {
     let (_store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
@@ -156,7 +152,6 @@ async fn one_idempotency_key_is_one_run() {
     assert_eq!(created.into_iter().map(|run| run.into_run().id).collect::<BTreeSet<_>>().len(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn appends_to_one_log_are_each_in_one_piece() {
     let (_store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
@@ -191,7 +186,6 @@ async fn poll_and_drop<F: Future>(future: F, polls: usize) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn calls_that_are_dropped_midway_leave_the_store_whole() {
     let (_store, db, clock) = store().await;
     let workflow = workflow(&db, "w", "a*9 b:a c:a,b").await;
@@ -221,3 +215,15 @@ async fn calls_that_are_dropped_midway_leave_the_store_whole() {
     assert_eq!(all.join_all().await.len(), 40);
     assert_sound(&db).await;
 }
+
+ork_state_conformance::own_tests!(
+    &FIXTURE,
+    [
+        eight_workers_on_shared_runs_do_each_task_once,
+        everything_at_once_leaves_a_sound_store,
+        a_run_and_the_deletion_of_its_workflow_never_both_win,
+        one_idempotency_key_is_one_run,
+        appends_to_one_log_are_each_in_one_piece,
+        calls_that_are_dropped_midway_leave_the_store_whole,
+    ]
+);

@@ -6,55 +6,60 @@ mod common;
 
 use common::*;
 use ork_state_api::*;
-use rstest::rstest;
 
 /// Checks keep most of it out; whoever damages a store takes them away first.
 const UNCHECKED: &str = "ALTER TABLE runs DROP CONSTRAINT runs_status_check; ALTER TABLE tasks DROP CONSTRAINT tasks_status_check;";
 
-#[rstest]
-#[case("tasks", "status = 'Pending'", "status")]
-#[case("tasks", "task_name = '../escape'", "task_name")]
-#[case("tasks", "executor_type = ''", "executor_type")]
-#[case("tasks", "depends_on = ARRAY['a', NULL]", "depends_on")]
-#[case("tasks", "depends_on = ARRAY['a/b']", "depends_on")]
-#[case("tasks", "attempts = -1", "attempts")]
-#[case("tasks", "timeout_seconds = -1", "timeout_seconds")]
-#[case("tasks", "created_at = 'infinity'", "created_at")]
-#[case("tasks", "retry_at = '0044-03-15 BC'", "retry_at")]
-#[case("runs", "status = 'paused '", "status")]
-#[case("runs", "triggered_by = ''", "triggered_by")]
-#[case("runs", "tasks_total = -5", "tasks_total")]
-#[case("runs", "started_at = '-infinity'", "started_at")]
-#[case("workflows", "name = E'a\\tb'", "name")]
-#[case("workflows", "updated_at = 'infinity'", "updated_at")]
-#[case("workflow_snapshots", "tasks_json = '[{}]'", "tasks_json")]
-#[tokio::test]
-async fn a_row_that_does_not_parse_is_named(#[case] table: &str, #[case] change: &str, #[case] column: &str) {
-    let (store, db, _clock) = store().await;
-    let workflow = workflow(&db, "w", "a").await;
-    let run = start(&db, workflow).await;
-    let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items.remove(0);
-    execute(&store, format!("{UNCHECKED} UPDATE {table} SET {change}")).await;
-    let (error, id) = match table {
-        "tasks" => (db.list_tasks(run.id, PageRequest::default()).await.unwrap_err(), task.id.to_string()),
-        "runs" => (db.list_runs(ListRuns::default()).await.unwrap_err(), run.id.to_string()),
-        "workflows" => (db.list_workflows(PageRequest::default()).await.unwrap_err(), workflow.to_string()),
-        _ => (db.get_snapshot(run.snapshot).await.unwrap_err(), run.snapshot.to_string()),
-    };
-    match error.kind() {
-        ErrorKind::Corrupt { table: t, id: i, column: c, .. } => {
-            assert_eq!((t.as_str(), i.as_str(), c.as_str()), (table, id.as_str(), column));
+const UNREADABLE: &[(&str, &str, &str)] = &[
+    ("tasks", "status = 'Pending'", "status"),
+    ("tasks", "task_name = '../escape'", "task_name"),
+    ("tasks", "executor_type = ''", "executor_type"),
+    ("tasks", "depends_on = ARRAY['a', NULL]", "depends_on"),
+    ("tasks", "depends_on = ARRAY['a/b']", "depends_on"),
+    ("tasks", "attempts = -1", "attempts"),
+    ("tasks", "timeout_seconds = -1", "timeout_seconds"),
+    ("tasks", "created_at = 'infinity'", "created_at"),
+    ("tasks", "retry_at = '0044-03-15 BC'", "retry_at"),
+    ("runs", "status = 'paused '", "status"),
+    ("runs", "triggered_by = ''", "triggered_by"),
+    ("runs", "tasks_total = -5", "tasks_total"),
+    ("runs", "started_at = '-infinity'", "started_at"),
+    ("workflows", "name = E'a\\tb'", "name"),
+    ("workflows", "updated_at = 'infinity'", "updated_at"),
+    ("workflow_snapshots", "tasks_json = '[{}]'", "tasks_json"),
+];
+
+async fn a_row_that_does_not_parse_is_named() {
+    for &(table, change, column) in UNREADABLE {
+        let (store, db, _clock) = store().await;
+        let workflow = workflow(&db, "w", "a").await;
+        let run = start(&db, workflow).await;
+        let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items.remove(0);
+        execute(&store, format!("{UNCHECKED} UPDATE {table} SET {change}")).await;
+        let (error, id) = match table {
+            "tasks" => {
+                (db.list_tasks(run.id, PageRequest::default()).await.unwrap_err(), task.id.to_string())
+            }
+            "runs" => (db.list_runs(ListRuns::default()).await.unwrap_err(), run.id.to_string()),
+            "workflows" => {
+                (db.list_workflows(PageRequest::default()).await.unwrap_err(), workflow.to_string())
+            }
+            _ => (db.get_snapshot(run.snapshot).await.unwrap_err(), run.snapshot.to_string()),
+        };
+        match error.kind() {
+            ErrorKind::Corrupt { table: t, id: i, column: c, .. } => {
+                assert_eq!((t.as_str(), i.as_str(), c.as_str()), (table, id.as_str(), column));
+            }
+            _ => panic!("{error:?}"),
         }
-        _ => panic!("{error:?}"),
+        let found = db.verify().await.unwrap();
+        assert!(
+            found.iter().any(|violation| violation.rule == "G8" && violation.to_string().contains(&id)),
+            "{found:?}"
+        );
     }
-    let found = db.verify().await.unwrap();
-    assert!(
-        found.iter().any(|violation| violation.rule == "G8" && violation.to_string().contains(&id)),
-        "{found:?}"
-    );
 }
 
-#[tokio::test]
 async fn a_claim_sets_aside_what_it_cannot_read_and_fills_up_with_others() {
     let (store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a b c d e").await;
@@ -83,7 +88,6 @@ async fn a_claim_sets_aside_what_it_cannot_read_and_fills_up_with_others() {
     assert_sound(&db).await;
 }
 
-#[tokio::test]
 async fn a_workflow_that_does_not_parse_stops_its_own_tasks_only() {
     let (store, db, _clock) = store().await;
     for name in ["bad", "good"] {
@@ -95,34 +99,36 @@ async fn a_workflow_that_does_not_parse_stops_its_own_tasks_only() {
     assert_eq!(claimed.iter().map(|task| task.workflow_name.as_str()).collect::<Vec<_>>(), ["good"; 3]);
 }
 
-#[rstest]
-#[case("UPDATE runs SET snapshot_id = gen_random_uuid()", "R1")]
-#[case("ALTER TABLE tasks DISABLE TRIGGER ALL; UPDATE tasks SET run_id = gen_random_uuid()", "W3")]
-#[case("INSERT INTO task_edges SELECT run_id, 0, 7, id FROM tasks LIMIT 1", "T1")]
-#[case("INSERT INTO task_edges SELECT run_id, 1, 0, id FROM tasks LIMIT 1", "T1")]
-#[case("DELETE FROM task_edges", "T1")]
-#[case("INSERT INTO ready_tasks SELECT now(), run_id, 1, id FROM tasks WHERE task_index = 1", "T1")]
-#[case("DELETE FROM ready_tasks", "T1")]
-#[case("INSERT INTO task_leases SELECT gen_random_uuid(), id, 'x', 1, now() FROM runs", "T2")]
-#[case("INSERT INTO task_logs VALUES (gen_random_uuid(), 0)", "L2")]
-#[case("INSERT INTO task_log_chunks VALUES (gen_random_uuid(), 0, 'x')", "L2")]
-#[case("UPDATE task_logs SET length = 4", "L2")]
-#[case("UPDATE task_log_chunks SET start_offset = 1", "L2")]
-#[case("DELETE FROM task_log_chunks", "L2")]
-#[tokio::test]
-async fn verify_finds_what_only_the_database_shows(#[case] damage: &str, #[case] rule: &str) {
-    let (store, db, _clock) = store().await;
-    let workflow = workflow(&db, "w", "a b:a").await;
-    let run = start(&db, workflow).await;
-    let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items.remove(0);
-    db.append_log(task.id, LogChunk::new(b"abc").unwrap()).await.unwrap();
-    assert_sound(&db).await;
-    execute(&store, damage).await;
-    let found = db.verify().await.unwrap();
-    assert!(found.iter().any(|violation| violation.rule == rule), "{found:?}");
+const UNSOUND: &[(&str, &str)] = &[
+    ("UPDATE runs SET snapshot_id = gen_random_uuid()", "R1"),
+    ("ALTER TABLE tasks DISABLE TRIGGER ALL; UPDATE tasks SET run_id = gen_random_uuid()", "W3"),
+    ("INSERT INTO task_edges SELECT run_id, 0, 7, id FROM tasks LIMIT 1", "T1"),
+    ("INSERT INTO task_edges SELECT run_id, 1, 0, id FROM tasks LIMIT 1", "T1"),
+    ("DELETE FROM task_edges", "T1"),
+    ("INSERT INTO ready_tasks SELECT now(), run_id, 1, id FROM tasks WHERE task_index = 1", "T1"),
+    ("DELETE FROM ready_tasks", "T1"),
+    ("INSERT INTO task_leases SELECT gen_random_uuid(), id, 'x', 1, now() FROM runs", "T2"),
+    ("INSERT INTO task_logs VALUES (gen_random_uuid(), 0)", "L2"),
+    ("INSERT INTO task_log_chunks VALUES (gen_random_uuid(), 0, 'x')", "L2"),
+    ("UPDATE task_logs SET length = 4", "L2"),
+    ("UPDATE task_log_chunks SET start_offset = 1", "L2"),
+    ("DELETE FROM task_log_chunks", "L2"),
+];
+
+async fn verify_finds_what_only_the_database_shows() {
+    for &(damage, rule) in UNSOUND {
+        let (store, db, _clock) = store().await;
+        let workflow = workflow(&db, "w", "a b:a").await;
+        let run = start(&db, workflow).await;
+        let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items.remove(0);
+        db.append_log(task.id, LogChunk::new(b"abc").unwrap()).await.unwrap();
+        assert_sound(&db).await;
+        execute(&store, damage).await;
+        let found = db.verify().await.unwrap();
+        assert!(found.iter().any(|violation| violation.rule == rule), "{found:?}");
+    }
 }
 
-#[tokio::test]
 async fn a_lease_without_a_task_does_not_stand_in_the_way() {
     let (store, db, clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
@@ -136,7 +142,6 @@ async fn a_lease_without_a_task_does_not_stand_in_the_way() {
     assert_sound(&db).await;
 }
 
-#[tokio::test]
 async fn a_log_with_a_hole_is_corrupt() {
     let (store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
@@ -150,3 +155,15 @@ async fn a_log_with_a_hole_is_corrupt() {
     assert!(matches!(read(0).await.unwrap_err().kind(), ErrorKind::Corrupt { .. }));
     assert_eq!(read(6).await.unwrap().bytes, b"abc");
 }
+
+ork_state_conformance::own_tests!(
+    &FIXTURE,
+    [
+        a_row_that_does_not_parse_is_named,
+        a_claim_sets_aside_what_it_cannot_read_and_fills_up_with_others,
+        a_workflow_that_does_not_parse_stops_its_own_tasks_only,
+        verify_finds_what_only_the_database_shows,
+        a_lease_without_a_task_does_not_stand_in_the_way,
+        a_log_with_a_hole_is_corrupt,
+    ]
+);

@@ -7,7 +7,6 @@ mod common;
 use common::*;
 use ork_state_api::*;
 
-#[tokio::test]
 async fn a_diamond_runs_through_with_outputs_retries_and_a_lapse() {
     let (_store, db, clock) = store().await;
     let workflow = workflow(&db, "w", "a b:a c*1:a d*1:b,c").await;
@@ -48,7 +47,6 @@ async fn a_diamond_runs_through_with_outputs_retries_and_a_lapse() {
     assert_sound(&db).await;
 }
 
-#[tokio::test]
 async fn failures_are_named_as_the_api_words_them() {
     let (_store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "x y a%s b:a%s c:x,b d:y e:d,c").await;
@@ -68,7 +66,6 @@ async fn failures_are_named_as_the_api_words_them() {
     assert_sound(&db).await;
 }
 
-#[tokio::test]
 async fn a_paused_run_waits_and_a_resumed_one_goes_on() {
     let (_store, db, clock) = store().await;
     let workflow = workflow(&db, "w", "a*1 b c:b").await;
@@ -89,7 +86,6 @@ async fn a_paused_run_waits_and_a_resumed_one_goes_on() {
     assert_sound(&db).await;
 }
 
-#[tokio::test]
 async fn two_claims_of_one_task_are_answered_in_sequence() {
     let (_store, db, clock) = store().await;
     let workflow = workflow(&db, "w", "a*1").await;
@@ -107,7 +103,6 @@ async fn two_claims_of_one_task_are_answered_in_sequence() {
     );
 }
 
-#[tokio::test]
 async fn without_a_clock_time_is_the_servers() {
     let (store, _, _) = store().await;
     let db = options(&store).connect().await.unwrap();
@@ -126,3 +121,14 @@ async fn without_a_clock_time_is_the_servers() {
     assert!(run.created_at <= run.started_at.unwrap() && run.started_at < run.finished_at);
     assert_sound(&db).await;
 }
+
+ork_state_conformance::own_tests!(
+    &FIXTURE,
+    [
+        a_diamond_runs_through_with_outputs_retries_and_a_lapse,
+        failures_are_named_as_the_api_words_them,
+        a_paused_run_waits_and_a_resumed_one_goes_on,
+        two_claims_of_one_task_are_answered_in_sequence,
+        without_a_clock_time_is_the_servers,
+    ]
+);

@@ -44,7 +44,6 @@ async fn chain(db: &PostgresDatabase) -> WorkflowId {
 
 const CLAIM: &str = "SELECT count(*) FROM ork_claim_tasks('me', '1 minute', 100, false, '2030-01-01')";
 
-#[tokio::test]
 async fn a_claim_reads_the_ready_tasks_only_whatever_the_statistics() {
     let (store, db, _clock) = store().await;
     // A session that makes its plans, and statistics that are made, while there is nothing.
@@ -91,7 +90,6 @@ impl log::Log for Notices {
     fn flush(&self) {}
 }
 
-#[tokio::test]
 async fn the_explained_claim_searches_ready_tasks_and_no_pending_ones() {
     let (store, db, _clock) = store().await;
     chain(&db).await;
@@ -132,7 +130,6 @@ async fn the_explained_claim_searches_ready_tasks_and_no_pending_ones() {
     assert_eq!(scans, by_key, "{plans}");
 }
 
-#[tokio::test]
 async fn an_update_reads_the_tasks_it_is_about_and_their_dependents() {
     let (store, db, _clock) = store().await;
     execute(&store, "VACUUM ANALYZE").await;
@@ -154,7 +151,6 @@ async fn an_update_reads_the_tasks_it_is_about_and_their_dependents() {
     assert_eq!(scans(&mut transaction, "task_edges").await.whole, 0);
 }
 
-#[tokio::test]
 async fn updates_of_tasks_stay_on_their_pages() {
     let (store, db, _clock) = store().await;
     let text: String = (0..200).map(|i| format!("t{i} ")).collect();
@@ -185,3 +181,13 @@ async fn updates_of_tasks_stay_on_their_pages() {
     }
     assert!(updates >= 400 && hot * 10 >= updates * 9, "{hot} of {updates} updates were HOT");
 }
+
+ork_state_conformance::own_tests!(
+    &FIXTURE,
+    [
+        a_claim_reads_the_ready_tasks_only_whatever_the_statistics,
+        the_explained_claim_searches_ready_tasks_and_no_pending_ones,
+        an_update_reads_the_tasks_it_is_about_and_their_dependents,
+        updates_of_tasks_stay_on_their_pages,
+    ]
+);

@@ -10,9 +10,7 @@ use common::*;
 use ork_state_api::ErrorKind::{Conflict, SchemaMismatch, Unavailable};
 use ork_state_api::*;
 use ork_state_postgres::PostgresOptions;
-use rstest::rstest;
 
-#[tokio::test(flavor = "multi_thread")]
 async fn of_many_that_migrate_at_once_one_does_it() {
     let store = empty().await;
     let mut tasks = Vec::new();
@@ -28,7 +26,6 @@ async fn of_many_that_migrate_at_once_one_does_it() {
     assert_eq!((&applied[..7], applied[7] >= 20), (&[0; 7][..], true), "{applied:?}");
 }
 
-#[tokio::test]
 async fn migrating_tells_the_steps_by_name_and_does_them_once() {
     let store = empty().await;
     let db = options(&store).connect().await.unwrap();
@@ -44,7 +41,6 @@ async fn migrating_tells_the_steps_by_name_and_does_them_once() {
     );
 }
 
-#[tokio::test]
 async fn a_newer_schema_is_refused_and_left_alone() {
     let store = empty().await;
     let db = options(&store).connect().await.unwrap();
@@ -57,7 +53,6 @@ async fn a_newer_schema_is_refused_and_left_alone() {
     newer(options(&store).connect().await.unwrap_err());
 }
 
-#[tokio::test]
 async fn a_migration_of_another_form_is_refused() {
     let store = empty().await;
     let db = options(&store).connect().await.unwrap();
@@ -67,26 +62,26 @@ async fn a_migration_of_another_form_is_refused() {
     assert!(matches!(error.kind(), Conflict { reason } if reason.contains("016_tasks")), "{error}");
 }
 
-#[rstest]
-#[case("CREATE TABLE _sqlx_migrations (version bigint)")]
-#[case("CREATE TABLE workflows (id uuid)")]
-#[tokio::test]
-async fn a_store_of_another_maker_is_refused_and_left_alone(#[case] table: &str) {
-    let store = empty().await;
-    execute(&store, table).await;
-    let db = options(&store).connect().await.unwrap();
-    for error in [db.migrate().await.unwrap_err(), db.list_runs(ListRuns::default()).await.unwrap_err()] {
-        assert!(
-            matches!(error.kind(), Conflict { .. }) && error.to_string().contains("not supported"),
-            "{error}"
-        );
+const OF_ANOTHER_MAKER: &[&str] =
+    &["CREATE TABLE _sqlx_migrations (version bigint)", "CREATE TABLE workflows (id uuid)"];
+
+async fn a_store_of_another_maker_is_refused_and_left_alone() {
+    for &table in OF_ANOTHER_MAKER {
+        let store = empty().await;
+        execute(&store, table).await;
+        let db = options(&store).connect().await.unwrap();
+        for error in [db.migrate().await.unwrap_err(), db.list_runs(ListRuns::default()).await.unwrap_err()] {
+            assert!(
+                matches!(error.kind(), Conflict { .. }) && error.to_string().contains("not supported"),
+                "{error}"
+            );
+        }
+        // Beside it there is room.
+        let beside = options(&store).with_schema("beside").unwrap().connect().await.unwrap();
+        beside.migrate().await.unwrap();
     }
-    // Beside it there is room.
-    let beside = options(&store).with_schema("beside").unwrap().connect().await.unwrap();
-    beside.migrate().await.unwrap();
 }
 
-#[tokio::test]
 async fn any_schema_will_do_and_two_do_not_meet() {
     let store = empty().await;
     let odd = PostgresOptions::new(&url_with(&store, "schema=odd%20Schema%22%27%3B--%C3%A9")).unwrap();
@@ -105,7 +100,6 @@ async fn any_schema_will_do_and_two_do_not_meet() {
     }
 }
 
-#[tokio::test]
 async fn a_schema_that_goes_away_is_missed() {
     let (store, db, _clock) = store().await;
     db.list_runs(ListRuns::default()).await.unwrap();
@@ -116,7 +110,6 @@ async fn a_schema_that_goes_away_is_missed() {
     assert!(db.list_runs(ListRuns::default()).await.unwrap().items.is_empty());
 }
 
-#[tokio::test]
 async fn a_lock_on_a_table_is_not_waited_for_for_ever() {
     let (store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
@@ -133,7 +126,6 @@ async fn a_lock_on_a_table_is_not_waited_for_for_ever() {
     hasty.pause_run(run.id).await.unwrap();
 }
 
-#[tokio::test]
 async fn what_keeps_from_connecting_is_told_without_the_password() {
     let store = empty().await;
     let url = store.url().replace("ork_state_test_", "no_such_database_");
@@ -147,7 +139,6 @@ async fn what_keeps_from_connecting_is_told_without_the_password() {
     assert!(shown.contains("127.0.0.1:1/db") && !shown.contains("sesame"), "{shown}");
 }
 
-#[tokio::test]
 async fn a_database_of_another_encoding_is_refused() {
     let store = empty().await;
     execute(
@@ -165,7 +156,6 @@ async fn a_database_of_another_encoding_is_refused() {
     assert!(matches!(error.kind(), Conflict { .. }) && error.to_string().contains("UTF8"), "{error}");
 }
 
-#[tokio::test]
 async fn a_store_goes_on_after_its_connections_were_ended() {
     let (store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
@@ -181,7 +171,6 @@ async fn a_store_goes_on_after_its_connections_were_ended() {
     assert!(matches!(error.kind(), Unavailable { outcome: Outcome::NotApplied, .. }), "{error}");
 }
 
-#[tokio::test]
 async fn a_read_only_server_is_unavailable_and_its_connections_are_not_used_again() {
     let (store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
@@ -200,3 +189,21 @@ async fn a_read_only_server_is_unavailable_and_its_connections_are_not_used_agai
         .unwrap()
         .unwrap();
 }
+
+ork_state_conformance::own_tests!(
+    &FIXTURE,
+    [
+        of_many_that_migrate_at_once_one_does_it,
+        migrating_tells_the_steps_by_name_and_does_them_once,
+        a_newer_schema_is_refused_and_left_alone,
+        a_migration_of_another_form_is_refused,
+        a_store_of_another_maker_is_refused_and_left_alone,
+        any_schema_will_do_and_two_do_not_meet,
+        a_schema_that_goes_away_is_missed,
+        a_lock_on_a_table_is_not_waited_for_for_ever,
+        what_keeps_from_connecting_is_told_without_the_password,
+        a_database_of_another_encoding_is_refused,
+        a_store_goes_on_after_its_connections_were_ended,
+        a_read_only_server_is_unavailable_and_its_connections_are_not_used_again,
+    ]
+);

@@ -128,6 +128,7 @@ impl Held {
     pub(crate) fn lapse(&mut self, now: Timestamp) {
         let owner = self.lease.as_ref().map(|lease| lease.owner.to_string()).unwrap_or_default();
         self.changed = true;
+        self.started_at.get_or_insert(now);
         self.fail(lease_lapsed_message(&owner), Some(now).filter(|_| self.has_attempts_left()));
         self.retry_at = None;
     }

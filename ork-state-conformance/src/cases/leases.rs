@@ -123,6 +123,19 @@ case! { T3, t3_an_expired_task_is_ready_again_with_an_attempt_spent(t) {
     Ok(())
 }}
 
+case! { T3, t3_an_attempt_that_nobody_saw_run_began_when_it_lapsed(t) {
+    let run = t.start("unseen*1 seen*1").await?;
+    let claimed = t.claim(2).await?;
+    t.advance(LEASE / 2);
+    t.update([TaskUpdate::running(claimed[1].claim)]).await?;
+    let seen_at = t.now();
+    t.advance(LEASE / 2);
+    t.db().expire_leases(Limit::default()).await?;
+    assert_eq!(t.task(run.id, "unseen").await?.started_at, Some(t.now()));
+    assert_eq!(t.task(run.id, "seen").await?.started_at, Some(seen_at));
+    Ok(())
+}}
+
 case! { T3, t3_a_task_without_attempts_left_fails(t) {
     let run = t.start("a b:a").await?;
     let a = t.claim_one().await?;
