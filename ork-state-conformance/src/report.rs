@@ -71,8 +71,10 @@ impl BackendReport {
         let failed = number(|verdict| matches!(verdict, Verdict::Failed { .. }));
         let not_applicable = number(|verdict| matches!(verdict, Verdict::NotApplicable { .. }));
         let level = match (failed, passed, filtered) {
+            (1.., _, _) => Level::NotConformant,
             // A backend that nothing was seen of has shown nothing.
-            (1.., _, _) | (0, 0, _) => Level::NotConformant,
+            (0, 0, false) => Level::NotConformant,
+            (0, _, true) if cases.is_empty() => Level::NotConformant,
             (0, _, true) => Level::Incomplete,
             (0, _, false) => Level::Conformant,
         };

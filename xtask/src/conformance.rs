@@ -68,9 +68,10 @@ fn show(bar: &ProgressBar, event: &Event<'_>) {
             bar.set_length(*cases as u64);
             bar.set_prefix(*backend);
             // The bar shows on a terminal only; this line also in a log.
+            let cases = if *cases == 1 { "1 case".to_owned() } else { format!("{cases} cases") };
             bar.suspend(|| match origin {
-                Some(origin) => println!("{backend}: {cases} cases, {origin}"),
-                None => println!("{backend}: {cases} cases"),
+                Some(origin) => println!("{backend}: {cases}, {origin}"),
+                None => println!("{backend}: {cases}"),
             });
         }
         Event::Ended { backend, case } => {

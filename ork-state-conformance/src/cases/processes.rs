@@ -27,9 +27,11 @@ case! { T2 needs [MultiProcess, Durable], t2_four_processes_claim_twenty_thousan
     for child in &mut children {
         child.release();
     }
+    // Read at once: one whose pipe is full would stand still.
+    let children: Vec<_> = children.into_iter().map(|child| tokio::spawn(child.finish())).collect();
     let (mut all, mut shares) = (Vec::new(), Vec::new());
     for child in children {
-        let mine = child.finish().await?;
+        let mine = child.await??;
         shares.push(mine.len());
         all.extend(mine);
     }
