@@ -12,6 +12,7 @@ use std::time::Duration;
 use common::*;
 use ork_state_api::*;
 use ork_state_postgres::PostgresDatabase;
+use sqlx::Connection;
 use tokio::task::JoinSet;
 
 async fn claim_as(db: &PostgresDatabase, owner: usize, limit: usize) -> Vec<ClaimedTask> {
@@ -62,6 +63,27 @@ async fn eight_workers_on_shared_runs_do_each_task_once() {
     for run in runs {
         assert_eq!(db.get_run(run).await.unwrap().status, RunStatus::Success);
     }
+    assert_sound(&db).await;
+}
+
+async fn a_claim_passes_over_what_another_is_just_taking() {
+    let (store, db, _clock) = store().await;
+    let workflow = workflow(&db, "w", "a b c d").await;
+    start(&db, workflow).await;
+    let mut slow = session(&store).await;
+    let mut slow = slow.begin().await.unwrap();
+    let taken: Vec<String> = sqlx::query_scalar(
+        "SELECT task_name FROM ork_claim_tasks('slow', '1 minute', 2, false, '2030-01-01')",
+    )
+    .fetch_all(&mut *slow)
+    .await
+    .unwrap();
+    assert_eq!(taken, ["a", "b"]);
+    // It has not ended, and may take long.
+    let others = tokio::time::timeout(Duration::from_secs(20), claim(&db, 10)).await.unwrap();
+    assert_eq!(others.iter().map(|task| task.task.name.as_str()).collect::<Vec<_>>(), ["c", "d"]);
+    slow.rollback().await.unwrap();
+    assert_eq!(claim(&db, 10).await.len(), 2);
     assert_sound(&db).await;
 }
 
@@ -220,6 +242,7 @@ ork_state_conformance::own_tests!(
     &FIXTURE,
     [
         eight_workers_on_shared_runs_do_each_task_once,
+        a_claim_passes_over_what_another_is_just_taking,
         everything_at_once_leaves_a_sound_store,
         a_run_and_the_deletion_of_its_workflow_never_both_win,
         one_idempotency_key_is_one_run,
