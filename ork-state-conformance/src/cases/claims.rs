@@ -247,6 +247,23 @@ case! { T2, t2_claimers_at_once_get_disjoint_tasks(t) {
     Ok(())
 }}
 
+// While the others are taking theirs, enough is left for each.
+case! { T2, t2_claimers_at_once_each_get_as_many_as_they_ask_for(t) {
+    let workflow = t.workflow(wide_dag(600)?).await?;
+    let run = t.db().create_run(NewRun::new(workflow.id)).await?.into_run();
+    t.db().start_run(StartRun::pinned(run.id)).await?;
+    for round in 1..=6 {
+        let claimers = (0..10).map(|_| {
+            let t = t.clone();
+            async move { Ok::<_, ork_state_api::Error>(t.claim(10).await?.len()) }
+        });
+        for got in together(claimers).await? {
+            assert_eq!(got?, 10, "round {round}");
+        }
+    }
+    Ok(())
+}}
+
 case! { T2, t2_leases_are_live_under_contention(t) {
     t.start(&(0..64).map(|i| format!("t{i} ")).collect::<String>()).await?;
     let claimers = (0..16).map(|_| {
