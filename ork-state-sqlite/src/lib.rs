@@ -22,3 +22,8 @@ pub use database::SqliteDatabase;
 pub use options::{BACKEND, SqliteOptions, Synchronous};
 
 ork_state_api::register_backend!(BACKEND);
+
+/// The example in the workspace's README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct WorkspaceReadme;

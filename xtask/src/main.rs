@@ -38,7 +38,17 @@ fn main() -> ExitCode {
         Task::Ci(arguments) => ci::run(&arguments),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:?}");
+        let mut said = error.to_string();
+        eprintln!("error: {said}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            // Some errors repeat their cause.
+            if !said.contains(&error.to_string()) {
+                said = error.to_string();
+                eprintln!("  because: {said}");
+            }
+            cause = error.source();
+        }
         ExitCode::FAILURE
     })
 }
