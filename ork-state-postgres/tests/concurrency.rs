@@ -1,6 +1,6 @@
 //! Many at once: nothing fails, nothing is lost, nothing is left half done.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
 mod common;
 

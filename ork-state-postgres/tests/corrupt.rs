@@ -1,6 +1,6 @@
 //! Rows that nobody of us wrote (rule G8).
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! A run from its beginning to its end, through all that can happen to its tasks.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
 mod common;
 

@@ -1,7 +1,7 @@
 //! How the server finds what it is asked for. A plan inside a function is not shown by EXPLAIN: it is told by the extension
 //! `auto_explain`, and by the counters that the server keeps of what a transaction read.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! Migrating, other schemas, and stores that are not ours.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
 mod common;
 
