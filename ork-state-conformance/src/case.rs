@@ -12,7 +12,7 @@ pub type CaseResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// The error with which a case says that it does not apply to a store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("does not apply to {0}")]
+#[error("does not apply: {0}")]
 pub struct NotApplicable(pub String);
 
 /// One thing that a store must do, found at link time.

@@ -94,7 +94,7 @@ impl Ctx {
     /// [`NotApplicable`] if the store cannot hold such a thing.
     pub async fn damage(&self, damage: Damage) -> CaseResult {
         if !self.0.store.damage(damage).await? {
-            return Err(NotApplicable(format!("a store that cannot hold {damage:?}")).into());
+            return Err(NotApplicable(format!("its stores cannot have {damage}")).into());
         }
         self.0.damaged.store(true, Ordering::Relaxed);
         Ok(())

@@ -1,5 +1,6 @@
 //! Where a fresh store comes from.
 
+use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -80,6 +81,18 @@ pub enum Damage {
     Dag(SnapshotId),
 }
 
+/// What is damaged, without the id.
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RunStatus(_) => "a run's status damaged",
+            Self::TaskStatus(_) => "a task's status damaged",
+            Self::TaskName(_) => "a task's name damaged",
+            Self::Dag(_) => "a snapshot's tasks damaged",
+        })
+    }
+}
+
 /// Stores that are files or directories: each lives in a temporary directory of its own.
 pub struct DirectoryFixture<F> {
     backend: &'static str,
@@ -104,8 +117,8 @@ impl<F: Fn(&Path) -> String + Send + Sync> DirectoryFixture<F> {
     }
 }
 
-impl<F> std::fmt::Debug for DirectoryFixture<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<F> fmt::Debug for DirectoryFixture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirectoryFixture").field("backend", &self.backend).finish_non_exhaustive()
     }
 }

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{Case, Fixture, Verdict, run_case, run_if_child};
@@ -65,15 +65,13 @@ fn trials_of(fixture: &Arc<dyn Fixture>, listing: bool) -> Vec<Trial> {
         .into_iter()
         .map(|case| {
             let fixture = fixture.clone();
-            Trial::test(format!("{name}::{}", case.name), move || match run_case(&fixture, case).verdict {
-                Verdict::Passed => Ok(()),
-                Verdict::Failed { message } => Err(Failed::from(message)),
-                // Said in the open by the report; libtest knows no verdict but these two.
-                Verdict::NotApplicable { .. } => Ok(()),
+            Trial::ignorable_test(format!("{name}::{}", case.name), move || {
+                match run_case(&fixture, case).verdict {
+                    Verdict::Passed => Ok(Completion::Completed),
+                    Verdict::Failed { message } => Err(Failed::from(message)),
+                    Verdict::NotApplicable { reason } => Ok(Completion::ignored_with(reason)),
+                }
             })
-            .with_ignored_flag(
-                crate::linked(name).is_ok_and(|backend| crate::opted_out(backend, case).is_some()),
-            )
         })
         .collect()
 }

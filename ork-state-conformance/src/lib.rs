@@ -20,7 +20,7 @@ pub use fixture::{Damage, DamageDirectory, DirectoryFixture, Fixture, TestStore,
 pub use harness::{OwnTest, REQUIRE, run_own_tests, run_tests};
 pub use report::{BackendReport, Level, Report};
 pub use rules::Rule;
-pub use run::{CaseReport, Verdict, linked, opted_out, run_case};
+pub use run::{CaseReport, Verdict, linked, run_case};
 pub use suite::{Event, Suite};
 
 /// The `main` of a test that runs the suite: `tests/conformance.rs`, with `harness = false`.

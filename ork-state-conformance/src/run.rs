@@ -65,8 +65,8 @@ fn verdict(fixture: &Arc<dyn Fixture>, case: &'static Case, notes: &mut Vec<Stri
         Ok(backend) => backend,
         Err(message) => return fail(message),
     };
-    if let Some(capability) = opted_out(backend, case) {
-        return Verdict::NotApplicable { reason: format!("opts out of {capability}") };
+    if let Some(reason) = not_applicable(backend, case) {
+        return Verdict::NotApplicable { reason };
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -96,15 +96,14 @@ pub fn linked(name: &str) -> Result<&'static Backend, String> {
     })
 }
 
-/// The capability for whose lack a case does not apply.
-#[must_use]
-pub fn opted_out(backend: &Backend, case: &Case) -> Option<Capability> {
-    match case.without {
-        // The check of an opt-out, where there is none: it applies no less than a case that needs the rest.
-        Some(capability) if backend.capabilities.has(capability) => Some(capability),
-        Some(_) => None,
-        None => case.needs.iter().copied().find(|need| !backend.capabilities.has(*need)),
+/// Why a case does not apply to a backend with these capabilities, if so.
+fn not_applicable(backend: &Backend, case: &Case) -> Option<String> {
+    let has = |capability: Capability| backend.capabilities.has(capability);
+    if let Some(capability) = case.without {
+        return has(capability).then(|| format!("does not opt out of {capability}"));
     }
+    let lacking = case.needs.iter().find(|need| !has(**need))?;
+    Some(format!("opts out of {lacking}"))
 }
 
 fn fail(message: String) -> Verdict {

@@ -52,10 +52,10 @@ impl Statements {
             )),
             get: sql(format!("SELECT {WORKFLOW} FROM {schema}.workflows w WHERE w.id = $1")),
             find: sql(format!("SELECT {WORKFLOW} FROM {schema}.workflows w WHERE w.name = $1")),
-            // The column's collation is \"C\": the order is that of the bytes.
+            // The column's collation is \"C\": the order is that of the bytes. No name is empty.
             list: sql(format!(
                 "SELECT {WORKFLOW} FROM {schema}.workflows w
-                 WHERE w.name > $1 OR $1 IS NULL
+                 WHERE w.name > coalesce($1, '')
                  ORDER BY w.name
                  LIMIT $2"
             )),

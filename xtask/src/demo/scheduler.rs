@@ -28,29 +28,41 @@ const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// How many tasks run at the same time.
 const SLOTS: usize = 2;
 
-/// Works until it is killed.
+/// Works until it is killed. A store that is away for a while is waited for.
 pub(crate) async fn work(db: Arc<dyn Database>, name: &str) -> Result<(), AnyError> {
     let owner = Label::new(name)?;
     let mut running = JoinSet::new();
     loop {
-        // Whoever finds a lapsed lease takes the task back, whosever it was.
-        db.expire_leases(Limit::default()).await?;
-
-        if running.len() < SLOTS {
-            let claim = ClaimTasks::new(owner.clone(), LeaseTime::new(LEASE)?)
-                .with_limit(Limit::new(SLOTS - running.len())?)
-                .with_dependency_outputs();
-            for task in db.claim_tasks(claim).await? {
-                running.spawn(run_task(db.clone(), owner.clone(), task));
+        match take(&*db, &owner, SLOTS - running.len()).await {
+            Ok(tasks) => {
+                for task in tasks {
+                    running.spawn(run_task(db.clone(), owner.clone(), task));
+                }
             }
+            Err(error) if error.is_retryable() => eprintln!("{owner}: {error}"),
+            Err(error) => return Err(error.into()),
         }
         match tokio::time::timeout(IDLE, running.join_next()).await {
             // A slot is free: look for work at once.
-            Ok(Some(ended)) => ended??,
+            Ok(Some(Ok(Ok(())))) => {}
+            // Its task comes back when the lease lapses.
+            Ok(Some(Ok(Err(error)))) => eprintln!("{owner}: a task is given up: {error}"),
+            Ok(Some(Err(panicked))) => return Err(panicked.into()),
             Ok(None) => tokio::time::sleep(IDLE).await,
             Err(_idle) => {}
         }
     }
+}
+
+/// Takes up to so many tasks.
+async fn take(db: &dyn Database, owner: &Label, slots: usize) -> ork_state_api::Result<Vec<ClaimedTask>> {
+    // Whoever finds a lapsed lease takes the task back, whosever it was.
+    db.expire_leases(Limit::default()).await?;
+    if slots == 0 {
+        return Ok(Vec::new());
+    }
+    let claim = ClaimTasks::new(owner.clone(), LeaseTime::new(LEASE)?);
+    db.claim_tasks(claim.with_limit(Limit::new(slots)?).with_dependency_outputs()).await
 }
 
 /// Runs one task and reports its end. If the lease is lost on the way the task is no longer ours: its process is
@@ -58,7 +70,7 @@ pub(crate) async fn work(db: Arc<dyn Database>, name: &str) -> Result<(), AnyErr
 async fn run_task(db: Arc<dyn Database>, owner: Label, task: ClaimedTask) -> Result<(), AnyError> {
     let execution = Label::new(format!("{owner}/{}", std::process::id()))?;
     let begins = vec![TaskUpdate::dispatched(task.claim, Some(execution)), TaskUpdate::running(task.claim)];
-    db.update_tasks(TaskUpdates::new(begins)?).await?;
+    report(&*db, &task, TaskUpdates::new(begins)?).await?;
 
     let retry_after = Delay::new(RETRY_AFTER)?;
     let update = tokio::select! {
@@ -69,18 +81,39 @@ async fn run_task(db: Arc<dyn Database>, owner: Label, task: ClaimedTask) -> Res
         },
         lost = keep_lease(&*db, &task) => return lost,
     };
-    // Repeating this after a lost answer would be safe (rule T7).
-    db.update_tasks(TaskUpdates::one(update)?).await?;
-    Ok(())
+    report(&*db, &task, TaskUpdates::one(update)?).await
+}
+
+/// Tells the store about a task.
+///
+/// # Errors
+/// If the store does not apply it: most likely the lease is lost.
+async fn report(db: &dyn Database, task: &ClaimedTask, updates: TaskUpdates) -> Result<(), AnyError> {
+    loop {
+        match db.update_tasks(updates.clone()).await {
+            Ok(report) => {
+                for outcome in report.outcomes {
+                    outcome.into_result(task.task.id)?;
+                }
+                return Ok(());
+            }
+            // Repeating it is safe also if it was applied and only the answer was lost (rule T7).
+            Err(error) if error.is_retryable() => tokio::time::sleep(IDLE).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Renews the lease for ever; returns when it is lost.
 async fn keep_lease(db: &dyn Database, task: &ClaimedTask) -> Result<(), AnyError> {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
-        let outcomes = db.heartbeat(Heartbeat::new([task.claim], LeaseTime::new(LEASE)?)?).await?;
-        if outcomes.contains(&HeartbeatOutcome::Lost) {
-            return Ok(());
+        match db.heartbeat(Heartbeat::new([task.claim], LeaseTime::new(LEASE)?)?).await {
+            Ok(outcomes) if outcomes.contains(&HeartbeatOutcome::Lost) => return Ok(()),
+            Ok(_) => {}
+            // The next one tells whether the lease outlasted it.
+            Err(error) if error.is_retryable() => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
