@@ -120,7 +120,6 @@ impl TaskSpec {
 #[derive(Debug, Clone)]
 pub struct Dag {
     tasks: Vec<TaskSpec>,
-    dependencies: Vec<Vec<u32>>,
     dependents: Vec<Vec<u32>>,
     canonical: Json,
 }
@@ -171,7 +170,7 @@ impl Dag {
         }
         check_acyclic(&tasks, &dependencies, &dependents)?;
         let canonical = canonical(&tasks)?;
-        Ok(Self { tasks, dependencies, dependents, canonical })
+        Ok(Self { tasks, dependents, canonical })
     }
 
     /// Reads the canonical form back, for backends.
@@ -223,13 +222,6 @@ impl Dag {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
-    }
-
-    /// The indexes that the task at this index waits for, in the order its author listed them. Empty
-    /// for an index beyond the DAG.
-    #[must_use]
-    pub fn dependencies(&self, index: usize) -> &[u32] {
-        self.dependencies.get(index).map_or(&[], Vec::as_slice)
     }
 
     /// The indexes that wait for the task at this index, ascending. Empty for an index beyond the DAG.

@@ -38,6 +38,26 @@ pub struct Run {
     pub finished_at: Option<Timestamp>,
 }
 
+impl Run {
+    /// A run as it is created (R1). For backends.
+    #[must_use]
+    pub fn new(new: NewRun, snapshot: SnapshotId, now: Timestamp) -> Self {
+        Self {
+            id: RunId::generate(),
+            workflow: new.workflow,
+            snapshot,
+            status: RunStatus::Pending,
+            triggered_by: new.triggered_by,
+            idempotency_key: new.idempotency_key,
+            error: None,
+            tasks: TaskCounts::default(),
+            created_at: now,
+            started_at: None,
+            finished_at: None,
+        }
+    }
+}
+
 /// How many tasks a run has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TaskCounts {

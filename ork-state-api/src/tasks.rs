@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Json, Label, LeaseTime, Limit, Page, PageRequest, Result, RunId, RunStatus, Target, TaskId, TaskName,
-    TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, WorkflowId, WorkflowName,
+    Dag, Json, Label, LeaseTime, Limit, Page, PageRequest, Result, RunId, RunStatus, Target, TaskId,
+    TaskName, TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, WorkflowId, WorkflowName,
 };
 
 /// A task as it stands, without its payloads (see [`TaskDetail`]).
@@ -56,6 +56,35 @@ pub struct Task {
     pub started_at: Option<Timestamp>,
     /// When it became terminal.
     pub finished_at: Option<Timestamp>,
+}
+
+impl Task {
+    /// The tasks of a run as they are made when it is started (R2), in the order of its DAG. For backends.
+    pub fn of_run(run: RunId, dag: &Dag, now: Timestamp) -> impl Iterator<Item = Self> {
+        (0_u32..).zip(dag.tasks()).map(move |(index, spec)| Self {
+            id: TaskId::generate(),
+            run,
+            index,
+            name: spec.name.clone(),
+            executor_type: spec.executor_type.clone(),
+            depends_on: spec.depends_on.clone(),
+            // A DAG has far fewer tasks than this can hold.
+            unmet_dependencies: u32::try_from(spec.depends_on.len()).unwrap_or(u32::MAX),
+            status: TaskStatus::Pending,
+            attempts: 0,
+            max_retries: spec.max_retries,
+            timeout_seconds: spec.timeout_seconds,
+            lease: None,
+            execution_name: None,
+            error: None,
+            created_at: now,
+            ready_at: spec.depends_on.is_empty().then_some(now),
+            retry_at: None,
+            dispatched_at: None,
+            started_at: None,
+            finished_at: None,
+        })
+    }
 }
 
 /// A task with its payloads.

@@ -41,12 +41,6 @@ pub enum TaskChange {
 }
 
 impl TaskChange {
-    /// Whether the claim is over with this change.
-    #[must_use]
-    pub const fn ends_claim(&self) -> bool {
-        matches!(self, Self::Succeeded { .. } | Self::Failed { .. } | Self::Released)
-    }
-
     fn bytes(&self) -> usize {
         match self {
             Self::Dispatched { execution_name } => execution_name.as_ref().map_or(0, |name| name.len()),

@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    CreatedRun, Dag, EndedRun, Entity, Error, ListRuns, NewRun, Page, Result, Run, RunId, RunKey, RunStatus,
-    RunStore, StartRun, Task, TaskCounts, TaskId, TaskStatus, Timestamp,
+    CreatedRun, EndedRun, Entity, Error, ListRuns, NewRun, Page, Result, Run, RunId, RunKey, RunStatus,
+    RunStore, StartRun, Task, TaskCounts, TaskStatus,
 };
 
 use crate::change::{Change, NewTask};
@@ -50,19 +50,7 @@ fn create(tx: &mut Transaction<'_>, new: NewRun) -> Result<CreatedRun> {
     {
         return Ok(CreatedRun::Existing(tx.state.run(*existing)?.run.clone()));
     }
-    let run = Run {
-        id: RunId::generate(),
-        workflow: new.workflow,
-        snapshot,
-        status: RunStatus::Pending,
-        triggered_by: new.triggered_by,
-        idempotency_key: new.idempotency_key,
-        error: None,
-        tasks: TaskCounts::default(),
-        created_at: tx.now,
-        started_at: None,
-        finished_at: None,
-    };
+    let run = Run::new(new, snapshot, tx.now);
     tx.apply(Change::Run(run.clone()))?;
     Ok(CreatedRun::New(run))
 }
@@ -100,9 +88,8 @@ fn start_run(tx: &mut Transaction<'_>, start: StartRun) -> Result<Run> {
                 .clone()
         }
     };
-    let tasks: Vec<NewTask> =
-        (0..).zip(dag.tasks()).map(|(index, _)| new_task(id, &dag, index, tx.now)).collect();
-    tx.put_tasks(id, tasks)?;
+    let tasks = Task::of_run(id, &dag, tx.now).zip(dag.tasks());
+    tx.put_tasks(id, tasks.map(|(task, spec)| NewTask { task, params: spec.params.clone() }).collect())?;
     let (now, total) = (tx.now, count(dag.len()));
     tx.edit_run(id, |run| {
         run.status = RunStatus::Running;
@@ -116,34 +103,6 @@ fn start_run(tx: &mut Transaction<'_>, start: StartRun) -> Result<Run> {
 /// A DAG has far fewer tasks than this can hold.
 fn count(tasks: usize) -> u32 {
     u32::try_from(tasks).unwrap_or(u32::MAX)
-}
-
-fn new_task(run: RunId, dag: &Dag, index: u32, now: Timestamp) -> NewTask {
-    let spec = &dag.tasks()[index as usize];
-    let unmet = dag.dependencies(index as usize).len();
-    let task = Task {
-        id: TaskId::generate(),
-        run,
-        index,
-        name: spec.name.clone(),
-        executor_type: spec.executor_type.clone(),
-        depends_on: spec.depends_on.clone(),
-        unmet_dependencies: count(unmet),
-        status: TaskStatus::Pending,
-        attempts: 0,
-        max_retries: spec.max_retries,
-        timeout_seconds: spec.timeout_seconds,
-        lease: None,
-        execution_name: None,
-        error: None,
-        created_at: now,
-        ready_at: (unmet == 0).then_some(now),
-        retry_at: None,
-        dispatched_at: None,
-        started_at: None,
-        finished_at: None,
-    };
-    NewTask { task, params: spec.params.clone() }
 }
 
 fn cancel(tx: &mut Transaction<'_>, id: RunId) -> Result<Run> {

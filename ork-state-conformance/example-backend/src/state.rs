@@ -5,9 +5,9 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use ork_state_api::{
-    CreatedRun, Dag, Entity, Error, ListRuns, NewRun, NewWorkflow, Page, PageRequest, Result, Run, RunId,
-    RunKey, RunStatus, Snapshot, SnapshotId, StartRun, Task, TaskCounts, TaskDetail, TaskId, TaskStatus,
-    Timestamp, Token, Workflow, WorkflowId, WorkflowName,
+    CreatedRun, Entity, Error, ListRuns, NewRun, NewWorkflow, Page, PageRequest, Result, Run, RunId, RunKey,
+    RunStatus, Snapshot, SnapshotId, StartRun, Task, TaskCounts, TaskDetail, TaskId, TaskStatus, Timestamp,
+    Token, Workflow, WorkflowId, WorkflowName,
 };
 
 /// Everything that is stored.
@@ -116,19 +116,7 @@ impl State {
         {
             return Ok(CreatedRun::Existing(run.clone()));
         }
-        let run = Run {
-            id: RunId::generate(),
-            workflow: new.workflow,
-            snapshot,
-            status: RunStatus::Pending,
-            triggered_by: new.triggered_by,
-            idempotency_key: new.idempotency_key,
-            error: None,
-            tasks: TaskCounts::default(),
-            created_at: self.now,
-            started_at: None,
-            finished_at: None,
-        };
+        let run = Run::new(new, snapshot, self.now);
         self.runs.insert(run.id, run.clone());
         Ok(CreatedRun::New(run))
     }
@@ -163,7 +151,10 @@ impl State {
             Some(dag) => Arc::new(dag),
             None => self.snapshot(run.snapshot)?.dag.clone(),
         };
-        let tasks: Vec<TaskDetail> = (0..dag.len()).map(|index| self.new_task(run.id, &dag, index)).collect();
+        let tasks: Vec<TaskDetail> = Task::of_run(run.id, &dag, self.now)
+            .zip(dag.tasks())
+            .map(|(task, spec)| TaskDetail { task, params: spec.params.clone(), output: None })
+            .collect();
         self.task_ids.insert(run.id, tasks.iter().map(|detail| detail.task.id).collect());
         self.tasks.extend(tasks.into_iter().map(|detail| (detail.task.id, detail)));
         let (now, total) = (self.now, u32::try_from(dag.len()).unwrap_or(u32::MAX));
@@ -174,35 +165,6 @@ impl State {
         let id = run.id;
         self.end_if_done(id);
         self.run(id).cloned()
-    }
-
-    fn new_task(&self, run: RunId, dag: &Dag, index: usize) -> TaskDetail {
-        let spec = &dag.tasks()[index];
-        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let unmet = dag.dependencies(index).len();
-        let task = Task {
-            id: TaskId::generate(),
-            run,
-            index: number(index),
-            name: spec.name.clone(),
-            executor_type: spec.executor_type.clone(),
-            depends_on: spec.depends_on.clone(),
-            unmet_dependencies: number(unmet),
-            status: TaskStatus::Pending,
-            attempts: 0,
-            max_retries: spec.max_retries,
-            timeout_seconds: spec.timeout_seconds,
-            lease: None,
-            execution_name: None,
-            error: None,
-            created_at: self.now,
-            ready_at: (unmet == 0).then_some(self.now),
-            retry_at: None,
-            dispatched_at: None,
-            started_at: None,
-            finished_at: None,
-        };
-        TaskDetail { task, params: spec.params.clone(), output: None }
     }
 
     pub(crate) fn cancel_run(&mut self, id: RunId) -> Result<Run> {
