@@ -49,11 +49,24 @@ pub enum Capability {
     MultiProcess,
     /// The methods of [`LogStore`](crate::LogStore).
     Logs,
+    /// The methods of [`ScheduleStore`](crate::ScheduleStore).
+    Schedules,
+    /// The methods of [`DeferredJobStore`](crate::DeferredJobStore).
+    DeferredJobs,
+    /// [`Maintenance::watch`](crate::Maintenance::watch).
+    Notifications,
 }
 
 impl Capability {
     /// All of them.
-    pub const ALL: &'static [Self] = &[Self::Durable, Self::MultiProcess, Self::Logs];
+    pub const ALL: &'static [Self] = &[
+        Self::Durable,
+        Self::MultiProcess,
+        Self::Logs,
+        Self::Schedules,
+        Self::DeferredJobs,
+        Self::Notifications,
+    ];
 }
 
 impl fmt::Display for Capability {
@@ -62,6 +75,9 @@ impl fmt::Display for Capability {
             Self::Durable => "durable storage",
             Self::MultiProcess => "several processes on one store",
             Self::Logs => "task logs",
+            Self::Schedules => "schedules",
+            Self::DeferredJobs => "deferred jobs",
+            Self::Notifications => "notifications",
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -117,8 +118,13 @@ impl TaskSpec {
 /// assert!(matches!(cyclic.unwrap_err().kind(), ErrorKind::InvalidInput { .. }));
 /// # Ok::<(), ork_state_api::Error>(())
 /// ```
+///
+/// Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Dag {
+pub struct Dag(Arc<Checked>);
+
+#[derive(Debug)]
+struct Checked {
     tasks: Vec<TaskSpec>,
     dependents: Vec<Vec<u32>>,
     canonical: Json,
@@ -127,7 +133,7 @@ pub struct Dag {
 /// Two DAGs are equal when their canonical forms are.
 impl PartialEq for Dag {
     fn eq(&self, other: &Self) -> bool {
-        self.canonical == other.canonical
+        self.0.canonical == other.0.canonical
     }
 }
 
@@ -136,7 +142,7 @@ impl Eq for Dag {}
 /// As its canonical form.
 impl Serialize for Dag {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        self.canonical.serialize(serializer)
+        self.0.canonical.serialize(serializer)
     }
 }
 
@@ -170,7 +176,7 @@ impl Dag {
         }
         check_acyclic(&tasks, &dependencies, &dependents)?;
         let canonical = canonical(&tasks)?;
-        Ok(Self { tasks, dependents, canonical })
+        Ok(Self(Arc::new(Checked { tasks, dependents, canonical })))
     }
 
     /// Reads the canonical form back, for backends.
@@ -192,14 +198,14 @@ impl Dag {
     /// Parameters and signatures are the text that was given. A DAG that uses neither of the last two
     /// has the form, and so the hash, that Ork has always given it.
     #[must_use]
-    pub const fn to_json(&self) -> &Json {
-        &self.canonical
+    pub fn to_json(&self) -> &Json {
+        &self.0.canonical
     }
 
     /// The lower-case hex SHA-256 of the canonical form.
     #[must_use]
     pub fn content_hash(&self) -> String {
-        Sha256::digest(self.canonical.as_str()).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        Sha256::digest(self.0.canonical.as_str()).iter().fold(String::with_capacity(64), |mut hex, byte| {
             // Writing to a String cannot fail.
             let _ = write!(hex, "{byte:02x}");
             hex
@@ -209,25 +215,25 @@ impl Dag {
     /// The tasks in index order.
     #[must_use]
     pub fn tasks(&self) -> &[TaskSpec] {
-        &self.tasks
+        &self.0.tasks
     }
 
     /// How many tasks there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.tasks.len()
+        self.0.tasks.len()
     }
 
     /// Whether there is no task. A run of it succeeds as soon as it starts.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.tasks.is_empty()
+        self.0.tasks.is_empty()
     }
 
     /// The indexes that wait for the task at this index, ascending. Empty for an index beyond the DAG.
     #[must_use]
     pub fn dependents(&self, index: usize) -> &[u32] {
-        self.dependents.get(index).map_or(&[], Vec::as_slice)
+        self.0.dependents.get(index).map_or(&[], Vec::as_slice)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Everything a scheduler needs of a store.
 
-use crate::{Backend, LogStore, Maintenance, RunStore, TaskStore, WorkflowStore};
+use crate::{
+    Backend, DeferredJobStore, LogStore, Maintenance, RunStore, ScheduleStore, TaskStore, WorkflowStore,
+};
 
 /// A store of workflows, their runs and tasks: all the role traits together.
 ///
@@ -32,7 +34,16 @@ use crate::{Backend, LogStore, Maintenance, RunStore, TaskStore, WorkflowStore};
 /// # Errors of every method
 /// `Unavailable` when the store cannot be reached in time; `SchemaMismatch` until the store is
 /// [migrated](Maintenance::migrate); `Corrupt`; `Internal`.
-pub trait Database: WorkflowStore + RunStore + TaskStore + LogStore + Maintenance + std::fmt::Debug {
+pub trait Database:
+    WorkflowStore
+    + RunStore
+    + TaskStore
+    + LogStore
+    + ScheduleStore
+    + DeferredJobStore
+    + Maintenance
+    + std::fmt::Debug
+{
     /// The plugin that this store is of: its name and what it can do.
     fn backend(&self) -> &'static Backend;
 }

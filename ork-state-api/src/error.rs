@@ -145,6 +145,8 @@ pub enum Entity {
     Run,
     /// A task of a run.
     Task,
+    /// A deferred job of a task.
+    DeferredJob,
 }
 
 impl fmt::Display for Entity {
@@ -154,6 +156,7 @@ impl fmt::Display for Entity {
             Self::Snapshot => "snapshot",
             Self::Run => "run",
             Self::Task => "task",
+            Self::DeferredJob => "deferred job",
         })
     }
 }

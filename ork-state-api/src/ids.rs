@@ -81,3 +81,7 @@ id!(
     /// Names one task of one run.
     TaskId, "task id"
 );
+id!(
+    /// Names one deferred job of one task.
+    JobId, "deferred job id"
+);

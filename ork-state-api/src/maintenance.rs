@@ -1,29 +1,111 @@
 //! Looking after a store.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::{LogStore, Result, RunStore, TaskStore, WorkflowStore};
+use crate::{
+    DeferredJobStore, JobStatus, Limit, LogStore, Result, RunStatus, RunStore, ScheduleStore, TaskStatus,
+    TaskStore, Timestamp, Topic, Watch, WorkflowStore,
+};
 
-/// What [`Maintenance::migrate`] did.
+/// What [`Maintenance::migrate`] did, or what it would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MigrationReport {
-    /// The version that was there before; 0 for an empty store.
-    pub from: i64,
-    /// The version that is there now: what this code reads and writes.
+    /// What was there before.
+    pub found: Found,
+    /// The version that is there after it: what this code reads and writes.
     pub to: i64,
-    /// The steps that this call applied, in order. Empty if there was nothing to do, or if another
-    /// process did it at the same time.
+    /// The steps that were applied, in order. Empty if there was nothing to do, or if another process did it at the same time.
     pub applied: Vec<String>,
+    /// What could not be taken over as it was, by id, and what became of it. Nothing was dropped.
+    pub adjusted: Vec<Violation>,
 }
 
+/// What a store was made by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing: it is empty.
+    Nothing,
+    /// This project, at this version of the schema.
+    OrkState(i64),
+    /// Ork before this project, at this version of its own.
+    Ork(i64),
+    /// Ork before this project, as a directory of JSON files, which have no version.
+    OrkFiles,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("an empty store"),
+            Self::OrkState(version) => write!(f, "a store at version {version}"),
+            Self::Ork(version) => write!(f, "a database of Ork at its version {version}"),
+            Self::OrkFiles => f.write_str("a directory of Ork's JSON files"),
+        }
+    }
+}
+
+/// What happened in one line, then a line a thing that could not be taken over as it was.
 impl fmt::Display for MigrationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.applied.is_empty() {
             return write!(f, "schema at version {}, nothing to do", self.to);
         }
-        write!(f, "schema brought from version {} to {}: {}", self.from, self.to, self.applied.join(", "))
+        write!(f, "{} brought to version {}: {}", self.found, self.to, self.applied.join(", "))?;
+        self.adjusted.iter().try_for_each(|adjusted| write!(f, "\n  {adjusted}"))
+    }
+}
+
+/// Which runs to delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prune {
+    /// Only those that ended longer ago than this, by the store's clock.
+    pub ended_before: std::time::Duration,
+    /// At most so many runs.
+    pub limit: Limit,
+}
+
+/// What [`Maintenance::prune`] deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pruned {
+    /// How many runs. Fewer than the limit: there are no more.
+    pub runs: u64,
+    /// How many tasks they had.
+    pub tasks: u64,
+}
+
+/// How much of what there is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// All workflows.
+    pub workflows: u64,
+    /// Runs by status; every status is there.
+    pub runs: BTreeMap<RunStatus, u64>,
+    /// Tasks by status; every status is there.
+    pub tasks: BTreeMap<TaskStatus, u64>,
+    /// Deferred jobs that have not ended, by status; both of these statuses are there.
+    pub open_jobs: BTreeMap<JobStatus, u64>,
+    /// Since when the task that is next in the queue is ready; `None` if no task is ready now. How far it lies back is how far the schedulers are behind.
+    pub oldest_ready_at: Option<Timestamp>,
+}
+
+impl Stats {
+    /// All zero. For backends.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            workflows: 0,
+            runs: RunStatus::ALL.iter().map(|status| (*status, 0)).collect(),
+            tasks: TaskStatus::ALL.iter().map(|status| (*status, 0)).collect(),
+            open_jobs: JobStatus::ALL
+                .iter()
+                .filter(|status| !status.is_terminal())
+                .map(|status| (*status, 0))
+                .collect(),
+            oldest_ready_at: None,
+        }
     }
 }
 
@@ -54,7 +136,9 @@ impl fmt::Display for Violation {
 
 /// Looks after a store. The [general rules](crate::Database#general-rules) hold for every method.
 #[async_trait]
-pub trait Maintenance: WorkflowStore + RunStore + TaskStore + LogStore {
+pub trait Maintenance:
+    WorkflowStore + RunStore + TaskStore + LogStore + ScheduleStore + DeferredJobStore
+{
     /// Brings the store's schema to the version that this code works with.
     ///
     /// **M1** Safe to call from many processes at once: one does the work, the others wait for it. The answer tells what
@@ -70,6 +154,62 @@ pub trait Maintenance: WorkflowStore + RunStore + TaskStore + LogStore {
     /// # Cancel safety
     /// Migrated or not. Repeating it is safe.
     async fn migrate(&self) -> Result<MigrationReport>;
+
+    /// Says what [`migrate`](Self::migrate) would find and do now, and changes nothing.
+    ///
+    /// **M1** Where the database can, it is done and taken back, so it tells all that would be adjusted, and whether it would go well at
+    /// all; it then takes the same time and the same locks. On a store in use, try it on a copy.
+    ///
+    /// # Errors
+    /// Those of `migrate`.
+    async fn plan_migration(&self) -> Result<MigrationReport>;
+
+    /// Deletes ended runs with all that is theirs, the longest ended first, then by run id.
+    ///
+    /// **M2** One call deletes at most `limit` runs, so that it holds nothing up for long: call it until fewer come back. Live runs, and
+    /// those that ended later than so long ago, stay. The idempotency keys of deleted runs are free again.
+    ///
+    /// # Errors
+    /// Only those of the [general rules](crate::Database#general-rules).
+    ///
+    /// # Cancel safety
+    /// All that the call would delete is gone or nothing of it. Repeating it is safe.
+    async fn prune(&self, prune: Prune) -> Result<Pruned>;
+
+    /// How much of what there is.
+    ///
+    /// **M3** Exact, as of one moment. The cost does not grow with the history: it may grow with the live runs and the claimed tasks only.
+    ///
+    /// # Errors
+    /// Only those of the [general rules](crate::Database#general-rules).
+    async fn stats(&self) -> Result<Stats>;
+
+    /// Gives hints that something has happened, also in other processes, so that idle schedulers need not ask all the time.
+    ///
+    /// **M5** Begin to watch, then look, then wait: what happens after this returns is hinted at. A hint says no more than that it is
+    /// worth looking: it may come for nothing, several happenings may come as one, and while the connection to a server is away
+    /// none comes (one does when it is back). So a missed hint costs latency, never work: look every few seconds all the
+    /// same. Time that passes gives no hint: a task whose retry time comes, a lease that lapses, a slot that is due.
+    ///
+    /// # Errors
+    /// `Unsupported`.
+    ///
+    /// # Example
+    /// ```
+    /// # use ork_state_api::*;
+    /// async fn wait_for(db: &dyn Database, run: RunId) -> Result<Run> {
+    ///     let mut ended = db.watch(Topic::RunEnded).await?;
+    ///     loop {
+    ///         let run = db.get_run(run).await?;
+    ///         if run.status.is_terminal() {
+    ///             return Ok(run);
+    ///         }
+    ///         // With a runtime at hand: `tokio::time::timeout(Duration::from_secs(5), ended.changed())`.
+    ///         ended.changed().await?;
+    ///     }
+    /// }
+    /// ```
+    async fn watch(&self, topic: Topic) -> Result<Watch>;
 
     /// Checks everything that is stored against the rules.
     ///

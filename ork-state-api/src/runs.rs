@@ -1,13 +1,16 @@
 //! Runs of workflows.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Dag, Error, Label, Page, PageRequest, Result, RunId, RunStatus, SnapshotId, Text, Timestamp, WorkflowId,
+    Dag, Error, Label, Page, PageRequest, Result, RunId, RunStatus, SnapshotId, TaskName, Text, Timestamp,
+    WorkflowId,
 };
 
 /// A run as it stands.
@@ -26,7 +29,7 @@ pub struct Run {
     /// The key it was created under, see [`RunStore::create_run`].
     pub idempotency_key: Option<Label>,
     /// The first task that failed for good, as [`task_failed_message`](crate::task_failed_message)
-    /// words it; there as soon as that has happened.
+    /// words it; there as soon as that has happened. Of several in one call the one with the lowest index.
     pub error: Option<Text>,
     /// How its tasks stand; all zero before it is started.
     pub tasks: TaskCounts,
@@ -67,6 +70,22 @@ pub struct TaskCounts {
     pub unfinished: u32,
     /// Those that failed, by themselves or because of another.
     pub failed: u32,
+    /// Those that were cancelled with the run.
+    pub cancelled: u32,
+}
+
+impl TaskCounts {
+    /// The counts of a run that begins with so many tasks.
+    #[must_use]
+    pub const fn new(total: u32) -> Self {
+        Self { total, unfinished: total, failed: 0, cancelled: 0 }
+    }
+
+    /// Those that succeeded.
+    #[must_use]
+    pub const fn succeeded(self) -> u32 {
+        self.total.saturating_sub(self.unfinished).saturating_sub(self.failed).saturating_sub(self.cancelled)
+    }
 }
 
 /// What a run is created from.
@@ -144,13 +163,104 @@ impl StartRun {
     }
 }
 
-/// Which runs to list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ListRuns {
-    /// Only those of this workflow.
+/// A run to be tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetryRun {
+    /// Which.
+    pub run: RunId,
+    /// The tasks to do again, with all that depends on them; those that failed or were cancelled if `None`.
+    pub tasks: Option<Vec<TaskName>>,
+}
+
+impl RetryRun {
+    /// All of its tasks that failed or were cancelled.
+    #[must_use]
+    pub const fn unsuccessful(run: RunId) -> Self {
+        Self { run, tasks: None }
+    }
+
+    /// These tasks, whatever they came to, and all that depends on them.
+    #[must_use]
+    pub fn from_tasks(run: RunId, tasks: impl IntoIterator<Item = TaskName>) -> Self {
+        Self { run, tasks: Some(tasks.into_iter().collect()) }
+    }
+}
+
+/// Which runs; a run is one of them if it is all that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RunFilter {
+    /// Only those of this workflow. One that does not exist has none.
     pub workflow: Option<WorkflowId>,
-    /// Which page.
+    /// Only those of these statuses. None of them if the set is empty.
+    pub statuses: Option<BTreeSet<RunStatus>>,
+    /// Only those created from a time on.
+    pub created_from: Option<Timestamp>,
+    /// Only those created before a time.
+    pub created_before: Option<Timestamp>,
+    /// Only those that this asked for.
+    pub triggered_by: Option<Label>,
+}
+
+impl RunFilter {
+    /// All of them.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Those of a workflow.
+    #[must_use]
+    pub fn of(workflow: WorkflowId) -> Self {
+        Self { workflow: Some(workflow), ..Self::default() }
+    }
+
+    /// Only those of these statuses.
+    #[must_use]
+    pub fn with_statuses(mut self, statuses: impl IntoIterator<Item = RunStatus>) -> Self {
+        self.statuses = Some(statuses.into_iter().collect());
+        self
+    }
+
+    /// Only those created in this time: its start is in it, its end is not.
+    #[must_use]
+    pub const fn created_in(mut self, time: Range<Timestamp>) -> Self {
+        self.created_from = Some(time.start);
+        self.created_before = Some(time.end);
+        self
+    }
+
+    /// Only those that this asked for.
+    #[must_use]
+    pub fn with_trigger(mut self, trigger: Label) -> Self {
+        self.triggered_by = Some(trigger);
+        self
+    }
+
+    /// Whether a run is one of them. For backends.
+    #[must_use]
+    pub fn matches(&self, run: &Run) -> bool {
+        self.workflow.is_none_or(|workflow| workflow == run.workflow)
+            && self.statuses.as_ref().is_none_or(|statuses| statuses.contains(&run.status))
+            && self.created_from.is_none_or(|from| from <= run.created_at)
+            && self.created_before.is_none_or(|before| run.created_at < before)
+            && self.triggered_by.as_ref().is_none_or(|trigger| *trigger == run.triggered_by)
+    }
+}
+
+/// A page of runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ListRuns {
+    /// Which.
+    pub filter: RunFilter,
+    /// Which page of them.
     pub page: PageRequest<RunKey>,
+}
+
+/// All of them, by pages.
+impl From<PageRequest<RunKey>> for ListRuns {
+    fn from(page: PageRequest<RunKey>) -> Self {
+        Self { filter: RunFilter::all(), page }
+    }
 }
 
 /// A run's place in the list: newest first, and among runs of one microsecond the greater id first.
@@ -212,7 +322,7 @@ pub trait RunStore: Send + Sync {
     /// Creates a pending run of a workflow.
     ///
     /// **R1** The run keeps the snapshot that is current now, whatever becomes of the workflow. With an
-    /// idempotency key there is one run for a (workflow, key) for ever: the first call makes it, every
+    /// idempotency key there is one run for a (workflow, key) as long as that run exists: the first call makes it, every
     /// other one, also at the same moment, gets it as it stands, and the answer tells which happened. The
     /// same key under another workflow is another key.
     ///
@@ -239,11 +349,18 @@ pub trait RunStore: Send + Sync {
     /// `NotFound`.
     async fn get_run(&self, id: RunId) -> Result<Run>;
 
-    /// Runs, newest first ([`RunKey`] is the order, **G6**). A workflow that does not exist has none.
+    /// Runs, newest first ([`RunKey`] is the order, **G6**).
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>>;
+
+    /// How many runs there are of this kind. It counts them: the cost grows with their number. See
+    /// [`stats`](crate::Maintenance::stats) for what costs the same however many there are.
+    ///
+    /// # Errors
+    /// Only those of the [general rules](crate::Database#general-rules).
+    async fn count_runs(&self, filter: RunFilter) -> Result<u64>;
 
     /// Makes a run's tasks and sets it going.
     ///
@@ -296,6 +413,25 @@ pub trait RunStore: Send + Sync {
     /// # Cancel safety
     /// Resumed or not. Repeating it is safe.
     async fn resume_run(&self, id: RunId) -> Result<Run>;
+
+    /// Does a part of an ended run again.
+    ///
+    /// **R6** The run is running again, and these tasks become pending together, as if they had never been claimed (no attempt, error,
+    /// output or time of the last time is left; their tokens go on growing, their logs and ended jobs stay): those that failed or
+    /// were cancelled, or else those that are named, with whatever depends on them, however far. All others stay as they are. Those that wait for nothing are ready from now.
+    ///
+    /// The run's [`error`](Run::error) is that of the failed tasks that stay, if there are any: the one with the lowest index of those that failed by
+    /// themselves.
+    ///
+    /// # Errors
+    /// - `NotFound` for the run, or a name that it has no task of.
+    /// - `InvalidTransition` for a run that has not ended, that was never started, or in which there is nothing to do again.
+    /// - `Conflict` that names a task to be done again and one that it depends on which neither succeeded nor is done again: name
+    ///   that too.
+    ///
+    /// # Cancel safety
+    /// Retried whole or not at all. Repeated after a lost answer it is `InvalidTransition` while the run goes on.
+    async fn retry_run(&self, retry: RetryRun) -> Result<Run>;
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ status!(
     ///    │         │  paused ──► success | failed   (its last running task ended)
     ///    └─────────┴───┴──────► cancelled
     /// ```
+    /// A retry brings a run from the last three back to running.
     RunStatus, "run status" {
         /// Created; its tasks do not exist yet.
         Pending = "pending",
@@ -94,13 +95,13 @@ status!(
     ///    └──────────────── a dependency failed ──────────────────────┘
     /// any of the first three ──► cancelled   (its run was cancelled)
     /// ```
-    /// A worker may skip `running`. The last three are final.
+    /// A worker may skip `running`. The last three are final, unless the run is retried.
     TaskStatus, "task status" {
         /// Waits for its dependencies, for its time, or for a claimer.
         Pending = "pending",
         /// Claimed: a scheduler holds its lease.
         Dispatched = "dispatched",
-        /// The scheduler said that it runs.
+        /// The scheduler said that it runs, or it waits for deferred jobs.
         Running = "running",
         /// Ended well.
         Success = "success",
@@ -118,10 +119,41 @@ impl TaskStatus {
         matches!(self, Self::Success | Self::Failed | Self::Cancelled)
     }
 
-    /// Whether a claimer holds the task.
+    /// Whether an attempt is under way.
     #[must_use]
     pub const fn is_claimed(self) -> bool {
         matches!(self, Self::Dispatched | Self::Running)
+    }
+}
+
+status!(
+    /// Where a deferred job stands.
+    ///
+    /// ```text
+    ///            claim
+    /// pending ──────────► polling ──► completed | failed
+    ///    └───────────────────┴──────► cancelled   (its task ended without it)
+    /// ```
+    /// The last three are final.
+    JobStatus, "deferred job status" {
+        /// Nobody has asked for it yet.
+        Pending = "pending",
+        /// Somebody has asked for it, at least once.
+        Polling = "polling",
+        /// It ended well.
+        Completed = "completed",
+        /// It ended badly.
+        Failed = "failed",
+        /// Nobody waits for it any more.
+        Cancelled = "cancelled",
+    }
+);
+
+impl JobStatus {
+    /// Whether the job has ended.
+    #[must_use]
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 }
 
@@ -137,6 +169,9 @@ mod tests {
         }
         for status in TaskStatus::ALL {
             assert_eq!(status.as_str().parse::<TaskStatus>().unwrap(), *status);
+        }
+        for status in JobStatus::ALL {
+            assert_eq!(status.as_str().parse::<JobStatus>().unwrap(), *status);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Tasks of runs: handing them out, keeping them leased, bringing them to an end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use async_trait::async_trait;
@@ -28,6 +28,8 @@ pub struct Task {
     pub depends_on: Vec<TaskName>,
     /// How many of them have not succeeded.
     pub unmet_dependencies: u32,
+    /// How many deferred jobs it waits for: see [`DeferredJobStore`](crate::DeferredJobStore).
+    pub open_jobs: u32,
     /// Where it stands.
     pub status: TaskStatus,
     /// Attempts that were begun: one a claim, less those that were released. A task with one
@@ -35,9 +37,9 @@ pub struct Task {
     pub attempts: u32,
     /// How many attempts may follow the first.
     pub max_retries: u32,
-    /// How long one attempt may take, in seconds.
+    /// How long one attempt may run, in seconds: see [`TaskStore::expire_timeouts`].
     pub timeout_seconds: Option<u32>,
-    /// Who holds it, while it is claimed.
+    /// Who holds it: there while it is `dispatched` or `running`, unless it waits for deferred jobs.
     pub lease: Option<Lease>,
     /// The executor's name for the present or latest attempt.
     pub execution_name: Option<Label>,
@@ -70,6 +72,7 @@ impl Task {
             depends_on: spec.depends_on.clone(),
             // A DAG has far fewer tasks than this can hold.
             unmet_dependencies: u32::try_from(spec.depends_on.len()).unwrap_or(u32::MAX),
+            open_jobs: 0,
             status: TaskStatus::Pending,
             attempts: 0,
             max_retries: spec.max_retries,
@@ -287,9 +290,9 @@ pub struct EndedRun {
     pub status: RunStatus,
 }
 
-/// What [`TaskStore::expire_leases`] did.
+/// What [`TaskStore::expire_leases`] or [`TaskStore::expire_timeouts`] did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ExpiredLeases {
+pub struct ExpiredTasks {
     /// The tasks that are pending again, by id.
     pub requeued: Vec<TaskId>,
     /// The tasks that failed because no attempt was left, by id.
@@ -320,6 +323,38 @@ pub fn task_failed_message(culprit: &str) -> String {
 #[must_use]
 pub fn lease_lapsed_message(owner: &str) -> String {
     format!("the lease of \"{owner}\" lapsed")
+}
+
+/// The error of a task that ran for longer than it may.
+#[must_use]
+pub fn timed_out_message(timeout_seconds: u32) -> String {
+    format!("timed out after {timeout_seconds} s")
+}
+
+/// A page of a run's tasks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListTasks {
+    /// Whose.
+    pub run: RunId,
+    /// Only those of these statuses. None of them if the set is empty.
+    pub statuses: Option<BTreeSet<TaskStatus>>,
+    /// Which page of them; the key is the index.
+    pub page: PageRequest<u32>,
+}
+
+impl ListTasks {
+    /// All tasks of a run.
+    #[must_use]
+    pub const fn of(run: RunId, page: PageRequest<u32>) -> Self {
+        Self { run, statuses: None, page }
+    }
+
+    /// Only those of these statuses.
+    #[must_use]
+    pub fn with_statuses(mut self, statuses: impl IntoIterator<Item = TaskStatus>) -> Self {
+        self.statuses = Some(statuses.into_iter().collect());
+        self
+    }
 }
 
 /// Keeps tasks. The [general rules](crate::Database#general-rules) hold for every method.
@@ -400,7 +435,22 @@ pub trait TaskStore: Send + Sync {
     ///
     /// # Cancel safety
     /// All of it happened or none. Repeating it is safe.
-    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredLeases>;
+    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredTasks>;
+
+    /// Ends up to `limit` attempts that have run for longer than they may, the longest overdue first, then by task id.
+    ///
+    /// **T8** An attempt runs from the moment it was reported as `running`, or deferred, and may run for
+    /// [`timeout_seconds`](Task::timeout_seconds), if there are any: from that moment on it is overdue, whoever holds it and however
+    /// often the lease is renewed. This ends it as a failure that [`timed_out_message`] words: tried again, ready from now, or failed for
+    /// good with what depends on it, as in [`update_tasks`](Self::update_tasks) (T5). Its lease is over and its open jobs are
+    /// cancelled (D2). Until somebody calls this, an overdue attempt may still succeed. Several callers at once share the work.
+    ///
+    /// # Errors
+    /// Only those of the [general rules](crate::Database#general-rules).
+    ///
+    /// # Cancel safety
+    /// All of it happened or none. Repeating it is safe.
+    async fn expire_timeouts(&self, limit: Limit) -> Result<ExpiredTasks>;
 
     /// Reports what became of claimed tasks.
     ///
@@ -437,7 +487,7 @@ pub trait TaskStore: Send + Sync {
     ///
     /// # Errors
     /// `NotFound` for the run.
-    async fn list_tasks(&self, run: RunId, page: PageRequest<u32>) -> Result<Page<Task, u32>>;
+    async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>>;
 
     /// What these tasks of a run gave.
     ///

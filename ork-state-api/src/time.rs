@@ -63,6 +63,13 @@ impl Timestamp {
         Self(self.0.saturating_add(micros).min(Self::MAX.0))
     }
 
+    /// This time less a duration cut to whole microseconds, [`MIN`](Self::MIN) at the earliest.
+    #[must_use]
+    pub fn saturating_sub(self, duration: Duration) -> Self {
+        let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(micros).max(Self::MIN.0))
+    }
+
     /// How long after `earlier` this is; zero if it is not after it.
     #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {
@@ -167,8 +174,9 @@ impl ManualClock {
 
     /// Moves the clock on, [`Timestamp::MAX`] at the farthest.
     pub fn advance(&self, by: Duration) {
-        let moved = self.now().saturating_add(by);
-        self.micros.store(moved.0, Ordering::SeqCst);
+        let moved = |micros| Some(Timestamp(micros).saturating_add(by).0);
+        // Two that move it at once both do.
+        let _ = self.micros.fetch_update(Ordering::SeqCst, Ordering::SeqCst, moved);
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Entity, Error, ErrorKind, Limit, ListRuns, LogStore, PageRequest, Result, Run, RunId, RunKey, RunStatus,
-    RunStore, Task, TaskCounts, TaskId, TaskStatus, TaskStore, Violation, WorkflowStore,
+    DeferredJobStore, Entity, Error, ErrorKind, Limit, ListTasks, PageRequest, Result, Run, RunId, RunKey,
+    RunStatus, RunStore, Task, TaskCounts, TaskId, TaskStatus, TaskStore, Violation, WorkflowStore,
 };
 
 /// How many rows are read at a time.
@@ -21,7 +21,7 @@ fn page_limit() -> Limit {
 /// What the store's methods fail with, but for `Corrupt`, which is a violation.
 pub async fn observe<S>(store: &S) -> Result<Vec<Violation>>
 where
-    S: WorkflowStore + RunStore + TaskStore + LogStore + ?Sized,
+    S: WorkflowStore + RunStore + TaskStore + DeferredJobStore + ?Sized,
 {
     let mut found = Vec::new();
     check_workflows(store, &mut found).await?;
@@ -43,7 +43,7 @@ where
 
     let mut page = PageRequest::first(page_limit());
     loop {
-        let runs = match store.list_runs(ListRuns { workflow: None, page }).await {
+        let runs = match store.list_runs(page.into()).await {
             Ok(runs) => runs,
             Err(error) => {
                 found.push(corruption(error)?);
@@ -77,7 +77,7 @@ fn corruption(error: Error) -> Result<Violation> {
 async fn check_workflows<S: WorkflowStore + ?Sized>(store: &S, found: &mut Vec<Violation>) -> Result<()> {
     let mut page = PageRequest::first(page_limit());
     loop {
-        let workflows = match store.list_workflows(page).await {
+        let workflows = match store.list_workflows(page.into()).await {
             Ok(workflows) => workflows,
             Err(error) => {
                 found.push(corruption(error)?);
@@ -116,7 +116,7 @@ fn is_missing(error: &Error, wanted: Entity) -> bool {
     matches!(error.kind(), ErrorKind::NotFound { entity, .. } if *entity == wanted)
 }
 
-async fn check_run<S: TaskStore + ?Sized>(
+async fn check_run<S: TaskStore + DeferredJobStore + ?Sized>(
     store: &S,
     run: &Run,
     ready: &BTreeSet<TaskId>,
@@ -161,6 +161,28 @@ async fn check_run<S: TaskStore + ?Sized>(
         say("R3", format!("is {} with finished_at {:?}", run.status, run.finished_at));
     }
     check_tasks(run, &tasks, ready, ready_is_complete, found);
+    for task in tasks.iter().filter(|task| task.open_jobs > 0) {
+        check_jobs(store, task, found).await?;
+    }
+    Ok(())
+}
+
+async fn check_jobs<S: DeferredJobStore + ?Sized>(
+    store: &S,
+    task: &Task,
+    found: &mut Vec<Violation>,
+) -> Result<()> {
+    match store.list_jobs(task.id).await {
+        Ok(jobs) => {
+            let open = jobs.iter().filter(|job| !job.status.is_terminal()).count();
+            if open != task.open_jobs as usize {
+                let problem = format!("waits for {} jobs, {open} are open", task.open_jobs);
+                found.push(Violation::new("D1", format!("task {}", task.id), problem));
+            }
+        }
+        Err(error) if is_missing(&error, Entity::Task) => {}
+        Err(error) => found.push(corruption(error)?),
+    }
     Ok(())
 }
 
@@ -168,7 +190,7 @@ async fn tasks_of<S: TaskStore + ?Sized>(store: &S, run: RunId) -> Result<Vec<Ta
     let mut all = Vec::new();
     let mut page = PageRequest::first(page_limit());
     loop {
-        let tasks = store.list_tasks(run, page).await?;
+        let tasks = store.list_tasks(ListTasks::of(run, page)).await?;
         all.extend(tasks.items);
         match tasks.next {
             Some(key) => page = PageRequest::after(key, page_limit()),
@@ -185,6 +207,7 @@ fn count(tasks: &[Task]) -> TaskCounts {
         total: number(|_| true),
         unfinished: number(|task| !task.status.is_terminal()),
         failed: number(|task| task.status == TaskStatus::Failed),
+        cancelled: number(|task| task.status == TaskStatus::Cancelled),
     }
 }
 
@@ -214,8 +237,12 @@ fn check_tasks(
         {
             say("T1", format!("is {} with dependencies unmet", task.status));
         }
-        if task.status.is_claimed() != task.lease.is_some() {
+        let deferred = task.status == TaskStatus::Running && task.open_jobs > 0;
+        if (task.status.is_claimed() && !deferred) != task.lease.is_some() {
             say("T2", format!("is {} with lease {:?}", task.status, task.lease));
+        }
+        if task.open_jobs > 0 && !deferred {
+            say("D2", format!("is {} and waits for {} jobs", task.status, task.open_jobs));
         }
         if task.status.is_terminal() != task.finished_at.is_some() {
             say("T4", format!("is {} with finished_at {:?}", task.status, task.finished_at));

@@ -1,12 +1,11 @@
 //! Workflows and the snapshots of their DAGs.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Dag, Json, Label, Page, PageRequest, Result, SnapshotId, Text, Timestamp, WorkflowId, WorkflowName,
+    Dag, Json, Label, Page, PageRequest, Result, Schedule, SnapshotId, Text, Timestamp, WorkflowId,
+    WorkflowName,
 };
 
 /// A workflow as it stands.
@@ -22,17 +21,37 @@ pub struct Workflow {
     pub target: Target,
     /// The DAG that its next run gets.
     pub snapshot: SnapshotId,
+    /// When it is run by itself, if it is: see [`ScheduleStore`](crate::ScheduleStore).
+    pub schedule: Option<Schedule>,
     /// When it was created.
     pub created_at: Timestamp,
-    /// When it was last changed.
+    /// When it was last changed by [`update_workflow`](WorkflowStore::update_workflow) or
+    /// [`set_schedule`](crate::ScheduleStore::set_schedule).
     pub updated_at: Timestamp,
+}
+
+impl Workflow {
+    /// A workflow as it is created (W1). For backends.
+    #[must_use]
+    pub fn new(new: &NewWorkflow, snapshot: SnapshotId, now: Timestamp) -> Self {
+        Self {
+            id: WorkflowId::generate(),
+            name: new.name.clone(),
+            description: new.description.clone(),
+            target: new.target.clone(),
+            snapshot,
+            schedule: None,
+            created_at: now,
+            updated_at: now,
+        }
+    }
 }
 
 /// How and where a workflow's tasks are run. The store keeps it for the executors and gives it no
 /// meaning of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// What runs tasks that do not say it themselves, such as `process` or `cloudrun`.
+    /// What runs the workflow as a whole, such as `process` or `cloudrun`; each task says its own.
     pub executor_type: Label,
     /// The executor's name for the job.
     pub job_name: Text,
@@ -88,6 +107,102 @@ impl NewWorkflow {
     }
 }
 
+/// What to change of a workflow; what is `None` stays as it is.
+#[derive(Debug, Clone)]
+pub struct UpdateWorkflow {
+    /// Which.
+    pub id: WorkflowId,
+    /// The description; `Some(None)` takes it away.
+    pub description: Option<Option<Text>>,
+    /// How and where its tasks are run.
+    pub target: Option<Target>,
+    /// The DAG that its next run gets.
+    pub dag: Option<Dag>,
+}
+
+impl UpdateWorkflow {
+    /// Changes nothing yet.
+    #[must_use]
+    pub const fn new(id: WorkflowId) -> Self {
+        Self { id, description: None, target: None, dag: None }
+    }
+
+    /// Replaces the DAG.
+    #[must_use]
+    pub fn with_dag(mut self, dag: Dag) -> Self {
+        self.dag = Some(dag);
+        self
+    }
+
+    /// Replaces the description, or takes it away.
+    #[must_use]
+    pub fn with_description(mut self, description: Option<Text>) -> Self {
+        self.description = Some(description);
+        self
+    }
+
+    /// Replaces how and where its tasks are run.
+    #[must_use]
+    pub fn with_target(mut self, target: Target) -> Self {
+        self.target = Some(target);
+        self
+    }
+}
+
+/// Which workflows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WorkflowFilter {
+    /// Only those whose name contains this text, as [`matches`](Self::matches) says.
+    pub name_contains: Option<Text>,
+}
+
+impl WorkflowFilter {
+    /// All of them.
+    #[must_use]
+    pub const fn all() -> Self {
+        Self { name_contains: None }
+    }
+
+    /// Those whose name contains a text.
+    #[must_use]
+    pub const fn name_contains(text: Text) -> Self {
+        Self { name_contains: Some(text) }
+    }
+
+    /// Whether a workflow of this name is one of them. For backends: this is the one rule of all searches.
+    ///
+    /// The text is literal (`%`, `_`, `\` and `*` mean themselves), and the case of letters of any script does not matter: both sides are
+    /// compared after Unicode's full lower-casing, as [`str::to_lowercase`] does it. Accents matter.
+    ///
+    /// ```
+    /// # use ork_state_api::WorkflowFilter;
+    /// let filter = WorkflowFilter::name_contains("ÉTL_".parse()?);
+    /// assert!(filter.matches("daily-étl_orders") && !filter.matches("daily-etl_orders"));
+    /// assert!(!filter.matches("étlX"));
+    /// # Ok::<(), ork_state_api::Error>(())
+    /// ```
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        self.name_contains.as_ref().is_none_or(|text| name.to_lowercase().contains(&text.to_lowercase()))
+    }
+}
+
+/// A page of workflows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ListWorkflows {
+    /// Which.
+    pub filter: WorkflowFilter,
+    /// Which page of them.
+    pub page: PageRequest<WorkflowName>,
+}
+
+/// All of them, by pages.
+impl From<PageRequest<WorkflowName>> for ListWorkflows {
+    fn from(page: PageRequest<WorkflowName>) -> Self {
+        Self { filter: WorkflowFilter::all(), page }
+    }
+}
+
 /// A DAG as it was stored for a workflow. It never changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
@@ -98,7 +213,7 @@ pub struct Snapshot {
     /// [`Dag::content_hash`].
     pub content_hash: String,
     /// The tasks.
-    pub dag: Arc<Dag>,
+    pub dag: Dag,
     /// When it was stored.
     pub created_at: Timestamp,
 }
@@ -141,12 +256,44 @@ pub trait WorkflowStore: Send + Sync {
     /// `NotFound`.
     async fn find_workflow(&self, name: &WorkflowName) -> Result<Workflow>;
 
-    /// All workflows, in the byte order of their names (**G6**): `B` before `a`, whatever the
-    /// database's collation.
+    /// Workflows, in the byte order of their names (**G6**): `B` before `a`, whatever the database's collation.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
-    async fn list_workflows(&self, page: PageRequest<WorkflowName>) -> Result<Page<Workflow, WorkflowName>>;
+    async fn list_workflows(&self, list: ListWorkflows) -> Result<Page<Workflow, WorkflowName>>;
+
+    /// How many workflows there are of this kind.
+    ///
+    /// # Errors
+    /// Only those of the [general rules](crate::Database#general-rules).
+    async fn count_workflows(&self, filter: WorkflowFilter) -> Result<u64>;
+
+    /// Changes a workflow.
+    ///
+    /// **W2** All that is given is replaced together. A DAG becomes the workflow's current snapshot: a new one, or the one that the
+    /// workflow has of the very same [content](Dag::content_hash) from before. Snapshots never change, and runs keep the one they
+    /// were created with.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    ///
+    /// # Cancel safety
+    /// Changed whole or not at all. Repeating it is safe.
+    ///
+    /// # Example
+    /// ```
+    /// # use ork_state_api::*;
+    /// async fn deploy(db: &dyn Database, name: &WorkflowName, dag: Dag) -> Result<Workflow> {
+    ///     match db.find_workflow(name).await {
+    ///         Ok(there) => db.update_workflow(UpdateWorkflow::new(there.id).with_dag(dag)).await,
+    ///         Err(error) if matches!(error.kind(), ErrorKind::NotFound { .. }) => {
+    ///             db.create_workflow(NewWorkflow::new(name.clone(), dag)).await
+    ///         }
+    ///         Err(error) => Err(error),
+    ///     }
+    /// }
+    /// ```
+    async fn update_workflow(&self, update: UpdateWorkflow) -> Result<Workflow>;
 
     /// The snapshot with this id.
     ///
@@ -154,7 +301,7 @@ pub trait WorkflowStore: Send + Sync {
     /// `NotFound`.
     async fn get_snapshot(&self, id: SnapshotId) -> Result<Snapshot>;
 
-    /// Deletes a workflow with its snapshots, runs, tasks, outputs and logs.
+    /// Deletes a workflow with its schedule, snapshots, runs, tasks, outputs, logs and deferred jobs.
     ///
     /// **W3** All of it goes or none. While a run of it is pending, running or paused it is refused; a
     /// run that is created meanwhile either stops the deletion or finds no workflow.

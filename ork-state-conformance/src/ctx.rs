@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ork_state_api::{
     Backend, Claim, ClaimTasks, ClaimedTask, Clock, ConnectOptions, Dag, Database, Delay, HeartbeatOutcome,
-    Label, LeaseTime, Limit, ManualClock, NewRun, NewWorkflow, PageRequest, Registry, Result, Run, RunId,
-    StartRun, Task, TaskSpec, TaskUpdate, TaskUpdates, Text, Timestamp, UpdateReport, Workflow,
+    Label, LeaseTime, Limit, ListTasks, ManualClock, NewRun, NewWorkflow, PageRequest, Registry, Result, Run,
+    RunId, StartRun, Task, TaskSpec, TaskUpdate, TaskUpdates, Text, Timestamp, UpdateReport, Workflow,
 };
 
 use crate::{CaseResult, Damage, Fixture, NotApplicable, TestStore};
@@ -156,7 +156,7 @@ impl Ctx {
     /// # Errors
     /// The store's.
     pub async fn tasks(&self, run: RunId) -> Result<Vec<Task>> {
-        Ok(self.db().list_tasks(run, PageRequest::first(Limit::new(Limit::MAX)?)).await?.items)
+        Ok(self.db().list_tasks(ListTasks::of(run, PageRequest::first(Limit::new(Limit::MAX)?))).await?.items)
     }
 
     /// The task of this name.

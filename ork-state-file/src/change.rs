@@ -3,15 +3,13 @@
 //! A change says what is there now, not what was asked for, so that reading a journal needs none of
 //! the rules that led to it, and a later release reads it as it was meant.
 
-use std::sync::Arc;
-
 use ork_state_api::{
-    Dag, Json, Label, Lease, Run, RunId, SnapshotId, Task, TaskId, TaskStatus, Text, Timestamp, Token,
-    Workflow, WorkflowId,
+    Dag, DeferredJob, JobId, JobStatus, Json, Label, Lease, Run, RunId, Schedule, SnapshotId, Task, TaskId,
+    TaskStatus, Text, Timestamp, Token, Workflow, WorkflowId,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::state::TaskRow;
+use crate::state::{JobRow, TaskRow};
 
 /// One entity as a transaction left it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -19,20 +17,94 @@ use crate::state::TaskRow;
 pub(crate) enum Change {
     /// A workflow, new or changed.
     Workflow(Workflow),
+    /// What can change of a workflow's schedule when it is fired.
+    Schedule { workflow: WorkflowId, schedule: Option<Schedule> },
     /// A new snapshot.
-    Snapshot { id: SnapshotId, workflow: WorkflowId, created_at: Timestamp, dag: Arc<Dag> },
+    Snapshot { id: SnapshotId, workflow: WorkflowId, created_at: Timestamp, dag: Dag },
     /// A run, new or changed.
     Run(Run),
     /// All tasks of a run that was started.
     Tasks { run: RunId, tasks: Vec<NewTask> },
     /// What can change of a task.
     Task(TaskPatch),
-    /// A task's output.
-    Output { task: TaskId, output: Json },
+    /// A task's output, or that it has none any more.
+    Output {
+        task: TaskId,
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some")]
+        output: Option<Json>,
+    },
+    /// New deferred jobs of a task, in order.
+    Jobs(Vec<NewJob>),
+    /// What can change of a deferred job.
+    Job(JobPatch),
     /// How much of a task's log file counts.
     LogLength { task: TaskId, length: u64 },
     /// A workflow is gone, with all that was its own.
     DeleteWorkflow(WorkflowId),
+    /// Runs are gone, with all that was theirs.
+    DeleteRuns(Vec<RunId>),
+}
+
+/// A deferred job as it is, with what it does not show.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct NewJob {
+    pub(crate) job: DeferredJob,
+    pub(crate) token: Token,
+}
+
+/// What can change of a deferred job, in full.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct JobPatch {
+    pub(crate) id: JobId,
+    token: Token,
+    status: JobStatus,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<Label>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    poll_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some")]
+    output: Option<Json>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<Text>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    started_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_polled_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    finished_at: Option<Timestamp>,
+}
+
+impl JobPatch {
+    /// The job as it is.
+    pub(crate) fn of(row: &JobRow) -> Self {
+        let job = &row.job;
+        Self {
+            id: job.id,
+            token: row.token,
+            status: job.status,
+            owner: job.owner.clone(),
+            poll_at: job.poll_at,
+            output: job.output.clone(),
+            error: job.error.clone(),
+            started_at: job.started_at,
+            last_polled_at: job.last_polled_at,
+            finished_at: job.finished_at,
+        }
+    }
+
+    /// Makes the job so.
+    pub(crate) fn write_to(self, row: &mut JobRow) {
+        row.token = self.token;
+        let job = &mut row.job;
+        job.status = self.status;
+        job.owner = self.owner;
+        job.poll_at = self.poll_at;
+        job.output = self.output;
+        job.error = self.error;
+        job.started_at = self.started_at;
+        job.last_polled_at = self.last_polled_at;
+        job.finished_at = self.finished_at;
+    }
 }
 
 /// A task as it was made.
@@ -48,12 +120,19 @@ fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Json
     Json::deserialize(deserializer).map(Some)
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 /// What can change of a task, in full.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TaskPatch {
     pub(crate) id: TaskId,
     status: TaskStatus,
     unmet_dependencies: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    open_jobs: u32,
     attempts: u32,
     token: Token,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,6 +161,7 @@ impl TaskPatch {
             id: task.id,
             status: task.status,
             unmet_dependencies: task.unmet_dependencies,
+            open_jobs: task.open_jobs,
             attempts: task.attempts,
             token: row.token,
             lease: task.lease.clone(),
@@ -100,6 +180,7 @@ impl TaskPatch {
         let task = &mut row.task;
         task.status = self.status;
         task.unmet_dependencies = self.unmet_dependencies;
+        task.open_jobs = self.open_jobs;
         task.attempts = self.attempts;
         row.token = self.token;
         task.lease = self.lease;

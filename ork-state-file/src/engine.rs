@@ -5,17 +5,20 @@
 //! commit). None is answered before the commit, readers included, so nothing is seen that could still be
 //! lost. A caller that goes away does not stop its call (rule G9).
 
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ork_state_api::{Clock, Error, ErrorKind, MigrationReport, Result, Timestamp};
+use ork_state_api::{Clock, Error, ErrorKind, Found, MigrationReport, Result, Timestamp, Topic, Watch};
 use tokio::sync::oneshot;
 
 use crate::change::Change;
-use crate::journal::{Journal, Locked, VERSION};
+use crate::journal::{JOURNAL, Journal, Locked, VERSION};
 use crate::logs::Logs;
-use crate::state::State;
+use crate::state::{News, State};
 use crate::transaction::Transaction;
+use crate::watch::{Hints, JournalWatcher, Source};
 
 /// Most calls that share a commit: what one of them may have to wait for.
 const MAX_GROUP: usize = 256;
@@ -40,6 +43,7 @@ pub(crate) struct Engine {
     open: bool,
     /// The transactions of that group.
     group: Vec<Vec<Change>>,
+    hints: Arc<Hints>,
 }
 
 impl Engine {
@@ -47,15 +51,25 @@ impl Engine {
     pub(crate) fn start(journal: Option<Journal>, clock: Arc<dyn Clock>) -> Result<Handle> {
         let logs =
             journal.as_ref().map_or_else(Logs::in_memory, |journal| Logs::in_directory(journal.logs()));
-        let mut engine =
-            Self { state: State::default(), logs, journal, clock, open: false, group: Vec::new() };
+        let directory = journal.as_ref().map(|journal| journal.directory().to_owned());
+        let hints = Arc::new(Hints::default());
+        let mut engine = Self {
+            state: State::default(),
+            logs,
+            journal,
+            clock,
+            open: false,
+            group: Vec::new(),
+            hints: hints.clone(),
+        };
         engine.prepare(Access::Read)?;
+        engine.state.news = News::default();
         let (sender, receiver) = channel();
         std::thread::Builder::new()
             .name("ork-state-file".into())
             .spawn(move || engine.serve(&receiver))
             .map_err(|source| Error::unavailable("no thread can be started").with_source(source))?;
-        Ok(Handle(sender))
+        Ok(Handle { queue: sender, hints, directory, watcher: Arc::default() })
     }
 
     fn serve(mut self, calls: &Receiver<Box<dyn Call>>) {
@@ -66,11 +80,16 @@ impl Engine {
             for call in group {
                 call.answer(failed.as_ref());
             }
+            let news = std::mem::take(&mut self.state.news);
+            if failed.is_none() {
+                self.hints.publish(news);
+            }
         }
     }
 
     /// Runs the calls and commits what they changed. If it fails nothing has changed, for any of them.
     fn serve_group(&mut self, group: &mut [Box<dyn Call>]) -> Result<()> {
+        group.iter().for_each(|call| call.taken());
         let writes = group.iter().any(|call| call.access() == Access::Write);
         let _locked = self.prepare(if writes { Access::Write } else { Access::Read })?;
         for call in group {
@@ -140,23 +159,32 @@ impl Engine {
     }
 
     fn migrate(&mut self) -> Result<MigrationReport> {
-        let created = match &mut self.journal {
-            Some(journal) => {
-                let created = journal.create()?;
-                journal.catch_up(&mut self.state)?;
-                created
-            }
-            None => !self.open,
-        };
+        let report = self.plan_migration()?;
+        if report.applied.is_empty() {
+            return Ok(report);
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.create()?;
+            journal.catch_up(&mut self.state)?;
+        }
         self.open = true;
-        let (from, applied) = if created { (0, vec!["001_journal".to_owned()]) } else { (VERSION, vec![]) };
-        Ok(MigrationReport { from, to: VERSION, applied })
+        Ok(report)
+    }
+
+    fn plan_migration(&mut self) -> Result<MigrationReport> {
+        let (found, applied) = match self.open {
+            true => (Found::OrkState(VERSION), vec![]),
+            false => (Found::Nothing, vec!["001_journal".to_owned()]),
+        };
+        Ok(MigrationReport { found, to: VERSION, applied, adjusted: vec![] })
     }
 }
 
 /// A call that waits in the queue.
 trait Call: Send {
     fn access(&self) -> Access;
+    /// It has left the queue, and nothing was looked at yet.
+    fn taken(&self) {}
     /// Does it, and keeps the result.
     fn run(&mut self, engine: &mut Engine);
     /// Gives the result to the caller, or the error with which the whole group failed.
@@ -189,9 +217,33 @@ impl<T: Send, F: FnOnce(&mut Engine) -> Result<T> + Send> Call for TypedCall<T, 
     }
 }
 
+/// A look at what other processes have written, for nobody in particular.
+struct Look(Arc<AtomicBool>);
+
+impl Call for Look {
+    fn access(&self) -> Access {
+        Access::Read
+    }
+
+    fn taken(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+
+    fn run(&mut self, _: &mut Engine) {}
+
+    fn answer(self: Box<Self>, _: Option<&Error>) {}
+}
+
 /// The callers' end of the queue. The thread ends when the last one is dropped.
 #[derive(Clone)]
-pub(crate) struct Handle(Sender<Box<dyn Call>>);
+pub(crate) struct Handle {
+    queue: Sender<Box<dyn Call>>,
+    hints: Arc<Hints>,
+    /// None for a store in memory.
+    directory: Option<PathBuf>,
+    /// Shared by all watches.
+    watcher: Arc<Mutex<Weak<JournalWatcher>>>,
+}
 
 impl std::fmt::Debug for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -218,6 +270,34 @@ impl Handle {
         self.call(Access::Write, Engine::migrate).await
     }
 
+    pub(crate) async fn plan_migration(&self) -> Result<MigrationReport> {
+        self.call(Access::Read, Engine::plan_migration).await
+    }
+
+    /// Has the thread look at what other processes have written; it clears the flag when it does.
+    pub(crate) fn look(&self, flag: Arc<AtomicBool>) {
+        // If the thread has ended there is nothing to be seen.
+        let _ = self.queue.send(Box::new(Look(flag)));
+    }
+
+    pub(crate) fn watch(&self, topic: Topic) -> Result<Watch> {
+        let journal =
+            self.directory.as_deref().map(|directory| self.journal_watcher(directory)).transpose()?;
+        Ok(Watch::new(Source { hints: self.hints.subscribe(topic), engine: self.clone(), journal }))
+    }
+
+    fn journal_watcher(&self, directory: &Path) -> Result<Arc<JournalWatcher>> {
+        let mut shared = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watcher) = shared.upgrade() {
+            return Ok(watcher);
+        }
+        // With a queue end of its own: the watcher must not keep itself alive.
+        let engine = Self { watcher: Arc::default(), ..self.clone() };
+        let watcher = Arc::new(JournalWatcher::new(directory, JOURNAL, engine)?);
+        *shared = Arc::downgrade(&watcher);
+        Ok(watcher)
+    }
+
     async fn call<T: Send + 'static>(
         &self,
         access: Access,
@@ -226,7 +306,7 @@ impl Handle {
         let ended = || Error::internal("the store's thread has ended").with_hint("Open the store again");
         let (reply, result) = oneshot::channel();
         let call = TypedCall { access, action: Some(action), result: None, reply };
-        self.0.send(Box::new(call)).map_err(|_| ended())?;
+        self.queue.send(Box::new(call)).map_err(|_| ended())?;
         result.await.map_err(|_| ended())?
     }
 }

@@ -26,7 +26,7 @@ use crate::state::State;
 /// The version of the format, which is the store's schema version.
 pub(crate) const VERSION: i64 = 1;
 
-const JOURNAL: &str = "journal.jsonl";
+pub(crate) const JOURNAL: &str = "journal.jsonl";
 const SNAPSHOT: &str = "snapshot.jsonl";
 const LOCK: &str = "lock";
 const LOGS: &str = "logs";
@@ -130,6 +130,10 @@ impl Journal {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let lock = lock.map_err(|source| io_at("open", &path, source))?;
         Ok(Self { directory, lock, lock_timeout, sync, open: None })
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     pub(crate) fn logs(&self) -> PathBuf {

@@ -2,6 +2,7 @@
 
 mod change;
 mod database;
+mod deferred_jobs;
 mod engine;
 mod error;
 mod journal;
@@ -9,10 +10,12 @@ mod logs;
 mod maintenance;
 mod options;
 mod runs;
+mod schedules;
 mod state;
 mod tasks;
 mod transaction;
 mod updates;
+mod watch;
 mod workflows;
 
 use std::sync::Arc;

@@ -1,12 +1,37 @@
 use async_trait::async_trait;
-use ork_state_api::{Maintenance, MigrationReport, Result, Violation};
+use ork_state_api::{
+    JobStatus, Maintenance, MigrationReport, Prune, Pruned, Result, RunId, Stats, Topic, Violation, Watch,
+};
 
+use crate::change::Change;
 use crate::database::FileDatabase;
+use crate::state::State;
+use crate::transaction::Transaction;
 
 #[async_trait]
 impl Maintenance for FileDatabase {
     async fn migrate(&self) -> Result<MigrationReport> {
         self.engine().migrate().await
+    }
+
+    async fn plan_migration(&self) -> Result<MigrationReport> {
+        self.engine().plan_migration().await
+    }
+
+    async fn prune(&self, prune: Prune) -> Result<Pruned> {
+        self.write(move |tx| Ok(delete_ended(tx, prune))).await
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        self.read(|state, now| {
+            let oldest = state.ready.first().map(|ready| ready.ready_at).filter(|ready_at| *ready_at <= now);
+            Ok(Stats { oldest_ready_at: oldest, ..stats(state) })
+        })
+        .await
+    }
+
+    async fn watch(&self, topic: Topic) -> Result<Watch> {
+        self.engine().watch(topic)
     }
 
     async fn verify(&self) -> Result<Vec<Violation>> {
@@ -27,4 +52,32 @@ impl Maintenance for FileDatabase {
         found.extend(more.await?);
         Ok(found)
     }
+}
+
+fn delete_ended(tx: &mut Transaction<'_>, prune: Prune) -> Pruned {
+    let before = tx.now.saturating_sub(prune.ended_before);
+    let ended = tx.state.ended.iter().take_while(|(finished_at, _)| *finished_at < before);
+    let runs: Vec<RunId> = ended.take(prune.limit.get()).map(|(_, id)| *id).collect();
+    if runs.is_empty() {
+        return Pruned::default();
+    }
+    let mut pruned = Pruned { runs: runs.len() as u64, tasks: 0 };
+    for run in &runs {
+        let (tasks, logged) = tx.state.remove_run(*run);
+        pruned.tasks += tasks as u64;
+        for task in logged {
+            tx.logs.remove(task);
+        }
+    }
+    tx.changes.push(Change::DeleteRuns(runs));
+    pruned
+}
+
+fn stats(state: &State) -> Stats {
+    let mut stats = Stats { workflows: state.workflows.len() as u64, ..Stats::none() };
+    stats.runs.extend(state.counts.runs.iter().map(|(status, count)| (*status, *count)));
+    stats.tasks.extend(state.counts.tasks.iter().map(|(status, count)| (*status, *count)));
+    let open = state.counts.jobs.iter().filter(|(status, _)| !JobStatus::is_terminal(**status));
+    stats.open_jobs.extend(open.map(|(status, count)| (*status, *count)));
+    stats
 }

@@ -1,16 +1,17 @@
 use std::ops::Bound;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    CreatedRun, EndedRun, Entity, Error, ListRuns, NewRun, Page, Result, Run, RunId, RunKey, RunStatus,
-    RunStore, StartRun, Task, TaskCounts, TaskStatus,
+    CreatedRun, EndedRun, Entity, Error, ListRuns, NewRun, Page, Result, RetryPlan, RetryRun, Run, RunFilter,
+    RunId, RunKey, RunStatus, RunStore, StartRun, Task, TaskCounts, TaskStatus,
 };
+use uuid::Uuid;
 
 use crate::change::{Change, NewTask};
 use crate::database::FileDatabase;
 use crate::state::{State, TaskRow};
 use crate::transaction::Transaction;
+use crate::updates::cancel_jobs;
 
 #[async_trait]
 impl RunStore for FileDatabase {
@@ -24,6 +25,10 @@ impl RunStore for FileDatabase {
 
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>> {
         self.read(move |state, _| Ok(list_runs(state, list))).await
+    }
+
+    async fn count_runs(&self, filter: RunFilter) -> Result<u64> {
+        self.read(move |state, _| Ok(runs(state, &filter, None).count() as u64)).await
     }
 
     async fn start_run(&self, start: StartRun) -> Result<Run> {
@@ -41,9 +46,13 @@ impl RunStore for FileDatabase {
     async fn resume_run(&self, id: RunId) -> Result<Run> {
         self.write(move |tx| toggle(tx, id, RunStatus::Paused, RunStatus::Running)).await
     }
+
+    async fn retry_run(&self, retry: RetryRun) -> Result<Run> {
+        self.write(move |tx| retry_run(tx, &retry)).await
+    }
 }
 
-fn create(tx: &mut Transaction<'_>, new: NewRun) -> Result<CreatedRun> {
+pub(crate) fn create(tx: &mut Transaction<'_>, new: NewRun) -> Result<CreatedRun> {
     let snapshot = tx.state.workflow(new.workflow)?.snapshot;
     if let Some(key) = &new.idempotency_key
         && let Some(existing) = tx.state.idempotency_keys.get(&(new.workflow, key.clone()))
@@ -56,14 +65,24 @@ fn create(tx: &mut Transaction<'_>, new: NewRun) -> Result<CreatedRun> {
 }
 
 fn list_runs(state: &State, list: ListRuns) -> Page<Run, RunKey> {
-    let keys = match list.workflow {
+    let rows = runs(state, &list.filter, list.page.after).take(list.page.limit.get() + 1).cloned().collect();
+    Page::from_rows(rows, list.page.limit, RunKey::of)
+}
+
+/// The runs of a kind after a key, newest first.
+fn runs<'s>(state: &'s State, filter: &'s RunFilter, after: Option<RunKey>) -> impl Iterator<Item = &'s Run> {
+    let keys = match filter.workflow {
         None => Some(&state.run_keys),
         Some(workflow) => state.workflow_runs.get(&workflow),
     };
-    let after = list.page.after.map_or(Bound::Unbounded, Bound::Excluded);
-    let keys = keys.into_iter().flat_map(|keys| keys.range((after, Bound::Unbounded)));
-    let rows = keys.filter_map(|key| state.runs.get(&key.id)).take(list.page.limit.get() + 1);
-    Page::from_rows(rows.map(|row| row.run.clone()).collect(), list.page.limit, RunKey::of)
+    // Newest first: the keys of the time that is asked for follow the last one that is too new.
+    let newest =
+        filter.created_before.map(|time| RunKey { created_at: time, id: RunId::from_uuid(Uuid::nil()) });
+    let after = after.max(newest).map_or(Bound::Unbounded, Bound::Excluded);
+    let keys = keys.into_iter().flat_map(move |keys| keys.range((after, Bound::Unbounded)));
+    keys.take_while(|key| filter.created_from.is_none_or(|from| from <= key.created_at))
+        .filter_map(|key| Some(&state.runs.get(&key.id)?.run))
+        .filter(|run| filter.matches(run))
 }
 
 fn start_run(tx: &mut Transaction<'_>, start: StartRun) -> Result<Run> {
@@ -79,7 +98,7 @@ fn start_run(tx: &mut Transaction<'_>, start: StartRun) -> Result<Run> {
         }
     }
     let dag = match start.dag {
-        Some(dag) => Arc::new(dag),
+        Some(dag) => dag,
         None => {
             let snapshot = tx.state.snapshots.get(&run.snapshot);
             snapshot
@@ -94,7 +113,7 @@ fn start_run(tx: &mut Transaction<'_>, start: StartRun) -> Result<Run> {
     tx.edit_run(id, |run| {
         run.status = RunStatus::Running;
         run.started_at = Some(now);
-        run.tasks = TaskCounts { total, unfinished: total, failed: 0 };
+        run.tasks = TaskCounts::new(total);
     });
     end_if_done(tx, id);
     Ok(tx.state.run(id)?.run.clone())
@@ -119,18 +138,36 @@ fn cancel(tx: &mut Transaction<'_>, id: RunId) -> Result<Run> {
         if tx.state.task(task)?.task.status.is_terminal() {
             continue;
         }
+        cancel_jobs(tx, task);
         tx.edit_task(task, |TaskRow { task, .. }| {
             task.status = TaskStatus::Cancelled;
             task.finished_at = Some(now);
-            (task.lease, task.ready_at, task.retry_at) = (None, None, None);
+            (task.lease, task.ready_at, task.retry_at, task.open_jobs) = (None, None, None, 0);
         });
     }
     tx.edit_run(id, |run| {
         run.status = RunStatus::Cancelled;
         run.finished_at = Some(now);
-        run.tasks.unfinished = 0;
+        run.tasks.cancelled += std::mem::take(&mut run.tasks.unfinished);
     });
     Ok(tx.state.run(id)?.run.clone())
+}
+
+fn retry_run(tx: &mut Transaction<'_>, retry: &RetryRun) -> Result<Run> {
+    let row = tx.state.run(retry.run)?;
+    let ids = row.tasks.clone();
+    let tasks = ids.iter().map(|id| Ok(tx.state.task(*id)?.task.clone())).collect::<Result<Vec<_>>>()?;
+    let plan = RetryPlan::new(retry, &row.run, &tasks)?;
+    let now = tx.now;
+    for &(index, unmet) in &plan.again {
+        let id = ids[index as usize];
+        tx.edit_task(id, |row| row.task.do_again(unmet, now));
+        if tx.state.task(id)?.output.is_some() {
+            tx.apply(Change::Output { task: id, output: None })?;
+        }
+    }
+    tx.edit_run(retry.run, |run| plan.apply_to(run));
+    Ok(tx.state.run(retry.run)?.run.clone())
 }
 
 /// Pauses or resumes.

@@ -1,13 +1,15 @@
 //! What is stored, in memory, with the indexes that make every operation cheap. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use ork_state_api::{
-    Entity, Error, Json, Label, ReadyTask, Result, Run, RunId, RunKey, RunStatus, Snapshot, SnapshotId, Task,
-    TaskId, TaskName, TaskStatus, Timestamp, Token, Workflow, WorkflowId, WorkflowName,
+    DeferredJob, Entity, Error, JobId, JobStatus, Json, Label, ReadyTask, Result, Run, RunId, RunKey,
+    RunStatus, Schedule, Snapshot, SnapshotId, Task, TaskId, TaskName, TaskStatus, Timestamp, Token,
+    Workflow, WorkflowId, WorkflowName,
 };
 
-use crate::change::{Change, NewTask, TaskPatch};
+use crate::change::{Change, JobPatch, NewJob, NewTask, TaskPatch};
 
 /// Everything that is stored.
 #[derive(Debug, Default)]
@@ -15,6 +17,8 @@ pub(crate) struct State {
     pub(crate) workflows: BTreeMap<WorkflowId, Workflow>,
     pub(crate) workflow_names: BTreeMap<WorkflowName, WorkflowId>,
     pub(crate) snapshots: BTreeMap<SnapshotId, Snapshot>,
+    /// The same by workflow and content hash.
+    pub(crate) snapshot_hashes: BTreeMap<(WorkflowId, String), SnapshotId>,
     pub(crate) runs: BTreeMap<RunId, RunRow>,
     /// All runs, newest first.
     pub(crate) run_keys: BTreeSet<RunKey>,
@@ -26,6 +30,51 @@ pub(crate) struct State {
     pub(crate) ready: BTreeSet<ReadyTask>,
     /// The leases of claimed tasks, the first to lapse first.
     pub(crate) leases: BTreeSet<(Timestamp, TaskId)>,
+    /// The running tasks that may not run for ever, the first to be overdue first.
+    pub(crate) deadlines: BTreeSet<(Timestamp, TaskId)>,
+    /// The schedules in force that have a next slot, the first to be due first.
+    pub(crate) slots: BTreeSet<(Timestamp, WorkflowId)>,
+    pub(crate) jobs: HashMap<JobId, JobRow>,
+    /// The open jobs, the first to be polled first.
+    pub(crate) polls: BTreeSet<(Timestamp, JobId)>,
+    /// The runs that have ended, the longest ended first.
+    pub(crate) ended: BTreeSet<(Timestamp, RunId)>,
+    pub(crate) counts: Counts,
+    /// What has happened since somebody looked.
+    pub(crate) news: News,
+}
+
+/// How many there are of each status.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) runs: BTreeMap<RunStatus, u64>,
+    pub(crate) tasks: BTreeMap<TaskStatus, u64>,
+    pub(crate) jobs: BTreeMap<JobStatus, u64>,
+}
+
+fn one_more<K: Ord>(counts: &mut BTreeMap<K, u64>, status: K) {
+    *counts.entry(status).or_default() += 1;
+}
+
+fn one_less<K: Ord>(counts: &mut BTreeMap<K, u64>, status: K) {
+    if let Some(count) = counts.get_mut(&status) {
+        *count = count.saturating_sub(1);
+    }
+}
+
+/// What watchers are told of.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct News {
+    pub(crate) ready: bool,
+    pub(crate) ended: bool,
+}
+
+/// A deferred job with what it does not show.
+#[derive(Debug, Clone)]
+pub(crate) struct JobRow {
+    pub(crate) job: DeferredJob,
+    /// The last token that it was claimed with.
+    pub(crate) token: Token,
 }
 
 /// A run with the tasks that it owns.
@@ -48,6 +97,41 @@ pub(crate) struct TaskRow {
     /// The indexes of the tasks that wait for it.
     pub(crate) dependents: Vec<u32>,
     pub(crate) log_length: u64,
+    /// In the order of their making.
+    pub(crate) jobs: Vec<JobId>,
+}
+
+/// Where a task stands in the indexes.
+#[derive(PartialEq, Eq)]
+struct Places {
+    ready: Option<ReadyTask>,
+    lease: Option<Timestamp>,
+    deadline: Option<Timestamp>,
+    status: TaskStatus,
+}
+
+impl Places {
+    fn of(task: &Task) -> Self {
+        let ready = |ready_at| ReadyTask { ready_at, run: task.run, index: task.index, task: task.id };
+        Self {
+            ready: task.ready_at.map(ready),
+            lease: task.lease.as_ref().map(|lease| lease.expires_at),
+            deadline: deadline(task),
+            status: task.status,
+        }
+    }
+}
+
+/// When a task's attempt is overdue (T8).
+fn deadline(task: &Task) -> Option<Timestamp> {
+    let allowed = Duration::from_secs(task.timeout_seconds?.into());
+    let started_at = task.started_at.filter(|_| task.status == TaskStatus::Running)?;
+    Some(started_at.saturating_add(allowed))
+}
+
+/// The slot that a workflow's schedule waits for.
+fn slot(workflow: &Workflow) -> Option<Timestamp> {
+    workflow.schedule.as_ref().filter(|schedule| schedule.enabled)?.next_at
 }
 
 impl State {
@@ -63,6 +147,10 @@ impl State {
         self.tasks.get(&id).ok_or_else(|| Error::not_found(Entity::Task, id))
     }
 
+    pub(crate) fn job(&self, id: JobId) -> Option<&JobRow> {
+        self.jobs.get(&id)
+    }
+
     /// Whether the run hands out tasks.
     pub(crate) fn is_running(&self, run: RunId) -> bool {
         self.runs.get(&run).is_some_and(|row| row.run.status == RunStatus::Running)
@@ -73,6 +161,9 @@ impl State {
     pub(crate) fn apply(&mut self, change: Change) -> Result<(), String> {
         match change {
             Change::Workflow(workflow) => self.put_workflow(workflow),
+            Change::Schedule { workflow, schedule } => {
+                self.put_schedule(workflow, schedule).ok_or_else(|| format!("no workflow {workflow}"))?;
+            }
             Change::Snapshot { id, workflow, created_at, dag } => {
                 let content_hash = dag.content_hash();
                 self.put_snapshot(Snapshot { id, workflow, content_hash, dag, created_at });
@@ -84,13 +175,24 @@ impl State {
                 self.edit_task(id, |row| patch.write_to(row)).ok_or_else(|| format!("no task {id}"))?;
             }
             Change::Output { task, output } => {
-                self.tasks.get_mut(&task).ok_or_else(|| format!("no task {task}"))?.output = Some(output);
+                self.tasks.get_mut(&task).ok_or_else(|| format!("no task {task}"))?.output = output;
+            }
+            Change::Jobs(jobs) => self.put_jobs(jobs)?,
+            Change::Job(patch) => {
+                let id = patch.id;
+                self.edit_job(id, |row| JobPatch::write_to(patch, row))
+                    .ok_or_else(|| format!("no deferred job {id}"))?;
             }
             Change::LogLength { task, length } => {
                 self.tasks.get_mut(&task).ok_or_else(|| format!("no task {task}"))?.log_length = length;
             }
             Change::DeleteWorkflow(id) => {
                 self.remove_workflow(id);
+            }
+            Change::DeleteRuns(runs) => {
+                for run in runs {
+                    self.remove_run(run);
+                }
             }
         }
         Ok(())
@@ -99,18 +201,61 @@ impl State {
     pub(crate) fn put_workflow(&mut self, workflow: Workflow) {
         self.workflow_names.insert(workflow.name.clone(), workflow.id);
         self.workflow_runs.entry(workflow.id).or_default();
-        self.workflows.insert(workflow.id, workflow);
+        let (id, next) = (workflow.id, slot(&workflow));
+        if let Some(before) = self.workflows.insert(id, workflow)
+            && let Some(slot) = slot(&before)
+        {
+            self.slots.remove(&(slot, id));
+        }
+        self.slots.extend(next.map(|slot| (slot, id)));
+    }
+
+    pub(crate) fn put_schedule(&mut self, id: WorkflowId, schedule: Option<Schedule>) -> Option<()> {
+        let workflow = self.workflows.get_mut(&id)?;
+        if let Some(slot) = slot(workflow) {
+            self.slots.remove(&(slot, id));
+        }
+        workflow.schedule = schedule;
+        self.slots.extend(slot(workflow).map(|slot| (slot, id)));
+        Some(())
+    }
+
+    fn put_jobs(&mut self, jobs: Vec<NewJob>) -> Result<(), String> {
+        for NewJob { job, token } in jobs {
+            let task = self.tasks.get_mut(&job.task).ok_or_else(|| format!("no task {}", job.task))?;
+            task.jobs.push(job.id);
+            one_more(&mut self.counts.jobs, job.status);
+            self.polls.extend(job.poll_at.map(|poll_at| (poll_at, job.id)));
+            self.jobs.insert(job.id, JobRow { job, token });
+        }
+        Ok(())
+    }
+
+    /// Changes a deferred job and keeps the indexes right.
+    pub(crate) fn edit_job(&mut self, id: JobId, edit: impl FnOnce(&mut JobRow)) -> Option<&JobRow> {
+        let row = self.jobs.get_mut(&id)?;
+        if let Some(poll_at) = row.job.poll_at {
+            self.polls.remove(&(poll_at, id));
+        }
+        one_less(&mut self.counts.jobs, row.job.status);
+        edit(row);
+        one_more(&mut self.counts.jobs, row.job.status);
+        self.polls.extend(row.job.poll_at.map(|poll_at| (poll_at, id)));
+        Some(row)
     }
 
     pub(crate) fn put_snapshot(&mut self, snapshot: Snapshot) {
+        self.snapshot_hashes.insert((snapshot.workflow, snapshot.content_hash.clone()), snapshot.id);
         self.snapshots.insert(snapshot.id, snapshot);
     }
 
     pub(crate) fn put_run(&mut self, run: Run) {
-        if let Some(row) = self.runs.get_mut(&run.id) {
-            row.run = run;
+        if self.runs.contains_key(&run.id) {
+            self.edit_run(run.id, |there| *there = run);
             return;
         }
+        one_more(&mut self.counts.runs, run.status);
+        self.ended.extend(run.finished_at.map(|finished_at| (finished_at, run.id)));
         let key = RunKey::of(&run);
         self.run_keys.insert(key);
         self.workflow_runs.entry(run.workflow).or_default().insert(key);
@@ -118,6 +263,23 @@ impl State {
             self.idempotency_keys.insert((run.workflow, idempotency_key.clone()), run.id);
         }
         self.runs.insert(run.id, RunRow { run, tasks: Vec::new(), task_names: HashMap::new() });
+    }
+
+    /// Changes a run and keeps the indexes right. Neither its id nor its age change.
+    pub(crate) fn edit_run(&mut self, id: RunId, edit: impl FnOnce(&mut Run)) -> Option<&Run> {
+        let run = &mut self.runs.get_mut(&id)?.run;
+        let (status, finished_at) = (run.status, run.finished_at);
+        edit(run);
+        if run.status != status {
+            one_less(&mut self.counts.runs, status);
+            one_more(&mut self.counts.runs, run.status);
+            self.news.ended |= run.status.is_terminal();
+        }
+        if run.finished_at != finished_at {
+            finished_at.map(|finished_at| self.ended.remove(&(finished_at, id)));
+            self.ended.extend(run.finished_at.map(|finished_at| (finished_at, id)));
+        }
+        Some(run)
     }
 
     /// Gives a run its tasks, which come in the order of their indexes.
@@ -150,8 +312,9 @@ impl State {
                 token: Token::from_stored(0),
                 dependents,
                 log_length: 0,
+                jobs: Vec::new(),
             };
-            self.index(&row.task);
+            self.place(None, &Places::of(&row.task), id);
             self.tasks.insert(id, row);
         }
         Ok(())
@@ -160,46 +323,79 @@ impl State {
     /// Changes a task and keeps the indexes right.
     pub(crate) fn edit_task(&mut self, id: TaskId, edit: impl FnOnce(&mut TaskRow)) -> Option<&TaskRow> {
         let row = self.tasks.get_mut(&id)?;
-        let before = (row.task.ready_at, row.task.lease.as_ref().map(|lease| lease.expires_at));
+        let before = Places::of(&row.task);
         edit(row);
-        let after = (row.task.ready_at, row.task.lease.as_ref().map(|lease| lease.expires_at));
+        let after = Places::of(&row.task);
         if before != after {
-            let (run, index) = (row.task.run, row.task.index);
-            let place = |ready_at| ReadyTask { ready_at, run, index, task: id };
-            before.0.map(|ready_at| self.ready.remove(&place(ready_at)));
-            before.1.map(|expires_at| self.leases.remove(&(expires_at, id)));
-            self.ready.extend(after.0.map(place));
-            self.leases.extend(after.1.map(|expires_at| (expires_at, id)));
+            self.place(Some(before), &after, id);
         }
         self.tasks.get(&id)
     }
 
-    fn index(&mut self, task: &Task) {
-        let place = |ready_at| ReadyTask { ready_at, run: task.run, index: task.index, task: task.id };
-        self.ready.extend(task.ready_at.map(place));
-        self.leases.extend(task.lease.as_ref().map(|lease| (lease.expires_at, task.id)));
+    /// Moves a task in the indexes.
+    fn place(&mut self, before: Option<Places>, after: &Places, id: TaskId) {
+        self.news.ready |=
+            after.ready.is_some() && before.as_ref().is_none_or(|before| before.ready.is_none());
+        if let Some(before) = before {
+            self.unplace(&before, id);
+        }
+        one_more(&mut self.counts.tasks, after.status);
+        self.ready.extend(after.ready);
+        self.leases.extend(after.lease.map(|expires_at| (expires_at, id)));
+        self.deadlines.extend(after.deadline.map(|deadline| (deadline, id)));
+    }
+
+    fn unplace(&mut self, before: &Places, id: TaskId) {
+        one_less(&mut self.counts.tasks, before.status);
+        before.ready.map(|ready| self.ready.remove(&ready));
+        before.lease.map(|expires_at| self.leases.remove(&(expires_at, id)));
+        before.deadline.map(|deadline| self.deadlines.remove(&(deadline, id)));
     }
 
     /// Removes a workflow with all that is its own; gives the tasks that had a log.
     pub(crate) fn remove_workflow(&mut self, id: WorkflowId) -> Vec<TaskId> {
         let mut logged = Vec::new();
         for key in self.workflow_runs.remove(&id).unwrap_or_default() {
-            self.run_keys.remove(&key);
-            let Some(row) = self.runs.remove(&key.id) else { continue };
-            if let Some(idempotency_key) = row.run.idempotency_key {
-                self.idempotency_keys.remove(&(id, idempotency_key));
-            }
-            for task in row.tasks {
-                self.edit_task(task, |row| (row.task.ready_at, row.task.lease) = (None, None));
-                let removed = self.tasks.remove(&task);
-                logged.extend(removed.filter(|row| row.log_length > 0).map(|row| row.task.id));
-            }
+            logged.extend(self.remove_run(key.id).1);
         }
         if let Some(workflow) = self.workflows.remove(&id) {
             self.workflow_names.remove(&workflow.name);
+            slot(&workflow).map(|slot| self.slots.remove(&(slot, id)));
         }
-        self.snapshots.retain(|_, snapshot| snapshot.workflow != id);
+        let snapshots =
+            self.snapshot_hashes.range((id, String::new())..).take_while(|((of, _), _)| *of == id);
+        for ((of, hash), snapshot) in snapshots.map(|(key, id)| (key.clone(), *id)).collect::<Vec<_>>() {
+            self.snapshot_hashes.remove(&(of, hash));
+            self.snapshots.remove(&snapshot);
+        }
         logged
+    }
+
+    /// Removes a run with all that is its own; gives how many tasks it had, and those that had a log.
+    pub(crate) fn remove_run(&mut self, id: RunId) -> (usize, Vec<TaskId>) {
+        let Some(RunRow { run, tasks, .. }) = self.runs.remove(&id) else { return (0, Vec::new()) };
+        let key = RunKey::of(&run);
+        self.run_keys.remove(&key);
+        if let Some(keys) = self.workflow_runs.get_mut(&run.workflow) {
+            keys.remove(&key);
+        }
+        one_less(&mut self.counts.runs, run.status);
+        run.finished_at.map(|finished_at| self.ended.remove(&(finished_at, id)));
+        if let Some(idempotency_key) = run.idempotency_key {
+            self.idempotency_keys.remove(&(run.workflow, idempotency_key));
+        }
+        let mut logged = Vec::new();
+        for id in &tasks {
+            let Some(row) = self.tasks.remove(id) else { continue };
+            self.unplace(&Places::of(&row.task), *id);
+            for job in row.jobs {
+                let Some(JobRow { job, .. }) = self.jobs.remove(&job) else { continue };
+                one_less(&mut self.counts.jobs, job.status);
+                job.poll_at.map(|poll_at| self.polls.remove(&(poll_at, job.id)));
+            }
+            logged.extend((row.log_length > 0).then_some(*id));
+        }
+        (tasks.len(), logged)
     }
 
     /// The whole state as changes that make it anew, owners before what they own.
@@ -225,9 +421,17 @@ impl State {
                 if row.token.get() != 0 {
                     changes.push(Change::Task(TaskPatch::of(row)));
                 }
-                changes.extend(row.output.clone().map(|output| Change::Output { task: row.task.id, output }));
+                if row.output.is_some() {
+                    changes.push(Change::Output { task: row.task.id, output: row.output.clone() });
+                }
                 if row.log_length > 0 {
                     changes.push(Change::LogLength { task: row.task.id, length: row.log_length });
+                }
+                let jobs = row.jobs.iter().filter_map(|id| self.jobs.get(id));
+                let jobs: Vec<NewJob> =
+                    jobs.map(|row| NewJob { job: row.job.clone(), token: row.token }).collect();
+                if !jobs.is_empty() {
+                    changes.push(Change::Jobs(jobs));
                 }
             }
             changes
@@ -235,30 +439,49 @@ impl State {
         workflows.chain(snapshots).chain(runs)
     }
 
-    /// What only the indexes can show to be wrong.
+    /// What only the indexes can show to be wrong: they are made anew and compared.
     pub(crate) fn disagreements(&self) -> Vec<String> {
+        let mut anew = Self::default();
+        for workflow in self.workflows.values() {
+            anew.slots.extend(slot(workflow).map(|slot| (slot, workflow.id)));
+        }
+        for RunRow { run, .. } in self.runs.values() {
+            one_more(&mut anew.counts.runs, run.status);
+            anew.ended.extend(run.finished_at.map(|finished_at| (finished_at, run.id)));
+        }
+        for (id, row) in &self.tasks {
+            let task = &row.task;
+            let mut places = Places::of(task);
+            let may_be_ready = task.status == TaskStatus::Pending && task.unmet_dependencies == 0;
+            places.ready.take_if(|_| !may_be_ready || !self.is_running(task.run));
+            anew.place(None, &places, *id);
+        }
+        for (id, JobRow { job, .. }) in &self.jobs {
+            one_more(&mut anew.counts.jobs, job.status);
+            anew.polls.extend(job.poll_at.map(|poll_at| (poll_at, *id)));
+        }
         let mut found = Vec::new();
-        let ready: BTreeSet<ReadyTask> = self
-            .tasks
-            .values()
-            .filter(|row| {
-                let task = &row.task;
-                task.status == TaskStatus::Pending
-                    && task.unmet_dependencies == 0
-                    && self.is_running(task.run)
-            })
-            .filter_map(|row| {
-                let task = &row.task;
-                Some(ReadyTask { ready_at: task.ready_at?, run: task.run, index: task.index, task: task.id })
-            })
-            .collect();
-        if ready != self.ready {
-            found.push(format!("the queue holds {} tasks, {} are ready", self.ready.len(), ready.len()));
-        }
-        let leased = self.tasks.values().filter(|row| row.task.lease.is_some()).count();
-        if leased != self.leases.len() {
-            found.push(format!("the index holds {} leases, {leased} tasks are leased", self.leases.len()));
-        }
+        let mut compare = |what: &str, is_equal: bool| {
+            if !is_equal {
+                found.push(format!("the index of {what} is not what the rows say"));
+            }
+        };
+        compare("ready tasks", self.ready == anew.ready);
+        compare("leases", self.leases == anew.leases);
+        compare("deadlines", self.deadlines == anew.deadlines);
+        compare("slots", self.slots == anew.slots);
+        compare("polls", self.polls == anew.polls);
+        compare("ended runs", self.ended == anew.ended);
+        compare("statuses", self.counts.without_zeros() == anew.counts.without_zeros());
         found
+    }
+}
+
+impl Counts {
+    fn without_zeros(&self) -> Self {
+        fn kept<K: Ord + Copy>(counts: &BTreeMap<K, u64>) -> BTreeMap<K, u64> {
+            counts.iter().filter(|(_, count)| **count > 0).map(|(status, count)| (*status, *count)).collect()
+        }
+        Self { runs: kept(&self.runs), tasks: kept(&self.tasks), jobs: kept(&self.jobs) }
     }
 }

@@ -2,9 +2,9 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    Claim, ClaimTasks, ClaimedTask, DependencyOutputs, ExpiredLeases, Heartbeat, HeartbeatOutcome, Json,
-    Lease, Limit, Page, PageRequest, ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName,
-    TaskStatus, TaskStore, TaskUpdates, Timestamp, Token, UpdateReport,
+    Claim, ClaimTasks, ClaimedTask, DependencyOutputs, ExpiredTasks, Heartbeat, HeartbeatOutcome, Json,
+    Lease, Limit, ListTasks, Page, ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStatus,
+    TaskStore, TaskUpdates, Timestamp, Token, UpdateReport,
 };
 
 use crate::database::FileDatabase;
@@ -34,8 +34,12 @@ impl TaskStore for FileDatabase {
         .await
     }
 
-    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredLeases> {
-        self.write(move |tx| Ok(updates::expire(tx, limit))).await
+    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredTasks> {
+        self.write(move |tx| Ok(updates::expire_leases(tx, limit))).await
+    }
+
+    async fn expire_timeouts(&self, limit: Limit) -> Result<ExpiredTasks> {
+        self.write(move |tx| Ok(updates::expire_timeouts(tx, limit))).await
     }
 
     async fn update_tasks(&self, updates: TaskUpdates) -> Result<UpdateReport> {
@@ -50,13 +54,15 @@ impl TaskStore for FileDatabase {
         .await
     }
 
-    async fn list_tasks(&self, run: RunId, page: PageRequest<u32>) -> Result<Page<Task, u32>> {
+    async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>> {
         self.read(move |state, _| {
-            let ids = &state.run(run)?.tasks;
-            let first = page.after.map_or(0, |after| (after as usize).saturating_add(1));
-            let rows = ids.iter().skip(first).take(page.limit.get() + 1);
-            let rows = rows.map(|id| Ok(state.task(*id)?.task.clone())).collect::<Result<_>>()?;
-            Ok(Page::from_rows(rows, page.limit, |task: &Task| task.index))
+            let ids = &state.run(list.run)?.tasks;
+            let first = list.page.after.map_or(0, |after| (after as usize).saturating_add(1));
+            let rows = ids.iter().skip(first).filter_map(|id| Some(&state.tasks.get(id)?.task));
+            let wanted =
+                |task: &&Task| list.statuses.as_ref().is_none_or(|statuses| statuses.contains(&task.status));
+            let rows = rows.filter(wanted).take(list.page.limit.get() + 1).cloned().collect();
+            Ok(Page::from_rows(rows, list.page.limit, |task: &Task| task.index))
         })
         .await
     }

@@ -1,10 +1,10 @@
 //! A transaction: changes the state and records what it changed.
 
-use ork_state_api::{Error, Result, Run, RunId, TaskId, Timestamp};
+use ork_state_api::{Error, JobId, Result, Run, RunId, TaskId, Timestamp};
 
-use crate::change::{Change, NewTask, TaskPatch};
+use crate::change::{Change, JobPatch, NewTask, TaskPatch};
 use crate::logs::Logs;
-use crate::state::{State, TaskRow};
+use crate::state::{JobRow, State, TaskRow};
 
 /// What one call works on. It first checks, then changes: an error after a change would leave it half done.
 #[derive(Debug)]
@@ -33,9 +33,15 @@ impl Transaction<'_> {
 
     /// Changes a run, which must be there.
     pub(crate) fn edit_run(&mut self, id: RunId, edit: impl FnOnce(&mut Run)) {
-        if let Some(row) = self.state.runs.get_mut(&id) {
-            edit(&mut row.run);
-            self.changes.push(Change::Run(row.run.clone()));
+        if let Some(run) = self.state.edit_run(id, edit) {
+            self.changes.push(Change::Run(run.clone()));
+        }
+    }
+
+    /// Changes a deferred job, which must be there.
+    pub(crate) fn edit_job(&mut self, id: JobId, edit: impl FnOnce(&mut JobRow)) {
+        if let Some(row) = self.state.edit_job(id, edit) {
+            self.changes.push(Change::Job(JobPatch::of(row)));
         }
     }
 

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use ork_state_api::{
-    Claim, Delay, EndedRun, ExpiredLeases, Limit, Result, RunId, Task, TaskChange, TaskId, TaskName,
-    TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, UpdateReport, UpdateStep,
-    dependency_failed_message, lease_lapsed_message, task_failed_message,
+    Claim, Delay, EndedRun, ExpiredTasks, JobStatus, Limit, Result, RunId, Task, TaskChange, TaskId,
+    TaskName, TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, UpdateReport, UpdateStep,
+    dependency_failed_message, lease_lapsed_message, task_failed_message, timed_out_message,
 };
 
 use crate::change::Change;
 use crate::runs::end_if_done;
-use crate::state::TaskRow;
+use crate::state::{JobRow, TaskRow};
 use crate::transaction::Transaction;
 
 /// The guard of every write by a worker: the token is current and the lease has not lapsed.
@@ -37,7 +37,7 @@ fn apply_step(tx: &mut Transaction<'_>, step: &UpdateStep, ended: &mut Vec<TaskI
         return Ok(UpdateOutcome::LeaseLost);
     }
     if let Some(TaskChange::Succeeded { output: Some(output) }) = &step.end {
-        tx.apply(Change::Output { task: id, output: output.clone() })?;
+        tx.apply(Change::Output { task: id, output: Some(output.clone()) })?;
     }
     let (now, running) = (tx.now, tx.state.is_running(tx.state.task(id)?.task.run));
     tx.edit_task(id, |row| {
@@ -51,12 +51,7 @@ fn apply_step(tx: &mut Transaction<'_>, step: &UpdateStep, ended: &mut Vec<TaskI
         }
         match &step.end {
             None | Some(TaskChange::Dispatched { .. } | TaskChange::Running) => {}
-            Some(TaskChange::Succeeded { .. }) => {
-                task.status = TaskStatus::Success;
-                task.started_at.get_or_insert(now);
-                task.finished_at = Some(now);
-                (task.error, task.lease) = (None, None);
-            }
+            Some(TaskChange::Succeeded { .. }) => succeed(task, now),
             Some(TaskChange::Failed { error, retry_after }) => {
                 end_attempt(task, error.clone(), *retry_after, now, running);
             }
@@ -79,7 +74,7 @@ fn apply_step(tx: &mut Transaction<'_>, step: &UpdateStep, ended: &mut Vec<TaskI
 /// Ends a failed attempt (T5): the task is tried again, or failed.
 fn end_attempt(task: &mut Task, error: Text, retry_after: Option<Delay>, now: Timestamp, running: bool) {
     task.error = Some(error);
-    task.lease = None;
+    (task.lease, task.open_jobs) = (None, 0);
     task.started_at.get_or_insert(now);
     match retry_after {
         Some(delay) if task.attempts <= task.max_retries => {
@@ -95,23 +90,29 @@ fn end_attempt(task: &mut Task, error: Text, retry_after: Option<Delay>, now: Ti
     }
 }
 
-pub(crate) fn expire(tx: &mut Transaction<'_>, limit: Limit) -> ExpiredLeases {
-    let now = tx.now;
-    let lapsed = tx.state.leases.iter().take_while(|(expires_at, _)| *expires_at <= now).take(limit.get());
-    let mut expired = ExpiredLeases::default();
-    for (_, id) in lapsed.copied().collect::<Vec<_>>() {
-        let Ok(row) = tx.state.task(id) else { continue };
-        let running = tx.state.is_running(row.task.run);
-        let owner = row.task.lease.as_ref().map_or("", |lease| lease.owner.as_str());
-        let message = Text::lossy(&lease_lapsed_message(owner));
-        tx.edit_task(id, |row| {
-            end_attempt(&mut row.task, message, Some(Delay::ZERO), now, running);
-            // A failure that was reported has a retry time; a lapse has none.
-            row.task.retry_at = None;
-        });
-        match tx.state.tasks.get(&id).map(|row| row.task.status) {
-            Some(TaskStatus::Failed) => expired.failed.push(id),
-            _ => expired.requeued.push(id),
+/// Takes lapsed claims back.
+pub(crate) fn expire_leases(tx: &mut Transaction<'_>, limit: Limit) -> ExpiredTasks {
+    let lapsed = tx.state.leases.iter().take_while(|(at, _)| *at <= tx.now).take(limit.get());
+    let lapsed: Vec<TaskId> = lapsed.map(|(_, id)| *id).collect();
+    expire(tx, lapsed, |task| {
+        lease_lapsed_message(task.lease.as_ref().map_or("", |lease| lease.owner.as_str()))
+    })
+}
+
+/// Ends attempts that are overdue (T8).
+pub(crate) fn expire_timeouts(tx: &mut Transaction<'_>, limit: Limit) -> ExpiredTasks {
+    let overdue = tx.state.deadlines.iter().take_while(|(at, _)| *at <= tx.now).take(limit.get());
+    let overdue: Vec<TaskId> = overdue.map(|(_, id)| *id).collect();
+    expire(tx, overdue, |task| timed_out_message(task.timeout_seconds.unwrap_or_default()))
+}
+
+/// Ends attempts that nobody reports on, each with an error.
+fn expire(tx: &mut Transaction<'_>, tasks: Vec<TaskId>, error: fn(&Task) -> String) -> ExpiredTasks {
+    let mut expired = ExpiredTasks::default();
+    for id in tasks {
+        if let Some(status) = fail_attempt(tx, id, |task| Text::lossy(&error(task))) {
+            let list = if status.is_terminal() { &mut expired.failed } else { &mut expired.requeued };
+            list.push(id);
         }
     }
     expired.ended_runs = settle(tx, &expired.failed);
@@ -120,8 +121,48 @@ pub(crate) fn expire(tx: &mut Transaction<'_>, limit: Limit) -> ExpiredLeases {
     expired
 }
 
+/// Ends an attempt as a failure that no worker reported: it is tried again from now if attempts are left. Gives the task's status.
+pub(crate) fn fail_attempt(
+    tx: &mut Transaction<'_>,
+    id: TaskId,
+    error: impl FnOnce(&Task) -> Text,
+) -> Option<TaskStatus> {
+    cancel_jobs(tx, id);
+    let task = &tx.state.tasks.get(&id)?.task;
+    let (error, now, running) = (error(task), tx.now, tx.state.is_running(task.run));
+    tx.edit_task(id, |row| {
+        end_attempt(&mut row.task, error, Some(Delay::ZERO), now, running);
+        // A failure that a worker reported has a retry time.
+        row.task.retry_at = None;
+    });
+    Some(tx.state.tasks.get(&id)?.task.status)
+}
+
+/// Ends an attempt as a success.
+pub(crate) fn succeed(task: &mut Task, now: Timestamp) {
+    task.status = TaskStatus::Success;
+    task.started_at.get_or_insert(now);
+    task.finished_at = Some(now);
+    (task.error, task.lease, task.open_jobs) = (None, None, 0);
+}
+
+/// Cancels the open jobs of a task whose attempt ends without them (D2).
+pub(crate) fn cancel_jobs(tx: &mut Transaction<'_>, id: TaskId) {
+    let Some(row) = tx.state.tasks.get(&id).filter(|row| row.task.open_jobs > 0) else { return };
+    let now = tx.now;
+    for job in row.jobs.clone() {
+        if tx.state.job(job).is_some_and(|row| !row.job.status.is_terminal()) {
+            tx.edit_job(job, |JobRow { job, .. }| {
+                job.status = JobStatus::Cancelled;
+                job.finished_at = Some(now);
+                (job.poll_at, job.owner) = (None, None);
+            });
+        }
+    }
+}
+
 /// Draws the consequences of tasks that have ended: counts, dependents, runs.
-fn settle(tx: &mut Transaction<'_>, ended: &[TaskId]) -> Vec<EndedRun> {
+pub(crate) fn settle(tx: &mut Transaction<'_>, ended: &[TaskId]) -> Vec<EndedRun> {
     // By index: of several culprits the lowest is named, as it fails what depends on it first.
     let mut of_runs: BTreeMap<RunId, BTreeMap<u32, TaskStatus>> = BTreeMap::new();
     for row in ended.iter().filter_map(|id| tx.state.tasks.get(id)) {

@@ -1,10 +1,9 @@
 use std::ops::Bound;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    Entity, Error, NewWorkflow, Page, PageRequest, Result, RunKey, Snapshot, SnapshotId, Workflow,
-    WorkflowId, WorkflowName, WorkflowStore,
+    Entity, Error, ListWorkflows, NewWorkflow, Page, Result, RunKey, Snapshot, SnapshotId, UpdateWorkflow,
+    Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
 };
 
 use crate::change::Change;
@@ -32,8 +31,19 @@ impl WorkflowStore for FileDatabase {
         .await
     }
 
-    async fn list_workflows(&self, page: PageRequest<WorkflowName>) -> Result<Page<Workflow, WorkflowName>> {
-        self.read(move |state, _| Ok(list(state, page))).await
+    async fn list_workflows(&self, list: ListWorkflows) -> Result<Page<Workflow, WorkflowName>> {
+        self.read(move |state, _| Ok(list_workflows(state, list))).await
+    }
+
+    async fn count_workflows(&self, filter: WorkflowFilter) -> Result<u64> {
+        self.read(move |state, _| {
+            Ok(state.workflow_names.keys().filter(|name| filter.matches(name)).count() as u64)
+        })
+        .await
+    }
+
+    async fn update_workflow(&self, update: UpdateWorkflow) -> Result<Workflow> {
+        self.write(|tx| update_workflow(tx, update)).await
     }
 
     async fn get_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
@@ -52,27 +62,44 @@ fn create(tx: &mut Transaction<'_>, new: NewWorkflow) -> Result<Workflow> {
     if tx.state.workflow_names.contains_key(&new.name) {
         return Err(Error::already_exists(Entity::Workflow, &new.name));
     }
-    let (id, snapshot) = (WorkflowId::generate(), SnapshotId::generate());
-    let workflow = Workflow {
-        id,
-        name: new.name,
-        description: new.description,
-        target: new.target,
-        snapshot,
-        created_at: tx.now,
-        updated_at: tx.now,
-    };
-    let dag = Arc::new(new.dag);
+    let snapshot = SnapshotId::generate();
+    let workflow = Workflow::new(&new, snapshot, tx.now);
     tx.apply(Change::Workflow(workflow.clone()))?;
-    tx.apply(Change::Snapshot { id: snapshot, workflow: id, created_at: tx.now, dag })?;
+    tx.apply(Change::Snapshot { id: snapshot, workflow: workflow.id, created_at: tx.now, dag: new.dag })?;
     Ok(workflow)
 }
 
-fn list(state: &State, page: PageRequest<WorkflowName>) -> Page<Workflow, WorkflowName> {
-    let after = page.after.map_or(Bound::Unbounded, Bound::Excluded);
-    let ids = state.workflow_names.range((after, Bound::Unbounded)).map(|(_, id)| id);
-    let rows = ids.filter_map(|id| state.workflows.get(id)).take(page.limit.get() + 1).cloned().collect();
-    Page::from_rows(rows, page.limit, |row| row.name.clone())
+fn update_workflow(tx: &mut Transaction<'_>, update: UpdateWorkflow) -> Result<Workflow> {
+    let mut workflow = tx.state.workflow(update.id)?.clone();
+    if let Some(dag) = update.dag {
+        let there = tx.state.snapshot_hashes.get(&(workflow.id, dag.content_hash()));
+        workflow.snapshot = match there {
+            Some(snapshot) => *snapshot,
+            None => {
+                let id = SnapshotId::generate();
+                tx.apply(Change::Snapshot { id, workflow: workflow.id, created_at: tx.now, dag })?;
+                id
+            }
+        };
+    }
+    if let Some(description) = update.description {
+        workflow.description = description;
+    }
+    if let Some(target) = update.target {
+        workflow.target = target;
+    }
+    workflow.updated_at = tx.now;
+    tx.apply(Change::Workflow(workflow.clone()))?;
+    Ok(workflow)
+}
+
+fn list_workflows(state: &State, list: ListWorkflows) -> Page<Workflow, WorkflowName> {
+    let after = list.page.after.map_or(Bound::Unbounded, Bound::Excluded);
+    let names = state.workflow_names.range((after, Bound::Unbounded));
+    let found = names.filter(|(name, _)| list.filter.matches(name));
+    let rows = found.filter_map(|(_, id)| state.workflows.get(id));
+    let rows = rows.take(list.page.limit.get() + 1).cloned().collect();
+    Page::from_rows(rows, list.page.limit, |row| row.name.clone())
 }
 
 fn delete(tx: &mut Transaction<'_>, id: WorkflowId) -> Result<()> {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ork_state_api::{
-    Database, Error, ErrorKind, Json, ListRuns, LogChunk, Maintenance, NewRun, PageRequest, RunStore,
-    StartRun, TaskStore, TaskUpdate, TaskUpdates, WorkflowStore,
+    Database, Error, ErrorKind, Json, ListRuns, ListTasks, LogChunk, Maintenance, NewRun, PageRequest,
+    RunStore, StartRun, TaskStore, TaskUpdate, TaskUpdates, WorkflowStore,
 };
 use ork_state_conformance::{LEASE, claim_request, dag};
 use ork_state_file::{FileDatabase, FileOptions};
@@ -56,7 +56,7 @@ async fn a_torn_last_line_is_cut_off_wherever_it_was_torn() {
         let db = open(home.path()).await.unwrap();
         assert_eq!(count_runs(&db).await, 2, "torn at {end}");
         assert_eq!(db.verify().await.unwrap(), []);
-        let workflow = db.list_workflows(PageRequest::default()).await.unwrap().items[0].id;
+        let workflow = db.list_workflows(PageRequest::default().into()).await.unwrap().items[0].id;
         db.create_run(NewRun::new(workflow)).await.unwrap();
         assert_eq!(
             count_runs(&open(home.path()).await.unwrap()).await,
@@ -152,7 +152,7 @@ async fn a_lock_that_is_held_too_long_is_unavailable_and_says_by_what() {
     let db = open(home.path()).await.unwrap();
     let lock = OpenOptions::new().write(true).open(home.path().join("lock")).unwrap();
     lock.lock().unwrap();
-    let workflow = db.list_workflows(PageRequest::default()).await.unwrap().items[0].id;
+    let workflow = db.list_workflows(PageRequest::default().into()).await.unwrap().items[0].id;
     let error = db.create_run(NewRun::new(workflow)).await.unwrap_err();
     assert!(error.is_retryable() && error.to_string().contains("lock"), "{error}");
     lock.unlock().unwrap();
@@ -167,7 +167,7 @@ async fn everything_on_disk_is_its_owners_alone() {
     let db = open(&directory).await.unwrap();
     db.migrate().await.unwrap();
     let run = started(&db).await;
-    let task = db.list_tasks(run, PageRequest::default()).await.unwrap().items[0].id;
+    let task = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap().items[0].id;
     ork_state_api::LogStore::append_log(&db, task, LogChunk::new(b"x").unwrap()).await.unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&directory), mode(&directory.join("logs"))), (0o700, 0o700));
@@ -201,19 +201,21 @@ async fn a_long_journal_is_folded_into_a_snapshot_that_reads_the_same() {
     let (home, journal) = store(2).await;
     let watcher = open(home.path()).await.unwrap();
     let db = open(home.path()).await.unwrap();
-    db.delete_workflow(db.list_workflows(PageRequest::default()).await.unwrap().items[0].id)
+    db.delete_workflow(db.list_workflows(PageRequest::default().into()).await.unwrap().items[0].id)
         .await
         .unwrap_err();
     for run in db.list_runs(ListRuns::default()).await.unwrap().items {
         db.cancel_run(run.id).await.unwrap();
     }
-    db.delete_workflow(db.list_workflows(PageRequest::default()).await.unwrap().items[0].id).await.unwrap();
+    db.delete_workflow(db.list_workflows(PageRequest::default().into()).await.unwrap().items[0].id)
+        .await
+        .unwrap();
     let before = fs::read(&journal).unwrap();
     let run = fill(&db).await;
     assert!(fs::metadata(&journal).unwrap().len() < before.len() as u64 + 4096, "the journal is short again");
-    let tasks = db.list_tasks(run, PageRequest::default()).await.unwrap();
+    let tasks = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap();
     for other in [&watcher, &open(home.path()).await.unwrap()] {
-        assert_eq!(other.list_tasks(run, PageRequest::default()).await.unwrap(), tasks);
+        assert_eq!(other.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap(), tasks);
         assert_eq!(other.get_run(run).await.unwrap(), db.get_run(run).await.unwrap());
         assert_eq!(other.verify().await.unwrap(), []);
     }
@@ -227,7 +229,9 @@ async fn a_long_journal_is_folded_into_a_snapshot_that_reads_the_same() {
 async fn a_crash_between_the_two_renames_of_a_fold_loses_and_repeats_nothing() {
     let (home, journal) = store(0).await;
     let db = open(home.path()).await.unwrap();
-    db.delete_workflow(db.list_workflows(PageRequest::default()).await.unwrap().items[0].id).await.unwrap();
+    db.delete_workflow(db.list_workflows(PageRequest::default().into()).await.unwrap().items[0].id)
+        .await
+        .unwrap();
     let run = started(&db).await;
     let claimed = db.claim_tasks(claim_request("w", LEASE).unwrap()).await.unwrap();
     let output = Json::parse(format!("\"{}\"", "x".repeat(9 * 1024 * 1024))).unwrap();
@@ -238,12 +242,12 @@ async fn a_crash_between_the_two_renames_of_a_fold_loses_and_repeats_nothing() {
     let old = fs::read(&journal).unwrap();
     db.update_tasks(done(1)).await.unwrap();
     assert!(home.path().join("snapshot.jsonl").exists());
-    let tasks = db.list_tasks(run, PageRequest::default()).await.unwrap();
+    let tasks = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap();
     drop(db);
     // The journal as it was before the fold, less its last transaction, beside the new snapshot.
     fs::write(&journal, old).unwrap();
     let db = open(home.path()).await.unwrap();
-    assert_eq!(db.list_tasks(run, PageRequest::default()).await.unwrap(), tasks);
+    assert_eq!(db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap(), tasks);
     assert_eq!(db.verify().await.unwrap(), []);
 }
 
@@ -251,7 +255,9 @@ async fn a_crash_between_the_two_renames_of_a_fold_loses_and_repeats_nothing() {
 async fn a_lost_snapshot_is_corrupt() {
     let (home, _) = store(0).await;
     let db = open(home.path()).await.unwrap();
-    db.delete_workflow(db.list_workflows(PageRequest::default()).await.unwrap().items[0].id).await.unwrap();
+    db.delete_workflow(db.list_workflows(PageRequest::default().into()).await.unwrap().items[0].id)
+        .await
+        .unwrap();
     fill(&db).await;
     fs::remove_file(home.path().join("snapshot.jsonl")).unwrap();
     assert!(matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { .. }));
@@ -261,10 +267,10 @@ async fn a_lost_snapshot_is_corrupt() {
 async fn a_log_file_that_is_shorter_than_it_should_be_is_corrupt_and_verify_says_so() {
     let (home, _) = store(0).await;
     let db: Arc<dyn Database> = Arc::new(open(home.path()).await.unwrap());
-    let workflow = db.list_workflows(PageRequest::default()).await.unwrap().items[0].id;
+    let workflow = db.list_workflows(PageRequest::default().into()).await.unwrap().items[0].id;
     let run = db.create_run(NewRun::new(workflow)).await.unwrap().into_run().id;
     db.start_run(StartRun::pinned(run)).await.unwrap();
-    let task = db.list_tasks(run, PageRequest::default()).await.unwrap().items[0].id;
+    let task = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap().items[0].id;
     db.append_log(task, LogChunk::new(b"0123456789").unwrap()).await.unwrap();
     fs::write(home.path().join(format!("logs/{task}.log")), "01234").unwrap();
     let range = ork_state_api::LogRange::new(ork_state_api::LogPosition::Offset(0), 100).unwrap();

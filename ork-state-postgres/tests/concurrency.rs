@@ -178,7 +178,7 @@ async fn appends_to_one_log_are_each_in_one_piece() {
     let (_store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
     let run = start(&db, workflow).await;
-    let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items[0].id;
+    let task = db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await.unwrap().items[0].id;
     let mut all = JoinSet::new();
     for letter in b'a'..b'i' {
         let db = db.clone();

@@ -34,15 +34,17 @@ async fn a_row_that_does_not_parse_is_named() {
         let (store, db, _clock) = store().await;
         let workflow = workflow(&db, "w", "a").await;
         let run = start(&db, workflow).await;
-        let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items.remove(0);
+        let task =
+            db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await.unwrap().items.remove(0);
         execute(&store, format!("{UNCHECKED} UPDATE {table} SET {change}")).await;
         let (error, id) = match table {
-            "tasks" => {
-                (db.list_tasks(run.id, PageRequest::default()).await.unwrap_err(), task.id.to_string())
-            }
+            "tasks" => (
+                db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await.unwrap_err(),
+                task.id.to_string(),
+            ),
             "runs" => (db.list_runs(ListRuns::default()).await.unwrap_err(), run.id.to_string()),
             "workflows" => {
-                (db.list_workflows(PageRequest::default()).await.unwrap_err(), workflow.to_string())
+                (db.list_workflows(PageRequest::default().into()).await.unwrap_err(), workflow.to_string())
             }
             _ => (db.get_snapshot(run.snapshot).await.unwrap_err(), run.snapshot.to_string()),
         };
@@ -69,7 +71,7 @@ async fn a_claim_sets_aside_what_it_cannot_read_and_fills_up_with_others() {
     assert_eq!(names, ["b", "d"]);
     assert_eq!(claim(&db, 10).await.len(), 1);
     execute(&store, "UPDATE tasks SET executor_type = 'process'").await;
-    let all = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items;
+    let all = db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await.unwrap().items;
     let aside: Vec<_> = all.iter().filter(|task| task.status == TaskStatus::Pending).collect();
     assert_eq!(aside.len(), 2);
     assert!(
@@ -120,7 +122,8 @@ async fn verify_finds_what_only_the_database_shows() {
         let (store, db, _clock) = store().await;
         let workflow = workflow(&db, "w", "a b:a").await;
         let run = start(&db, workflow).await;
-        let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items.remove(0);
+        let task =
+            db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await.unwrap().items.remove(0);
         db.append_log(task.id, LogChunk::new(b"abc").unwrap()).await.unwrap();
         assert_sound(&db).await;
         execute(&store, damage).await;
@@ -137,7 +140,7 @@ async fn a_lease_without_a_task_does_not_stand_in_the_way() {
     execute(&store, "INSERT INTO task_leases SELECT gen_random_uuid(), id, 'x', 1, '2000-01-01' FROM runs")
         .await;
     clock.advance(LEASE);
-    assert_eq!(db.expire_leases(Limit::ONE).await.unwrap(), ExpiredLeases::default());
+    assert_eq!(db.expire_leases(Limit::ONE).await.unwrap(), ExpiredTasks::default());
     assert_eq!(db.expire_leases(Limit::ONE).await.unwrap().failed.len(), 1);
     assert_sound(&db).await;
 }
@@ -146,7 +149,7 @@ async fn a_log_with_a_hole_is_corrupt() {
     let (store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
     let run = start(&db, workflow).await;
-    let task = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items[0].id;
+    let task = db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await.unwrap().items[0].id;
     for _ in 0..3 {
         db.append_log(task, LogChunk::new(b"abc").unwrap()).await.unwrap();
     }

@@ -56,7 +56,7 @@ async fn failures_are_named_as_the_api_words_them() {
     // In the batch's order the higher index comes first; the lower one is the culprit.
     let report = update(&db, vec![fail(2), fail(1), TaskUpdate::succeeded(tasks[0].claim, None)]).await;
     assert_eq!(report.ended_runs, [EndedRun { run: run.id, status: RunStatus::Failed }]);
-    let all = db.list_tasks(run.id, PageRequest::default()).await.unwrap().items;
+    let all = db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await.unwrap().items;
     let errors: Vec<_> = all.iter().map(|task| task.error.as_deref().unwrap_or("-").to_owned()).collect();
     let (y, a) = (dependency_failed_message("y"), dependency_failed_message("a%s"));
     assert_eq!(errors, ["-", "own", "own", &a, &a, &y, &y]);

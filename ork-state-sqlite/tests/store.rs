@@ -9,10 +9,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use ork_state_api::{
-    Claim, ClaimTasks, Dag, Database, Delay, ErrorKind, Json, LeaseTime, Limit, LogChunk, LogPosition,
-    LogRange, LogStore, Maintenance, ManualClock, NewRun, NewWorkflow, PageRequest, Result, RunStatus,
-    RunStore, StartRun, TaskSpec, TaskStatus, TaskStore, TaskUpdate, TaskUpdates, Text, UpdateOutcome,
-    WorkflowStore,
+    Claim, ClaimTasks, Dag, Database, Delay, ErrorKind, Json, LeaseTime, Limit, ListTasks, LogChunk,
+    LogPosition, LogRange, LogStore, Maintenance, ManualClock, NewRun, NewWorkflow, PageRequest, Result,
+    RunStatus, RunStore, StartRun, TaskSpec, TaskStatus, TaskStore, TaskUpdate, TaskUpdates, Text,
+    UpdateOutcome, WorkflowStore,
 };
 use ork_state_sqlite::{SqliteDatabase, SqliteOptions};
 use sqlx::ConnectOptions as _;
@@ -127,7 +127,7 @@ async fn memory_lives_as_long_as_its_handle() {
     let (db, other) = (connect().await.unwrap(), connect().await.unwrap());
     db.migrate().await.unwrap();
     lifecycle(&db, &clock).await;
-    let error = other.list_workflows(PageRequest::default()).await.unwrap_err();
+    let error = other.list_workflows(PageRequest::default().into()).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::SchemaMismatch { found: 0, .. }), "private: {error}");
 }
 
@@ -357,7 +357,7 @@ async fn futures_may_be_dropped_anywhere() {
             store.db.claim_tasks(ClaimTasks::new("x".parse().unwrap(), lease).with_limit(Limit::ONE)),
         )
         .await;
-        drop_after(polls, store.db.list_workflows(PageRequest::default())).await;
+        drop_after(polls, store.db.list_workflows(PageRequest::default().into())).await;
         drop_after(polls, store.db.ready_tasks(Limit::default())).await;
         drop_after(polls, store.db.expire_leases(Limit::default())).await;
     }
@@ -444,7 +444,7 @@ async fn what_depends_on_several_failures_blames_the_first() {
         _ => TaskUpdate::failed_for_good(task.claim, Text::lossy("own")),
     });
     update(&store.db, ends.collect()).await;
-    let tasks = store.db.list_tasks(run.id, PageRequest::default()).await.unwrap().items;
+    let tasks = store.db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await.unwrap().items;
     let errors: Vec<_> = tasks.iter().map(|task| task.error.as_deref().unwrap_or("")).collect();
     let of_a = "dependency \"a\" failed";
     assert_eq!(errors, [of_a, "own", "own", of_a, of_a, "", of_a]);
@@ -489,7 +489,7 @@ async fn updates_that_wait_together_stand_for_themselves() {
     assert_eq!(again.outcomes, [UpdateOutcome::AlreadyTerminal { status: TaskStatus::Failed }]);
     assert_eq!((first.ended_runs, again.ended_runs), (vec![], vec![]));
     assert_eq!(second.ended_runs.len(), 1, "its task was the last");
-    let tasks = store.db.list_tasks(run.id, PageRequest::default()).await.unwrap().items;
+    let tasks = store.db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await.unwrap().items;
     assert_eq!(tasks[2].error.as_deref(), Some("dependency \"high\" failed"), "it failed first");
     assert_eq!(store.db.get_run(run.id).await.unwrap().error.as_deref(), Some("task \"high\" failed"));
     assert_eq!(store.db.verify().await.unwrap(), []);

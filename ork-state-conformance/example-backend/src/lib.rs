@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use ork_state_api::{
-    Backend, Capabilities, Capability, ClaimTasks, ClaimedTask, Clock, ConnectOptions, CreatedRun, Database,
-    Error, ErrorKind, ExpiredLeases, Heartbeat, HeartbeatOutcome, Json, Limit, ListRuns, LogAppended,
-    LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun, NewWorkflow, Page,
-    PageRequest, ReadyTask, Result, Run, RunId, RunKey, RunStatus, RunStore, Snapshot, SnapshotId, StartRun,
-    Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates, UpdateReport, Workflow, WorkflowId,
-    WorkflowName, WorkflowStore,
+    Backend, Capabilities, Capability, ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, Clock, ConnectOptions,
+    CreatedRun, Database, DeferTask, DeferredJob, DeferredJobStore, DueSchedule, Error, ErrorKind,
+    ExpiredTasks, FireSchedule, FiredSchedule, Found, Heartbeat, HeartbeatOutcome, JobReport, JobUpdates,
+    Json, Limit, ListRuns, ListTasks, ListWorkflows, LogAppended, LogChunk, LogRange, LogSlice, LogStore,
+    Maintenance, MigrationReport, NewRun, NewWorkflow, Page, Prune, Pruned, ReadyTask, Result, RetryRun, Run,
+    RunFilter, RunId, RunKey, RunStatus, RunStore, Schedule, ScheduleStore, Snapshot, SnapshotId, StartRun,
+    Stats, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates, Topic, UpdateReport, UpdateWorkflow,
+    Watch, Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
 };
 
 use crate::state::State;
@@ -27,7 +29,10 @@ pub static BACKEND: Backend = Backend {
     capabilities: Capabilities::all()
         .without(Capability::Durable)
         .without(Capability::MultiProcess)
-        .without(Capability::Logs),
+        .without(Capability::Logs)
+        .without(Capability::Schedules)
+        .without(Capability::DeferredJobs)
+        .without(Capability::Notifications),
     options: &[],
     connect: |options| {
         Box::pin(async move { Ok(Arc::new(ExampleDatabase::new(&options)) as Arc<dyn Database>) })
@@ -90,8 +95,16 @@ impl WorkflowStore for ExampleDatabase {
         self.with(|state| state.find_workflow(name).cloned())
     }
 
-    async fn list_workflows(&self, page: PageRequest<WorkflowName>) -> Result<Page<Workflow, WorkflowName>> {
-        self.with(|state| Ok(state.list_workflows(&page)))
+    async fn list_workflows(&self, list: ListWorkflows) -> Result<Page<Workflow, WorkflowName>> {
+        self.with(|state| Ok(state.list_workflows(&list)))
+    }
+
+    async fn count_workflows(&self, filter: WorkflowFilter) -> Result<u64> {
+        self.with(|state| Ok(state.count_workflows(&filter)))
+    }
+
+    async fn update_workflow(&self, update: UpdateWorkflow) -> Result<Workflow> {
+        self.with(|state| state.update_workflow(update))
     }
 
     async fn get_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
@@ -114,7 +127,11 @@ impl RunStore for ExampleDatabase {
     }
 
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>> {
-        self.with(|state| Ok(state.list_runs(list)))
+        self.with(|state| Ok(state.list_runs(&list)))
+    }
+
+    async fn count_runs(&self, filter: RunFilter) -> Result<u64> {
+        self.with(|state| Ok(state.count_runs(&filter)))
     }
 
     async fn start_run(&self, start: StartRun) -> Result<Run> {
@@ -132,6 +149,10 @@ impl RunStore for ExampleDatabase {
     async fn resume_run(&self, id: RunId) -> Result<Run> {
         self.with(|state| state.toggle_run(id, RunStatus::Paused, RunStatus::Running))
     }
+
+    async fn retry_run(&self, retry: RetryRun) -> Result<Run> {
+        self.with(|state| state.retry_run(&retry))
+    }
 }
 
 #[async_trait]
@@ -148,8 +169,12 @@ impl TaskStore for ExampleDatabase {
         self.with(|state| Ok(state.heartbeat(&heartbeat)))
     }
 
-    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredLeases> {
+    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredTasks> {
         self.with(|state| Ok(state.expire_leases(limit)))
+    }
+
+    async fn expire_timeouts(&self, limit: Limit) -> Result<ExpiredTasks> {
+        self.with(|state| Ok(state.expire_timeouts(limit)))
     }
 
     async fn update_tasks(&self, updates: TaskUpdates) -> Result<UpdateReport> {
@@ -160,8 +185,8 @@ impl TaskStore for ExampleDatabase {
         self.with(|state| state.task(id).cloned())
     }
 
-    async fn list_tasks(&self, run: RunId, page: PageRequest<u32>) -> Result<Page<Task, u32>> {
-        self.with(|state| state.list_tasks(run, page))
+    async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>> {
+        self.with(|state| state.list_tasks(&list))
     }
 
     async fn task_outputs(&self, run: RunId, names: &[TaskName]) -> Result<BTreeMap<TaskName, Option<Json>>> {
@@ -173,27 +198,78 @@ impl TaskStore for ExampleDatabase {
 #[async_trait]
 impl LogStore for ExampleDatabase {
     async fn append_log(&self, _: TaskId, _: LogChunk<'_>) -> Result<LogAppended> {
-        Err(no_logs())
+        Err(without(Capability::Logs))
     }
 
     async fn read_log(&self, _: TaskId, _: LogRange) -> Result<LogSlice> {
-        Err(no_logs())
+        Err(without(Capability::Logs))
     }
 }
 
-fn no_logs() -> Error {
-    Error::new(ErrorKind::Unsupported { backend: BACKEND.name, capability: Capability::Logs })
+#[async_trait]
+impl ScheduleStore for ExampleDatabase {
+    async fn set_schedule(&self, _: WorkflowId, _: Option<Schedule>) -> Result<Workflow> {
+        Err(without(Capability::Schedules))
+    }
+
+    async fn due_schedules(&self, _: Limit) -> Result<Vec<DueSchedule>> {
+        Err(without(Capability::Schedules))
+    }
+
+    async fn fire_schedule(&self, _: FireSchedule) -> Result<FiredSchedule> {
+        Err(without(Capability::Schedules))
+    }
+}
+
+#[async_trait]
+impl DeferredJobStore for ExampleDatabase {
+    async fn defer_task(&self, _: DeferTask) -> Result<Vec<DeferredJob>> {
+        Err(without(Capability::DeferredJobs))
+    }
+
+    async fn claim_jobs(&self, _: ClaimJobs) -> Result<Vec<ClaimedJob>> {
+        Err(without(Capability::DeferredJobs))
+    }
+
+    async fn update_jobs(&self, _: JobUpdates) -> Result<JobReport> {
+        Err(without(Capability::DeferredJobs))
+    }
+
+    async fn list_jobs(&self, _: TaskId) -> Result<Vec<DeferredJob>> {
+        Err(without(Capability::DeferredJobs))
+    }
+}
+
+fn without(capability: Capability) -> Error {
+    Error::new(ErrorKind::Unsupported { backend: BACKEND.name, capability })
 }
 
 #[async_trait]
 impl Maintenance for ExampleDatabase {
     async fn migrate(&self) -> Result<MigrationReport> {
-        let mut state = self.lock();
-        if state.is_some() {
-            return Ok(MigrationReport { from: 1, to: 1, applied: vec![] });
-        }
-        *state = Some(State::default());
-        Ok(MigrationReport { from: 0, to: 1, applied: vec!["an empty store".into()] })
+        let report = self.plan_migration().await?;
+        self.lock().get_or_insert_default();
+        Ok(report)
+    }
+
+    async fn plan_migration(&self) -> Result<MigrationReport> {
+        let (found, applied) = match &*self.lock() {
+            Some(_) => (Found::OrkState(1), vec![]),
+            None => (Found::Nothing, vec!["an empty store".to_owned()]),
+        };
+        Ok(MigrationReport { found, to: 1, applied, adjusted: vec![] })
+    }
+
+    async fn prune(&self, prune: Prune) -> Result<Pruned> {
+        self.with(|state| Ok(state.prune(prune)))
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        self.with(|state| Ok(state.stats()))
+    }
+
+    async fn watch(&self, _: Topic) -> Result<Watch> {
+        Err(without(Capability::Notifications))
     }
 
     async fn verify(&self) -> Result<Vec<ork_state_api::Violation>> {

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::Arc;
 
 use ork_state_api::{
-    CreatedRun, Entity, Error, ListRuns, NewRun, NewWorkflow, Page, PageRequest, Result, Run, RunId, RunKey,
-    RunStatus, Snapshot, SnapshotId, StartRun, Task, TaskCounts, TaskDetail, TaskId, TaskStatus, Timestamp,
-    Token, Workflow, WorkflowId, WorkflowName,
+    CreatedRun, Entity, Error, Limit, ListRuns, ListWorkflows, NewRun, NewWorkflow, Page, Prune, Pruned,
+    Result, RetryPlan, RetryRun, Run, RunFilter, RunId, RunKey, RunStatus, Snapshot, SnapshotId, StartRun,
+    Stats, Task, TaskCounts, TaskDetail, TaskId, TaskStatus, Timestamp, Token, UpdateWorkflow, Workflow,
+    WorkflowFilter, WorkflowId, WorkflowName,
 };
 
 /// Everything that is stored.
@@ -44,22 +44,11 @@ impl State {
         if self.find_workflow(&new.name).is_ok() {
             return Err(Error::already_exists(Entity::Workflow, &new.name));
         }
-        let snapshot = Snapshot {
-            id: SnapshotId::generate(),
-            workflow: WorkflowId::generate(),
-            content_hash: new.dag.content_hash(),
-            dag: Arc::new(new.dag),
-            created_at: self.now,
-        };
-        let workflow = Workflow {
-            id: snapshot.workflow,
-            name: new.name,
-            description: new.description,
-            target: new.target,
-            snapshot: snapshot.id,
-            created_at: self.now,
-            updated_at: self.now,
-        };
+        let id = SnapshotId::generate();
+        let workflow = Workflow::new(&new, id, self.now);
+        let content_hash = new.dag.content_hash();
+        let snapshot =
+            Snapshot { id, workflow: workflow.id, content_hash, dag: new.dag, created_at: self.now };
         self.snapshots.insert(snapshot.id, snapshot);
         self.workflows.insert(workflow.id, workflow.clone());
         Ok(workflow)
@@ -74,15 +63,38 @@ impl State {
         found.ok_or_else(|| Error::not_found(Entity::Workflow, name))
     }
 
-    pub(crate) fn list_workflows(&self, page: &PageRequest<WorkflowName>) -> Page<Workflow, WorkflowName> {
-        let mut rows: Vec<Workflow> = self
-            .workflows
-            .values()
-            .filter(|row| page.after.as_ref().is_none_or(|key| row.name > *key))
-            .cloned()
-            .collect();
+    pub(crate) fn list_workflows(&self, list: &ListWorkflows) -> Page<Workflow, WorkflowName> {
+        let after = |row: &&Workflow| list.page.after.as_ref().is_none_or(|key| row.name > *key);
+        let wanted = self.workflows.values().filter(|row| list.filter.matches(&row.name));
+        let mut rows: Vec<Workflow> = wanted.filter(after).cloned().collect();
         rows.sort_by(|a, b| a.name.cmp(&b.name));
-        Page::from_rows(rows, page.limit, |row| row.name.clone())
+        Page::from_rows(rows, list.page.limit, |row| row.name.clone())
+    }
+
+    pub(crate) fn count_workflows(&self, filter: &WorkflowFilter) -> u64 {
+        self.workflows.values().filter(|row| filter.matches(&row.name)).count() as u64
+    }
+
+    pub(crate) fn update_workflow(&mut self, update: UpdateWorkflow) -> Result<Workflow> {
+        let mut workflow = self.workflow(update.id)?.clone();
+        if let Some(dag) = update.dag {
+            let content_hash = dag.content_hash();
+            let mut own = self.snapshots.values().filter(|snapshot| snapshot.workflow == workflow.id);
+            workflow.snapshot = match own.find(|snapshot| snapshot.content_hash == content_hash) {
+                Some(there) => there.id,
+                None => {
+                    let (id, created_at) = (SnapshotId::generate(), self.now);
+                    let new = Snapshot { id, workflow: workflow.id, content_hash, dag, created_at };
+                    self.snapshots.insert(id, new);
+                    id
+                }
+            };
+        }
+        workflow.description = update.description.unwrap_or(workflow.description);
+        workflow.target = update.target.unwrap_or(workflow.target);
+        workflow.updated_at = self.now;
+        self.workflows.insert(workflow.id, workflow.clone());
+        Ok(workflow)
     }
 
     pub(crate) fn snapshot(&self, id: SnapshotId) -> Result<&Snapshot> {
@@ -97,15 +109,50 @@ impl State {
                 .with_hint("Cancel it, or wait until it has ended"));
         }
         for run in runs.map(|run| run.id).collect::<Vec<_>>() {
-            self.runs.remove(&run);
-            for task in self.task_ids.remove(&run).unwrap_or_default() {
-                self.tasks.remove(&task);
-                self.tokens.remove(&task);
-            }
+            self.remove_run(run);
         }
         self.snapshots.retain(|_, snapshot| snapshot.workflow != id);
         self.workflows.remove(&id);
         Ok(())
+    }
+
+    /// Removes a run with its tasks; says how many those were.
+    fn remove_run(&mut self, id: RunId) -> u64 {
+        self.runs.remove(&id);
+        let tasks = self.task_ids.remove(&id).unwrap_or_default();
+        for task in &tasks {
+            self.tasks.remove(task);
+            self.tokens.remove(task);
+        }
+        tasks.len() as u64
+    }
+
+    /// Deletes the runs that ended long ago, the longest ended first.
+    pub(crate) fn prune(&mut self, prune: Prune) -> Pruned {
+        let before = self.now.saturating_sub(prune.ended_before);
+        let mut ended: Vec<(Timestamp, RunId)> = self
+            .runs
+            .values()
+            .filter_map(|run| Some((run.finished_at?, run.id)))
+            .filter(|(finished_at, _)| *finished_at < before)
+            .collect();
+        ended.sort_unstable();
+        ended.truncate(prune.limit.get());
+        let tasks = ended.iter().map(|(_, run)| self.remove_run(*run)).sum();
+        Pruned { runs: ended.len() as u64, tasks }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = Stats::none();
+        stats.workflows = self.workflows.len() as u64;
+        for run in self.runs.values() {
+            *stats.runs.entry(run.status).or_default() += 1;
+        }
+        for detail in self.tasks.values() {
+            *stats.tasks.entry(detail.task.status).or_default() += 1;
+        }
+        stats.oldest_ready_at = self.ready_tasks(Limit::ONE).first().map(|ready| ready.ready_at);
+        stats
     }
 
     pub(crate) fn create_run(&mut self, new: NewRun) -> Result<CreatedRun> {
@@ -129,13 +176,33 @@ impl State {
         self.runs.get_mut(&id).ok_or_else(|| Error::not_found(Entity::Run, id))
     }
 
-    pub(crate) fn list_runs(&self, list: ListRuns) -> Page<Run, RunKey> {
-        let wanted = |run: &&Run| list.workflow.is_none_or(|workflow| run.workflow == workflow);
+    pub(crate) fn list_runs(&self, list: &ListRuns) -> Page<Run, RunKey> {
         let after = list.page.after.map_or(Bound::Unbounded, Bound::Excluded);
-        let by_key: BTreeMap<RunKey, &Run> =
-            self.runs.values().filter(wanted).map(|run| (RunKey::of(run), run)).collect();
+        let wanted = self.runs.values().filter(|run| list.filter.matches(run));
+        let by_key: BTreeMap<RunKey, &Run> = wanted.map(|run| (RunKey::of(run), run)).collect();
         let rows = by_key.range((after, Bound::Unbounded)).map(|(_, run)| (*run).clone()).collect();
         Page::from_rows(rows, list.page.limit, RunKey::of)
+    }
+
+    pub(crate) fn count_runs(&self, filter: &RunFilter) -> u64 {
+        self.runs.values().filter(|run| filter.matches(run)).count() as u64
+    }
+
+    pub(crate) fn retry_run(&mut self, retry: &RetryRun) -> Result<Run> {
+        let run = self.run(retry.run)?.clone();
+        let ids = self.task_ids.get(&run.id).cloned().unwrap_or_default();
+        let tasks = ids.iter().map(|id| Ok(self.task(*id)?.task.clone())).collect::<Result<Vec<_>>>()?;
+        let plan = RetryPlan::new(retry, &run, &tasks)?;
+        let now = self.now;
+        for &(index, unmet) in &plan.again {
+            if let Some(detail) = self.tasks.get_mut(&ids[index as usize]) {
+                detail.task.do_again(unmet, now);
+                detail.output = None;
+            }
+        }
+        let run = self.run_mut(run.id)?;
+        plan.apply_to(run);
+        Ok(run.clone())
     }
 
     pub(crate) fn start_run(&mut self, start: StartRun) -> Result<Run> {
@@ -148,7 +215,7 @@ impl State {
             _ => return Ok(run),
         }
         let dag = match start.dag {
-            Some(dag) => Arc::new(dag),
+            Some(dag) => dag,
             None => self.snapshot(run.snapshot)?.dag.clone(),
         };
         let tasks: Vec<TaskDetail> = Task::of_run(run.id, &dag, self.now)
@@ -161,7 +228,7 @@ impl State {
         let run = self.run_mut(run.id)?;
         run.status = RunStatus::Running;
         run.started_at = Some(now);
-        run.tasks = TaskCounts { total, unfinished: total, failed: 0 };
+        run.tasks = TaskCounts::new(total);
         let id = run.id;
         self.end_if_done(id);
         self.run(id).cloned()
@@ -185,7 +252,7 @@ impl State {
         let run = self.run_mut(id)?;
         run.status = RunStatus::Cancelled;
         run.finished_at = Some(now);
-        run.tasks.unfinished = 0;
+        run.tasks.cancelled += std::mem::take(&mut run.tasks.unfinished);
         Ok(run.clone())
     }
 

@@ -1,12 +1,14 @@
 //! Tasks: handing them out and bringing them to an end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ork_state_api::{
-    Claim, ClaimTasks, ClaimedTask, Delay, DependencyOutputs, EndedRun, Entity, Error, ExpiredLeases,
-    Heartbeat, HeartbeatOutcome, Json, Lease, Limit, Page, PageRequest, ReadyTask, Result, RunId, RunStatus,
-    Task, TaskChange, TaskDetail, TaskId, TaskName, TaskStatus, TaskUpdates, Text, Token, UpdateOutcome,
-    UpdateReport, UpdateStep, dependency_failed_message, lease_lapsed_message, task_failed_message,
+    Claim, ClaimTasks, ClaimedTask, Delay, DependencyOutputs, EndedRun, Entity, Error, ExpiredTasks,
+    Heartbeat, HeartbeatOutcome, Json, Lease, Limit, ListTasks, Page, ReadyTask, Result, RunId, RunStatus,
+    Task, TaskChange, TaskDetail, TaskId, TaskName, TaskStatus, TaskUpdates, Text, Timestamp, Token,
+    UpdateOutcome, UpdateReport, UpdateStep, dependency_failed_message, lease_lapsed_message,
+    task_failed_message, timed_out_message,
 };
 
 use crate::state::State;
@@ -83,24 +85,37 @@ impl State {
         (lease.token == claim.token && now < lease.expires_at).then_some(lease)
     }
 
-    pub(crate) fn expire_leases(&mut self, limit: Limit) -> ExpiredLeases {
-        let mut lapsed: Vec<_> = self
-            .tasks
-            .values()
-            .filter_map(|TaskDetail { task, .. }| Some((task.lease.as_ref()?, task.id)))
-            .filter(|(lease, _)| lease.expires_at <= self.now)
-            .map(|(lease, id)| (lease.expires_at, id, lease_lapsed_message(&lease.owner)))
-            .collect();
-        lapsed.sort_unstable();
-        lapsed.truncate(limit.get());
-        let mut expired = ExpiredLeases::default();
+    pub(crate) fn expire_leases(&mut self, limit: Limit) -> ExpiredTasks {
+        self.expire(limit, |task| {
+            let lease = task.lease.as_ref()?;
+            Some((lease.expires_at, lease_lapsed_message(&lease.owner)))
+        })
+    }
+
+    pub(crate) fn expire_timeouts(&mut self, limit: Limit) -> ExpiredTasks {
+        self.expire(limit, |task| {
+            let started_at = task.started_at.filter(|_| task.status == TaskStatus::Running)?;
+            let seconds = task.timeout_seconds?;
+            let deadline = started_at.saturating_add(Duration::from_secs(seconds.into()));
+            Some((deadline, timed_out_message(seconds)))
+        })
+    }
+
+    /// Ends attempts whose time has come, each with an error.
+    fn expire(&mut self, limit: Limit, end: fn(&Task) -> Option<(Timestamp, String)>) -> ExpiredTasks {
+        let tasks = self.tasks.values().map(|detail| &detail.task);
+        let mut over: Vec<_> = tasks.filter_map(|task| Some((end(task)?, task.id))).collect();
+        over.retain(|((time, _), _)| *time <= self.now);
+        over.sort_unstable_by_key(|((time, _), id)| (*time, *id));
+        over.truncate(limit.get());
+        let mut expired = ExpiredTasks::default();
         let mut failed = Vec::new();
-        for (_, id, message) in lapsed {
+        for ((_, message), id) in over {
             match self.end_attempt(id, Text::lossy(&message), Some(Delay::ZERO)) {
                 TaskStatus::Failed => failed.push(id),
                 _ => expired.requeued.push(id),
             }
-            // Unlike a failure that was reported, a lapse has no retry time.
+            // Unlike a failure that was reported, this one has no retry time.
             if let Ok(detail) = self.task_mut(id) {
                 detail.task.retry_at = None;
             }
@@ -108,7 +123,7 @@ impl State {
         expired.ended_runs = self.settle(&failed);
         failed.sort_unstable();
         expired.requeued.sort_unstable();
-        ExpiredLeases { failed, ..expired }
+        ExpiredTasks { failed, ..expired }
     }
 
     pub(crate) fn update_tasks(&mut self, updates: &TaskUpdates) -> UpdateReport {
@@ -277,13 +292,15 @@ impl State {
         self.tasks.get_mut(&id).ok_or_else(|| Error::not_found(Entity::Task, id))
     }
 
-    pub(crate) fn list_tasks(&self, run: RunId, page: PageRequest<u32>) -> Result<Page<Task, u32>> {
-        self.run(run)?;
-        let ids = self.task_ids.get(&run).map_or(&[][..], Vec::as_slice);
-        let first = page.after.map_or(0, |after| (after as usize).saturating_add(1));
-        let wanted = ids.iter().skip(first).take(page.limit.get() + 1);
-        let rows = wanted.map(|id| Ok(self.task(*id)?.task.clone())).collect::<Result<_>>()?;
-        Ok(Page::from_rows(rows, page.limit, |task: &Task| task.index))
+    pub(crate) fn list_tasks(&self, list: &ListTasks) -> Result<Page<Task, u32>> {
+        self.run(list.run)?;
+        let ids = self.task_ids.get(&list.run).map_or(&[][..], Vec::as_slice);
+        let first = list.page.after.map_or(0, |after| (after as usize).saturating_add(1));
+        let tasks = ids.iter().skip(first).filter_map(|id| Some(&self.tasks.get(id)?.task));
+        let wanted =
+            |task: &&Task| list.statuses.as_ref().is_none_or(|statuses| statuses.contains(&task.status));
+        let rows = tasks.filter(wanted).take(list.page.limit.get() + 1).cloned().collect();
+        Ok(Page::from_rows(rows, list.page.limit, |task: &Task| task.index))
     }
 
     pub(crate) fn task_outputs(

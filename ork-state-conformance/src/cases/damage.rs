@@ -1,7 +1,7 @@
 use std::fmt::Display;
 
 use ork_state_api::ErrorKind::Corrupt;
-use ork_state_api::{Limit, ListRuns, NewRun, NewWorkflow, PageRequest, StartRun, Violation};
+use ork_state_api::{Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, StartRun, Violation};
 
 use super::assert_fails;
 use crate::case::case;
@@ -36,7 +36,7 @@ case! { G8, g8_an_unknown_task_status_is_corrupt(t) {
     let task = t.task(run.id, "b").await?.id;
     t.damage(Damage::TaskStatus(task)).await?;
     names_it(&assert_fails!(t.db().get_task(task).await, Corrupt { .. }), task, "status");
-    names_it(&assert_fails!(t.db().list_tasks(run.id, PageRequest::default()).await, Corrupt { .. }), task, "status");
+    names_it(&assert_fails!(t.db().list_tasks(ListTasks::of(run.id, PageRequest::default())).await, Corrupt { .. }), task, "status");
     verify_reports(&t, task).await?;
     Ok(())
 }}
@@ -82,7 +82,7 @@ case! { G8, g8_the_rest_of_the_store_goes_on(t) {
     t.damage(Damage::RunStatus(run.id)).await?;
     t.db().create_workflow(NewWorkflow::new("other".parse()?, dag("x")?)).await?;
     let other = t.start("b c:b").await?;
-    t.db().list_workflows(PageRequest::default()).await?;
+    t.db().list_workflows(PageRequest::default().into()).await?;
     let b = t.claim(10).await?.into_iter().find(|task| task.task.run == other.id).ok_or("b is ready")?;
     t.succeed(&b).await?;
     assert_eq!(t.statuses(other.id).await?, "b=success c=pending");

@@ -82,7 +82,7 @@ case! { T5, t5_what_depends_on_a_failed_task_fails_however_far(t) {
     let d = t.task(run.id, "d").await?;
     assert_eq!((d.finished_at, d.attempts, d.started_at), (Some(t.now()), 0, None));
     let run = t.db().get_run(run.id).await?;
-    assert_eq!((run.status, run.tasks), (RunStatus::Running, TaskCounts { total: 5, unfinished: 1, failed: 4 }));
+    assert_eq!((run.status, run.tasks), (RunStatus::Running, TaskCounts { total: 5, unfinished: 1, failed: 4, cancelled: 0 }));
     Ok(())
 }}
 
@@ -142,7 +142,7 @@ case! { T5, t5_a_diamond_fails_each_task_once(t) {
     let run = t.start("a b:a c:a d:b,c e:d,b").await?;
     let report = t.fail(&t.claim_one().await?, Duration::ZERO).await?;
     assert_eq!(report.ended_runs.len(), 1);
-    assert_eq!(t.db().get_run(run.id).await?.tasks, TaskCounts { total: 5, unfinished: 0, failed: 5 });
+    assert_eq!(t.db().get_run(run.id).await?.tasks, TaskCounts { total: 5, unfinished: 0, failed: 5, cancelled: 0 });
     Ok(())
 }}
 
@@ -150,7 +150,7 @@ case! { T5, t5_a_thousand_dependents_fail_in_the_same_call(t) {
     let fan: String = (0..1000).map(|i| format!(" t{i}:root")).collect();
     let run = t.start(&format!("root{fan}")).await?;
     assert_eq!(t.fail(&t.claim_one().await?, Duration::ZERO).await?.ended_runs.len(), 1);
-    assert_eq!(t.db().get_run(run.id).await?.tasks, TaskCounts { total: 1001, unfinished: 0, failed: 1001 });
+    assert_eq!(t.db().get_run(run.id).await?.tasks, TaskCounts { total: 1001, unfinished: 0, failed: 1001, cancelled: 0 });
     Ok(())
 }}
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use ork_state_api::{
-    Claim, Json, Limit, ListRuns, LogChunk, NewRun, NewWorkflow, PageRequest, RunStatus, StartRun,
+    Claim, Json, Limit, ListRuns, ListTasks, LogChunk, NewRun, NewWorkflow, PageRequest, RunStatus, StartRun,
     TaskUpdate, Token,
 };
 
@@ -52,7 +52,7 @@ case! { G1, g1_a_workflow_and_its_snapshot_appear_together(t) {
         Ok::<_, ork_state_api::Error>(())
     }) };
     while !creating.is_finished() {
-        for workflow in t.db().list_workflows(PageRequest::default()).await?.items {
+        for workflow in t.db().list_workflows(PageRequest::default().into()).await?.items {
             assert_eq!(t.db().get_snapshot(workflow.snapshot).await?.dag.len(), 50);
         }
         tokio::task::yield_now().await;
@@ -88,7 +88,7 @@ case! { G2 needs [Durable], g2_everything_is_there_after_reopening(t) {
         (t.db().get_run(run.id).await?, t.tasks(run.id).await?, t.db().ready_tasks(Limit::default()).await?);
     let db = t.reopen().await?;
     assert_eq!(db.get_run(run.id).await?, before);
-    assert_eq!(db.list_tasks(run.id, PageRequest::default()).await?.items, tasks);
+    assert_eq!(db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await?.items, tasks);
     assert_eq!(db.ready_tasks(Limit::default()).await?, queue);
     assert_eq!(db.get_task(a.task.id).await?.output.as_ref().map(Json::as_str), Some("{\"x\": 1}"));
     assert_eq!(db.get_workflow(run.workflow).await?, t.db().get_workflow(run.workflow).await?);
@@ -200,7 +200,7 @@ case! { G9, g9_a_dropped_creation_is_there_whole_or_not_at_all(t) {
         poll_times(t.db().create_workflow(NewWorkflow::new(name, wide_dag(20)?)), polls).await;
     }
     settled(&t).await?;
-    for workflow in t.db().list_workflows(PageRequest::default()).await?.items {
+    for workflow in t.db().list_workflows(PageRequest::default().into()).await?.items {
         t.db().get_snapshot(workflow.snapshot).await?;
     }
     Ok(())

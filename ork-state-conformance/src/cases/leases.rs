@@ -256,7 +256,7 @@ case! { [T3, T4], t3_expiry_races_with_completion(t) {
 
 case! { T3, t3_nothing_lapsed_is_an_empty_answer(t) {
     t.start("a").await?;
-    assert_eq!(t.db().expire_leases(Limit::default()).await?, ork_state_api::ExpiredLeases::default());
+    assert_eq!(t.db().expire_leases(Limit::default()).await?, ork_state_api::ExpiredTasks::default());
     Ok(())
 }}
 

@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use ork_state_api::ErrorKind::NotFound;
 use ork_state_api::{
-    Entity, Limit, ListRuns, NewRun, NewWorkflow, PageRequest, Run, RunId, RunKey, WorkflowId, WorkflowName,
+    Entity, Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, Run, RunFilter, RunId, RunKey,
+    WorkflowId, WorkflowName,
 };
 
 use super::assert_fails;
@@ -21,7 +22,7 @@ async fn name_workflows(t: &Ctx, names: &[&str]) -> ork_state_api::Result<()> {
 async fn names(t: &Ctx, limit: usize) -> ork_state_api::Result<Vec<String>> {
     let (mut all, mut page) = (Vec::new(), PageRequest::first(Limit::new(limit)?));
     loop {
-        let found = t.db().list_workflows(page).await?;
+        let found = t.db().list_workflows(page.into()).await?;
         assert!(found.items.len() <= limit);
         all.extend(found.items.into_iter().map(|workflow| String::from(workflow.name)));
         match found.next {
@@ -34,7 +35,8 @@ async fn names(t: &Ctx, limit: usize) -> ork_state_api::Result<Vec<String>> {
 async fn runs(t: &Ctx, workflow: Option<WorkflowId>, limit: usize) -> ork_state_api::Result<Vec<Run>> {
     let (mut all, mut page) = (Vec::new(), PageRequest::first(Limit::new(limit)?));
     loop {
-        let found = t.db().list_runs(ListRuns { workflow, page }).await?;
+        let found =
+            t.db().list_runs(ListRuns { filter: RunFilter { workflow, ..RunFilter::all() }, page }).await?;
         all.extend(found.items);
         match found.next {
             Some(key) => page = PageRequest::after(key, Limit::new(limit)?),
@@ -63,13 +65,13 @@ case! { G6, g6_pages_of_any_size_give_the_same_list(t) {
 
 case! { G6, g6_a_full_last_page_has_no_next(t) {
     name_workflows(&t, &["a", "b"]).await?;
-    let page = t.db().list_workflows(PageRequest::first(Limit::new(2)?)).await?;
+    let page = t.db().list_workflows(PageRequest::first(Limit::new(2)?).into()).await?;
     assert_eq!((page.items.len(), page.next), (2, None));
     Ok(())
 }}
 
 case! { G6, g6_an_empty_list_is_an_empty_page(t) {
-    assert_eq!(t.db().list_workflows(PageRequest::default()).await?.items, []);
+    assert_eq!(t.db().list_workflows(PageRequest::default().into()).await?.items, []);
     let page = t.db().list_runs(ListRuns::default()).await?;
     assert_eq!((page.items, page.next), (vec![], None));
     Ok(())
@@ -77,12 +79,12 @@ case! { G6, g6_an_empty_list_is_an_empty_page(t) {
 
 case! { G6, g6_inserts_and_deletes_between_pages_skip_and_repeat_nothing(t) {
     name_workflows(&t, &["b", "d", "f", "h"]).await?;
-    let first = t.db().list_workflows(PageRequest::first(Limit::new(2)?)).await?;
+    let first = t.db().list_workflows(PageRequest::first(Limit::new(2)?).into()).await?;
     name_workflows(&t, &["a", "c", "e", "i"]).await?;
     let gone = t.db().find_workflow(&WorkflowName::new("d")?).await?;
     t.db().delete_workflow(gone.id).await?;
     let key = first.next.ok_or("there is a next page")?;
-    let second = t.db().list_workflows(PageRequest::after(key, Limit::default())).await?;
+    let second = t.db().list_workflows(PageRequest::after(key, Limit::default()).into()).await?;
     let seen: Vec<_> = second.items.iter().map(|workflow| workflow.name.as_str()).collect();
     assert_eq!(seen, ["e", "f", "h", "i"]);
     Ok(())
@@ -90,7 +92,7 @@ case! { G6, g6_inserts_and_deletes_between_pages_skip_and_repeat_nothing(t) {
 
 case! { G6, g6_a_page_may_start_after_a_name_that_is_not_there(t) {
     name_workflows(&t, &["a", "c"]).await?;
-    let page = t.db().list_workflows(PageRequest::after(WorkflowName::new("b")?, Limit::ONE)).await?;
+    let page = t.db().list_workflows(PageRequest::after(WorkflowName::new("b")?, Limit::ONE).into()).await?;
     assert_eq!(page.items[0].name.as_str(), "c");
     Ok(())
 }}
@@ -139,7 +141,7 @@ case! { G6, g6_new_runs_do_not_disturb_the_pages_of_older_ones(t) {
     let mut seen = Vec::new();
     let mut page = PageRequest::first(Limit::new(2)?);
     loop {
-        let found = t.db().list_runs(ListRuns { workflow: None, page }).await?;
+        let found = t.db().list_runs(ListRuns { filter: RunFilter::all(), page }).await?;
         seen.extend(found.items.iter().map(|run| run.id));
         t.db().create_run(NewRun::new(workflow)).await?;
         t.advance(Duration::from_micros(1));
@@ -158,7 +160,7 @@ case! { G6, g6_tasks_are_listed_in_the_order_of_the_dag(t) {
     t.db().start_run(ork_state_api::StartRun::pinned(run.id)).await?;
     let (mut indexes, mut page) = (Vec::new(), PageRequest::first(Limit::new(99)?));
     loop {
-        let found = t.db().list_tasks(run.id, page).await?;
+        let found = t.db().list_tasks(ListTasks::of(run.id, page)).await?;
         indexes.extend(found.items.iter().map(|task| task.index));
         match found.next {
             Some(key) => page = PageRequest::after(key, Limit::new(99)?),
@@ -172,14 +174,14 @@ case! { G6, g6_tasks_are_listed_in_the_order_of_the_dag(t) {
 case! { G6, g6_a_page_beyond_the_last_task_is_empty(t) {
     let run = t.start("a b").await?;
     for key in [1, 2, u32::MAX] {
-        let page = t.db().list_tasks(run.id, PageRequest::after(key, Limit::ONE)).await?;
+        let page = t.db().list_tasks(ListTasks::of(run.id, PageRequest::after(key, Limit::ONE))).await?;
         assert_eq!((page.items, page.next), (vec![], None));
     }
     Ok(())
 }}
 
 case! { G7, g7_tasks_of_an_unknown_run_are_not_found(t) {
-    assert_fails!(t.db().list_tasks(RunId::generate(), PageRequest::default()).await, NotFound { entity: Entity::Run, .. });
+    assert_fails!(t.db().list_tasks(ListTasks::of(RunId::generate(), PageRequest::default())).await, NotFound { entity: Entity::Run, .. });
     assert_fails!(t.db().get_task(ork_state_api::TaskId::generate()).await, NotFound { entity: Entity::Task, .. });
     Ok(())
 }}

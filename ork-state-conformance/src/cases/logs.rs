@@ -1,6 +1,7 @@
 use ork_state_api::ErrorKind::{NotFound, Unsupported};
 use ork_state_api::{
-    Capability, Entity, LogAppended, LogChunk, LogPosition, LogRange, LogSlice, TaskId, log_cap_note,
+    Capability, Entity, ListTasks, LogAppended, LogChunk, LogPosition, LogRange, LogSlice, TaskId,
+    log_cap_note,
 };
 
 use super::{assert_fails, together};
@@ -197,7 +198,7 @@ case! { L2 needs [Logs], l2_a_cap_says_so_in_the_log(t) {
     let workflow = db.create_workflow(ork_state_api::NewWorkflow::new("w".parse()?, crate::dag("a")?)).await?;
     let run = db.create_run(ork_state_api::NewRun::new(workflow.id)).await?.into_run();
     db.start_run(ork_state_api::StartRun::pinned(run.id)).await?;
-    let task = db.list_tasks(run.id, ork_state_api::PageRequest::default()).await?.items[0].id;
+    let task = db.list_tasks(ListTasks::of(run.id, ork_state_api::PageRequest::default())).await?.items[0].id;
     let note = log_cap_note(10);
     let length = 10 + note.len() as u64;
     assert_eq!(db.append_log(task, LogChunk::new(b"12345678")?).await?, LogAppended { length: 8, dropped: 0 });

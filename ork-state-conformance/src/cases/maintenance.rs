@@ -1,7 +1,7 @@
 use ork_state_api::ErrorKind::SchemaMismatch;
 use ork_state_api::{
-    Database, Limit, ListRuns, NewRun, NewWorkflow, PageRequest, RunId, StartRun, TaskId, TaskUpdates,
-    WorkflowId,
+    Database, Found, Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, RunId, StartRun, TaskId,
+    TaskUpdates, WorkflowId,
 };
 
 use super::{assert_fails, together};
@@ -14,7 +14,7 @@ case! { M1, m1_migrating_tells_what_it_did(t) {
     let store = t.fixture().empty().await?;
     let db = connect(&store.url(), None).await?;
     let report = db.migrate().await?;
-    assert_eq!(report.from, 0);
+    assert_eq!(report.found, Found::Nothing);
     assert!(report.to > 0 && !report.applied.is_empty(), "{report}");
     Ok(())
 }}
@@ -22,7 +22,7 @@ case! { M1, m1_migrating_tells_what_it_did(t) {
 case! { M1, m1_migrating_again_does_nothing(t) {
     let run = t.start("a").await?;
     let again = t.db().migrate().await?;
-    assert_eq!((again.from, again.applied.len()), (again.to, 0), "{again}");
+    assert_eq!((again.found, again.applied.len()), (Found::OrkState(again.to), 0), "{again}");
     assert_eq!(t.db().get_run(run.id).await?, run);
     Ok(())
 }}
@@ -39,7 +39,7 @@ case! { M1, m1_an_unmigrated_store_refuses_every_method(t) {
     refused("create_workflow", db.create_workflow(new).await.map(drop))?;
     refused("get_workflow", db.get_workflow(workflow).await.map(drop))?;
     refused("find_workflow", db.find_workflow(&"w".parse()?).await.map(drop))?;
-    refused("list_workflows", db.list_workflows(PageRequest::default()).await.map(drop))?;
+    refused("list_workflows", db.list_workflows(PageRequest::default().into()).await.map(drop))?;
     refused("get_snapshot", db.get_snapshot(ork_state_api::SnapshotId::generate()).await.map(drop))?;
     refused("delete_workflow", db.delete_workflow(workflow).await)?;
     refused("create_run", db.create_run(NewRun::new(workflow)).await.map(drop))?;
@@ -54,11 +54,11 @@ case! { M1, m1_an_unmigrated_store_refuses_every_method(t) {
     refused("expire_leases", db.expire_leases(Limit::ONE).await.map(drop))?;
     refused("update_tasks", db.update_tasks(TaskUpdates::new(vec![])?).await.map(drop))?;
     refused("get_task", db.get_task(task).await.map(drop))?;
-    refused("list_tasks", db.list_tasks(run, PageRequest::default()).await.map(drop))?;
+    refused("list_tasks", db.list_tasks(ListTasks::of(run, PageRequest::default())).await.map(drop))?;
     refused("task_outputs", db.task_outputs(run, &[]).await.map(drop))?;
     refused("verify", db.verify().await.map(drop))?;
     db.migrate().await?;
-    assert!(db.list_workflows(PageRequest::default()).await?.items.is_empty());
+    assert!(db.list_workflows(PageRequest::default().into()).await?.items.is_empty());
     Ok(())
 }}
 
@@ -84,7 +84,7 @@ case! { M1 needs [Durable], m1_handles_migrating_at_once_do_it_once(t) {
     let applied: Result<Vec<usize>, _> = together(handles.clone().into_iter().map(migrate)).await?.into_iter().collect();
     assert_eq!(applied?.iter().filter(|steps| **steps > 0).count(), 1);
     for db in handles {
-        assert!(db.list_workflows(PageRequest::default()).await?.items.is_empty());
+        assert!(db.list_workflows(PageRequest::default().into()).await?.items.is_empty());
     }
     Ok(())
 }}

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use ork_state_api::{Limit, ListRuns, NewRun, PageRequest, RunStatus, StartRun};
+use ork_state_api::{Limit, ListRuns, NewRun, PageRequest, RunFilter, RunStatus, StartRun};
 
 use crate::case::case;
 use crate::child::{ChildProcess, Role};
@@ -81,7 +81,7 @@ case! { G2 needs [MultiProcess, Durable], g2_what_a_killed_process_was_told_is_t
     let (mut there, mut page) = (BTreeSet::new(), PageRequest::first(Limit::new(1000)?));
     let db = t.reopen().await?;
     loop {
-        let found = db.list_runs(ListRuns { workflow: Some(workflow), page }).await?;
+        let found = db.list_runs(ListRuns { filter: RunFilter::of(workflow), page }).await?;
         there.extend(found.items.iter().map(|run| run.id.to_string()));
         match found.next {
             Some(key) => page = PageRequest::after(key, Limit::new(1000)?),

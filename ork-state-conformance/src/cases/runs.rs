@@ -98,7 +98,7 @@ case! { R1, r1_an_unknown_workflow_is_not_found(t) {
 case! { R2, r2_starting_makes_all_tasks_and_sets_the_run_going(t) {
     let run = t.start("a b*2:a c:a,b").await?;
     assert_eq!((run.status, run.started_at, run.finished_at), (Running, Some(t.now()), None));
-    assert_eq!(run.tasks, TaskCounts { total: 3, unfinished: 3, failed: 0 });
+    assert_eq!(run.tasks, TaskCounts { total: 3, unfinished: 3, failed: 0, cancelled: 0 });
     let tasks = t.tasks(run.id).await?;
     let shape: Vec<_> = tasks.iter().map(|k| (k.index, k.name.as_str(), k.unmet_dependencies, k.max_retries, k.attempts)).collect();
     assert_eq!(shape, [(0, "a", 0, 0, 0), (1, "b", 1, 2, 0), (2, "c", 2, 0, 0)]);
@@ -201,7 +201,7 @@ case! { R3, r3_the_last_success_ends_the_run(t) {
     assert_eq!(report.ended_runs.iter().map(|ended| (ended.run, ended.status)).collect::<Vec<_>>(), [(run.id, Success)]);
     let ended = t.db().get_run(run.id).await?;
     assert_eq!((ended.status, ended.finished_at, ended.error), (Success, Some(t.now()), None));
-    assert_eq!(ended.tasks, TaskCounts { total: 2, unfinished: 0, failed: 0 });
+    assert_eq!(ended.tasks, TaskCounts { total: 2, unfinished: 0, failed: 0, cancelled: 0 });
     Ok(())
 }}
 
@@ -214,7 +214,7 @@ case! { R3, r3_a_failure_among_successes_fails_the_run_when_all_have_ended(t) {
     assert_eq!(t.succeed(&second).await?.ended_runs[0].status, Failed);
     let ended = t.db().get_run(run.id).await?;
     assert_eq!((ended.status, ended.error.as_deref()), (Failed, Some("task \"a\" failed")));
-    assert_eq!(ended.tasks, TaskCounts { total: 2, unfinished: 0, failed: 1 });
+    assert_eq!(ended.tasks, TaskCounts { total: 2, unfinished: 0, failed: 1, cancelled: 0 });
     Ok(())
 }}
 
@@ -378,7 +378,7 @@ case! { R4, r4_cancelling_ends_unfinished_tasks_and_leaves_finished_ones(t) {
     t.advance(Duration::from_secs(3));
     let cancelled = t.db().cancel_run(run.id).await?;
     assert_eq!((cancelled.status, cancelled.finished_at), (Cancelled, Some(t.now())));
-    assert_eq!(cancelled.tasks, TaskCounts { total: 4, unfinished: 0, failed: 0 });
+    assert_eq!(cancelled.tasks, TaskCounts { total: 4, unfinished: 0, failed: 0, cancelled: 3 });
     assert_eq!(t.statuses(run.id).await?, "a=success b=cancelled c=cancelled d=cancelled");
     let b = t.task(run.id, "b").await?;
     assert_eq!((b.finished_at, b.lease, b.ready_at), (Some(t.now()), None, None));

@@ -1,7 +1,7 @@
 use ork_state_api::ErrorKind::{AlreadyExists, Conflict, NotFound};
 use ork_state_api::{
-    Dag, Entity, Json, Label, NewRun, NewWorkflow, PageRequest, RunId, SnapshotId, StartRun, Target, Text,
-    WorkflowId, WorkflowName,
+    Dag, Entity, Json, Label, ListTasks, NewRun, NewWorkflow, PageRequest, RunId, SnapshotId, StartRun,
+    Target, Text, WorkflowId, WorkflowName,
 };
 
 use super::{assert_fails, together};
@@ -45,7 +45,7 @@ case! { W1, w1_the_dag_is_stored_with_it(t) {
     let wanted = dag("a b*3:a c:a,b")?;
     let made = t.workflow(wanted.clone()).await?;
     let snapshot = t.db().get_snapshot(made.snapshot).await?;
-    assert_eq!((snapshot.workflow, &*snapshot.dag), (made.id, &wanted));
+    assert_eq!((snapshot.workflow, &snapshot.dag), (made.id, &wanted));
     assert_eq!(snapshot.content_hash, wanted.content_hash());
     Ok(())
 }}
@@ -76,7 +76,7 @@ case! { W1, w1_one_of_two_callers_gets_the_name(t) {
             assert!(matches!(error.kind(), AlreadyExists { .. }), "{error:?}");
         }
     }
-    assert_eq!(t.db().list_workflows(PageRequest::default()).await?.items.len(), 1);
+    assert_eq!(t.db().list_workflows(PageRequest::default().into()).await?.items.len(), 1);
     Ok(())
 }}
 
@@ -123,7 +123,7 @@ case! { W3, w3_deleting_removes_runs_and_tasks(t) {
     assert_fails!(t.db().get_run(run.id).await, NotFound { entity: Entity::Run, .. });
     assert_fails!(t.db().get_task(task.id).await, NotFound { entity: Entity::Task, .. });
     assert_fails!(t.db().get_snapshot(run.snapshot).await, NotFound { .. });
-    assert_fails!(t.db().list_tasks(run.id, PageRequest::default()).await, NotFound { entity: Entity::Run, .. });
+    assert_fails!(t.db().list_tasks(ListTasks::of(run.id, PageRequest::default())).await, NotFound { entity: Entity::Run, .. });
     Ok(())
 }}
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use ork_state_api::{
-    Capability, Database, LogPosition, LogRange, NewRun, NewWorkflow, PageRequest, Run, RunStatus, StartRun,
-    Task, TaskStatus,
+    Capability, Database, ListTasks, LogPosition, LogRange, NewRun, NewWorkflow, PageRequest, Run, RunStatus,
+    StartRun, Task, TaskStatus,
 };
 use tokio::process::{Child, Command};
 
@@ -97,7 +97,7 @@ async fn check_store(db: &dyn Database) -> Result<(), Box<dyn std::error::Error>
             );
         }
     }
-    if !db.list_workflows(PageRequest::default()).await?.items.is_empty() {
+    if !db.list_workflows(PageRequest::default().into()).await?.items.is_empty() {
         return Err("this store has workflows, and the demo's schedulers would run their tasks: give it one of its own".into());
     }
     Ok(())
@@ -163,7 +163,7 @@ impl Story {
         if self.begun.elapsed() > PATIENCE {
             return Err(format!("run {} has not ended after {PATIENCE:?}", run.id).into());
         }
-        let tasks = db.list_tasks(run.id, PageRequest::default()).await?.items;
+        let tasks = db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await?.items;
         for task in &tasks {
             let before = self.tasks.get(task.index as usize);
             if before.is_none_or(|before| (before.status, before.attempts) != (task.status, task.attempts)) {
