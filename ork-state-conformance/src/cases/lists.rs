@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use ork_state_api::ErrorKind::NotFound;
 use ork_state_api::{
-    Entity, Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, Run, RunFilter, RunId, RunKey,
-    WorkflowId, WorkflowName,
+    Entity, Limit, ListRuns, ListTasks, ListWorkflows, NewRun, NewWorkflow, PageRequest, Run, RunFilter,
+    RunId, RunKey, WorkflowFilter, WorkflowId, WorkflowName,
 };
 
 use super::assert_fails;
@@ -217,5 +217,121 @@ case! { G3, g3_a_far_future_is_kept(t) {
     let task = t.task(run.id, "a").await?;
     assert_eq!(task.retry_at, Some(t.now().saturating_add(ork_state_api::Delay::MAX)));
     assert_eq!(t.db().get_run(run.id).await?.created_at, t.now());
+    Ok(())
+}}
+
+async fn runs_of(
+    t: &Ctx,
+    filter: &RunFilter,
+) -> Result<Vec<RunId>, Box<dyn std::error::Error + Send + Sync>> {
+    let (mut all, mut page) = (Vec::new(), PageRequest::first(Limit::new(2)?));
+    loop {
+        let found = t.db().list_runs(ListRuns { filter: filter.clone(), page }).await?;
+        assert!(found.items.iter().all(|run| filter.matches(run)));
+        all.extend(found.items.iter().map(|run| run.id));
+        match found.next {
+            Some(key) => page = PageRequest::after(key, Limit::new(2)?),
+            None => break,
+        }
+    }
+    assert_eq!(t.db().count_runs(filter.clone()).await?, all.len() as u64);
+    Ok(all)
+}
+
+case! { G6, g6_runs_are_filtered_by_all_that_is_asked_for(t) {
+    let (one, other) = (t.workflow(dag("a")?).await?.id, t.workflow(dag("a")?).await?.id);
+    let (mut made, mut times) = (Vec::new(), Vec::new());
+    for index in 0..12 {
+        let workflow = if index % 3 == 0 { other } else { one };
+        let trigger = if index % 2 == 0 { "manual" } else { "api" };
+        let run = t.db().create_run(NewRun::new(workflow).with_trigger(trigger.parse()?)).await?.into_run().id;
+        match index % 4 {
+            0 => {}
+            1 => drop(t.db().cancel_run(run).await?),
+            _ => drop(t.db().start_run(ork_state_api::StartRun::pinned(run)).await?),
+        }
+        made.push(run);
+        times.push(t.now());
+        t.advance(Duration::from_secs(1));
+    }
+    use ork_state_api::RunStatus::{Cancelled, Pending, Running, Success};
+    let pick = |wanted: fn(usize) -> bool| -> Vec<RunId> {
+        made.iter().enumerate().rev().filter(|(index, _)| wanted(*index)).map(|(_, run)| *run).collect()
+    };
+    assert_eq!(runs_of(&t, &RunFilter::all()).await?, pick(|_| true));
+    assert_eq!(runs_of(&t, &RunFilter::of(other)).await?, pick(|i| i % 3 == 0));
+    assert_eq!(runs_of(&t, &RunFilter::all().with_statuses([Cancelled])).await?, pick(|i| i % 4 == 1));
+    assert_eq!(runs_of(&t, &RunFilter::all().with_statuses([Running, Pending])).await?, pick(|i| i % 4 != 1));
+    assert_eq!(runs_of(&t, &RunFilter::all().with_statuses([Success])).await?, []);
+    assert_eq!(runs_of(&t, &RunFilter::all().with_statuses([])).await?, []);
+    assert_eq!(runs_of(&t, &RunFilter::all().with_trigger("api".parse()?)).await?, pick(|i| i % 2 == 1));
+    assert_eq!(runs_of(&t, &RunFilter::all().created_in(times[3]..times[7])).await?, pick(|i| (3..7).contains(&i)), "its start is in it, its end is not");
+    assert_eq!(runs_of(&t, &RunFilter::all().created_in(times[7]..times[3])).await?, [], "a time that is none");
+    let all = RunFilter::of(one).with_statuses([Running, Cancelled]).with_trigger("api".parse()?).created_in(times[1]..times[11]);
+    assert_eq!(runs_of(&t, &all).await?, pick(|i| i % 3 != 0 && i % 4 != 0 && i % 2 == 1 && (1..11).contains(&i)));
+    assert_eq!(runs_of(&t, &RunFilter::of(WorkflowId::generate())).await?, []);
+    Ok(())
+}}
+
+case! { G6, g6_tasks_are_filtered_by_status(t) {
+    use ork_state_api::TaskStatus::{Dispatched, Failed, Pending, Success};
+    let run = t.start("a b c d:a e").await?.id;
+    let claimed = t.claim(2).await?;
+    t.succeed(&claimed[0]).await?;
+    for (statuses, wanted) in [(vec![Pending], "cde"), (vec![Success, Dispatched], "ab"), (vec![Failed], ""), (vec![], "")] {
+        let (mut names, mut page) = (String::new(), PageRequest::first(Limit::ONE));
+        loop {
+            let found = t.db().list_tasks(ListTasks::of(run, page).with_statuses(statuses.clone())).await?;
+            names.extend(found.items.iter().map(|task| task.name.to_string()));
+            match found.next {
+                Some(key) => page = PageRequest::after(key, Limit::ONE),
+                None => break,
+            }
+        }
+        assert_eq!(names, wanted, "{statuses:?}");
+    }
+    Ok(())
+}}
+
+async fn search(t: &Ctx, text: &str) -> Result<Vec<String>, Box<dyn std::error::Error + Send + Sync>> {
+    let filter = WorkflowFilter::name_contains(text.parse()?);
+    let (mut all, mut page) = (Vec::new(), PageRequest::first(Limit::new(2)?));
+    loop {
+        let found = t.db().list_workflows(ListWorkflows { filter: filter.clone(), page }).await?;
+        all.extend(found.items.iter().map(|workflow| workflow.name.to_string()));
+        match found.next {
+            Some(key) => page = PageRequest::after(key, Limit::new(2)?),
+            None => break,
+        }
+    }
+    assert_eq!(t.db().count_workflows(filter).await?, all.len() as u64);
+    Ok(all)
+}
+
+case! { G6, g6_a_search_ignores_the_case_of_any_script(t) {
+    name_workflows(&t, &["Étude", "étude 2", "ETUDE", "Загрузка", "загрузка ночью", "straße"]).await?;
+    assert_eq!(search(&t, "ÉTUDE").await?, ["Étude", "étude 2"]);
+    assert_eq!(search(&t, "etude").await?, ["ETUDE"], "accents matter");
+    assert_eq!(search(&t, "ЗАГРУЗКА").await?, ["Загрузка", "загрузка ночью"]);
+    assert_eq!(search(&t, "Strasse").await?.len(), 0);
+    assert_eq!(search(&t, "").await?.len(), 6);
+    Ok(())
+}}
+
+case! { G6, g6_a_search_takes_its_text_literally(t) {
+    name_workflows(&t, &["100%", "100 percent", "a_b", "axb", "back\\slash", "st*r", "quo'te", "[a]"]).await?;
+    for (text, wanted) in [("%", "100%"), ("_", "a_b"), ("\\", "back\\slash"), ("*", "st*r"), ("'", "quo'te"), ("[a]", "[a]")] {
+        assert_eq!(search(&t, text).await?, [wanted], "{text}");
+    }
+    assert_eq!(search(&t, "a%b").await?.len(), 0);
+    Ok(())
+}}
+
+case! { G6, g6_a_search_pages_over_many_names(t) {
+    for index in 0..30 {
+        t.db().create_workflow(NewWorkflow::new(format!("{}-{index:02}", if index % 3 == 0 { "Hit" } else { "miss" }).try_into()?, dag("a")?)).await?;
+    }
+    let wanted: Vec<String> = (0..30).filter(|index| index % 3 == 0).map(|index| format!("Hit-{index:02}")).collect();
+    assert_eq!(search(&t, "hIt").await?, wanted);
     Ok(())
 }}

@@ -1,7 +1,7 @@
 use ork_state_api::ErrorKind::SchemaMismatch;
 use ork_state_api::{
-    Database, Found, Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, RunId, StartRun, TaskId,
-    TaskUpdates, WorkflowId,
+    Capability, Database, Found, Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, RunId,
+    StartRun, TaskId, TaskUpdates, WorkflowId,
 };
 
 use super::{assert_fails, together};
@@ -16,6 +16,18 @@ case! { M1, m1_migrating_tells_what_it_did(t) {
     let report = db.migrate().await?;
     assert_eq!(report.found, Found::Nothing);
     assert!(report.to > 0 && !report.applied.is_empty(), "{report}");
+    Ok(())
+}}
+
+case! { M1, m1_a_plan_says_what_migrating_does_and_does_nothing(t) {
+    let store = t.fixture().empty().await?;
+    let db = connect(&store.url(), None).await?;
+    let plan = db.plan_migration().await?;
+    assert_eq!(db.plan_migration().await?, plan, "the first plan changed nothing");
+    assert_fails!(db.list_runs(ListRuns::default()).await, SchemaMismatch { .. });
+    assert_eq!(db.migrate().await?, plan);
+    let after = db.plan_migration().await?;
+    assert_eq!((after.found, after.applied.len()), (Found::OrkState(plan.to), 0));
     Ok(())
 }}
 
@@ -56,6 +68,22 @@ case! { M1, m1_an_unmigrated_store_refuses_every_method(t) {
     refused("get_task", db.get_task(task).await.map(drop))?;
     refused("list_tasks", db.list_tasks(ListTasks::of(run, PageRequest::default())).await.map(drop))?;
     refused("task_outputs", db.task_outputs(run, &[]).await.map(drop))?;
+    let has = |capability| db.backend().capabilities.has(capability);
+    refused("update_workflow", db.update_workflow(ork_state_api::UpdateWorkflow::new(workflow)).await.map(drop))?;
+    refused("count_workflows", db.count_workflows(ork_state_api::WorkflowFilter::all()).await.map(drop))?;
+    refused("count_runs", db.count_runs(ork_state_api::RunFilter::all()).await.map(drop))?;
+    refused("retry_run", db.retry_run(ork_state_api::RetryRun::unsuccessful(run)).await.map(drop))?;
+    refused("expire_timeouts", db.expire_timeouts(Limit::ONE).await.map(drop))?;
+    refused("prune", db.prune(ork_state_api::Prune { ended_before: LEASE, limit: Limit::ONE }).await.map(drop))?;
+    refused("stats", db.stats().await.map(drop))?;
+    if has(Capability::Schedules) {
+        refused("set_schedule", db.set_schedule(workflow, None).await.map(drop))?;
+        refused("due_schedules", db.due_schedules(Limit::ONE).await.map(drop))?;
+    }
+    if has(Capability::DeferredJobs) {
+        refused("update_jobs", db.update_jobs(ork_state_api::JobUpdates::new(vec![])?).await.map(drop))?;
+        refused("list_jobs", db.list_jobs(task).await.map(drop))?;
+    }
     refused("verify", db.verify().await.map(drop))?;
     db.migrate().await?;
     assert!(db.list_workflows(PageRequest::default().into()).await?.items.is_empty());

@@ -4,6 +4,7 @@ mod claims;
 mod damage;
 mod failures;
 mod general;
+mod jobs;
 mod leases;
 mod lists;
 mod logs;
@@ -11,9 +12,16 @@ mod maintenance;
 mod outputs;
 mod pausing;
 mod processes;
+mod pruning;
+mod retries;
 mod roundtrip;
 mod runs;
+mod schedules;
+mod snapshots;
+mod stats;
+mod timeouts;
 mod updates;
+mod watching;
 mod workflows;
 
 /// Asserts that a result is an error of a kind, and gives the error.
