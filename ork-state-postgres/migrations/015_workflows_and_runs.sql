@@ -28,6 +28,7 @@ ALTER TABLE runs
     ADD COLUMN tasks_total int NOT NULL DEFAULT 0,
     ADD COLUMN tasks_unfinished int NOT NULL DEFAULT 0,
     ADD COLUMN tasks_failed int NOT NULL DEFAULT 0,
+    ADD COLUMN tasks_cancelled int NOT NULL DEFAULT 0,
     SET (fillfactor = 80);
 
 DROP INDEX idx_runs_status;
@@ -39,3 +40,15 @@ CREATE UNIQUE INDEX runs_idempotency_key ON runs (workflow_id, idempotency_key)
 -- one of them to look a run up by its id, and be kept when there are many.
 CREATE INDEX runs_by_age ON runs (created_at);
 CREATE INDEX runs_of_workflow ON runs (workflow_id, created_at);
+CREATE INDEX runs_by_status ON runs (status, created_at);
+CREATE INDEX runs_ended ON runs (finished_at) WHERE finished_at IS NOT NULL;
+
+-- How many runs have ended, and how many of their tasks, by status: so that nobody need count the history. Each connection adds to
+-- one of a few rows, by its number, so that runs that end at once seldom wait for each other; their sum counts.
+CREATE TABLE ended_counts (
+    slot int NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('run', 'task')),
+    status text NOT NULL,
+    number bigint NOT NULL,
+    PRIMARY KEY (slot, kind, status)
+) WITH (fillfactor = 50);

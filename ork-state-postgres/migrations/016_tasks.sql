@@ -19,6 +19,7 @@ ALTER TABLE tasks
     ALTER COLUMN params TYPE json USING params::text::json,
     ALTER COLUMN output TYPE json USING output::text::json,
     ADD COLUMN unmet_dependencies int NOT NULL DEFAULT 0,
+    ADD COLUMN open_jobs int NOT NULL DEFAULT 0,
     ADD COLUMN token bigint NOT NULL DEFAULT 0,
     ADD COLUMN ready_at timestamptz,
     ADD UNIQUE (run_id, task_name),
@@ -62,6 +63,16 @@ CREATE TABLE task_leases (
 -- Without the task's id, for the reason told of the indexes of `runs`.
 CREATE INDEX task_leases_by_expiry ON task_leases (expires_at);
 
+-- The running tasks that may not run for ever.
+CREATE TABLE task_timeouts (
+    task_id uuid PRIMARY KEY,
+    run_id uuid NOT NULL,
+    deadline timestamptz NOT NULL
+);
+
+CREATE INDEX task_timeouts_by_deadline ON task_timeouts (deadline);
+
 -- Rows come and go here all the time: vacuum by their number, not by a share of a table that is often empty.
 ALTER TABLE ready_tasks SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 ALTER TABLE task_leases SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+ALTER TABLE task_timeouts SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);

@@ -1,5 +1,53 @@
 -- What becomes of claimed tasks. See 018 for how all functions lock and look up.
 
+-- Adds these ended runs, which are locked, to what has ended, or takes them out again (-1).
+CREATE FUNCTION ork_count_ended(p_runs uuid[], p_sign int)
+RETURNS void
+LANGUAGE sql
+AS $$
+    INSERT INTO ended_counts AS c (slot, kind, status, number)
+    SELECT pg_backend_pid() % 16, n.kind, n.status, p_sign * sum(n.number)
+    FROM runs r
+    CROSS JOIN LATERAL (
+        VALUES
+            ('run', r.status, 1),
+            ('task', 'success', r.tasks_total - r.tasks_failed - r.tasks_cancelled),
+            ('task', 'failed', r.tasks_failed),
+            ('task', 'cancelled', r.tasks_cancelled)
+    ) n (kind, status, number)
+    WHERE r.id = ANY (p_runs) AND n.number <> 0
+    GROUP BY n.kind, n.status
+    -- In one order, and after all other locks: so connections that share a slot do not deadlock.
+    ORDER BY n.kind, n.status
+    ON CONFLICT (slot, kind, status) DO UPDATE SET number = c.number + excluded.number
+$$;
+
+-- Tells those who watch (LISTEN) this schema that something became ready, or that a run ended. It comes with the commit.
+--
+-- A notification takes a lock of the whole server at commit, so it is sent on the edge only: not while another task is ready, which
+-- keeps the schedulers busy, and of ends only if somebody watches those (they share this lock).
+CREATE FUNCTION ork_hint_ready(p_now timestamptz)
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM ready_tasks q WHERE q.ready_at <= p_now ORDER BY q.ready_at LIMIT 1) THEN
+        PERFORM pg_notify('ork_ready_' || md5(current_schema()), '');
+    END IF;
+END
+$$;
+
+CREATE FUNCTION ork_hint_ended()
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('ork_ended_' || md5(current_schema()), 0)) THEN
+        PERFORM pg_notify('ork_ended_' || md5(current_schema()), '');
+    END IF;
+END
+$$;
+
 -- Ends claims, with all that follows: counters, tasks that become ready or fail with what they depend on, runs that end.
 -- Called by the two functions below, which have locked the runs and the leases and found that the claims are over;
 -- their settings for the planner hold here too. Kinds: `success`, `failed` (for good), `retry`, `released`.
@@ -15,13 +63,20 @@ AS $$
 DECLARE
     v_ended bigint;
     v_culprit record;
+    v_over uuid[];
 BEGIN
     DELETE FROM task_leases l WHERE l.task_id = ANY (p_tasks);
+    -- Most stores have none.
+    IF EXISTS (SELECT FROM task_timeouts) THEN
+        DELETE FROM task_timeouts o WHERE o.task_id = ANY (p_tasks);
+    END IF;
+    PERFORM ork_hint_ready(p_now);
 
     WITH ended AS (
         UPDATE tasks t
         SET status = CASE e.kind WHEN 'success' THEN 'success' WHEN 'failed' THEN 'failed' ELSE 'pending' END,
             attempts = t.attempts - (e.kind = 'released')::int,
+            open_jobs = 0,
             execution_name = CASE WHEN e.kind <> 'released' THEN coalesce(e.name, t.execution_name) END,
             output = CASE WHEN e.kind = 'success' THEN e.output::json ELSE t.output END,
             error = CASE e.kind WHEN 'success' THEN NULL WHEN 'released' THEN t.error ELSE e.error END,
@@ -150,7 +205,6 @@ BEGIN
         END LOOP;
     END IF;
 
-    RETURN QUERY
     WITH counted AS (
         UPDATE runs r
         SET tasks_unfinished = r.tasks_unfinished - d.ended,
@@ -183,9 +237,15 @@ BEGIN
             ) x
         ) d
         WHERE r.ctid = d.place
-        RETURNING r.id, r.status, d.is_over
+        RETURNING r.id, d.is_over
     )
-    SELECT c.id, c.status FROM counted c WHERE c.is_over;
+    SELECT array_agg(c.id) INTO v_over FROM counted c WHERE c.is_over;
+    IF v_over IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM ork_count_ended(v_over, 1);
+    PERFORM ork_hint_ended();
+    RETURN QUERY SELECT r.id, r.status FROM runs r WHERE r.id = ANY (v_over);
 END
 $$;
 
@@ -252,19 +312,29 @@ BEGIN
 
     -- Claims that go on.
     RETURN QUERY
-    UPDATE tasks t
-    SET execution_name = coalesce(s.name, t.execution_name),
-        status = CASE WHEN s.running THEN 'running' ELSE t.status END,
-        started_at = CASE WHEN s.running THEN coalesce(t.started_at, v_now) ELSE t.started_at END
-    FROM (
-        SELECT s.*, x.place
-        FROM unnest(p_tasks, v_holds, p_names, p_running, p_ends) WITH ORDINALITY
-            AS s (task_id, holds, name, running, ending, step)
-        CROSS JOIN LATERAL (SELECT k.ctid AS place FROM tasks k WHERE k.id = s.task_id OFFSET 0) x
-        WHERE s.holds AND s.ending IS NULL
-    ) s
-    WHERE t.ctid = s.place
-    RETURNING 'applied', s.step::int, t.status, NULL::uuid;
+    WITH changed AS (
+        UPDATE tasks t
+        SET execution_name = coalesce(s.name, t.execution_name),
+            status = CASE WHEN s.running THEN 'running' ELSE t.status END,
+            started_at = CASE WHEN s.running THEN coalesce(t.started_at, v_now) ELSE t.started_at END
+        FROM (
+            SELECT s.*, x.place
+            FROM unnest(p_tasks, v_holds, p_names, p_running, p_ends) WITH ORDINALITY
+                AS s (task_id, holds, name, running, ending, step)
+            CROSS JOIN LATERAL (SELECT k.ctid AS place FROM tasks k WHERE k.id = s.task_id OFFSET 0) x
+            WHERE s.holds AND s.ending IS NULL
+        ) s
+        WHERE t.ctid = s.place
+        RETURNING t.id, t.run_id, t.status, t.started_at, t.timeout_seconds, s.step
+    ),
+    timed AS (
+        INSERT INTO task_timeouts (task_id, run_id, deadline)
+        SELECT c.id, c.run_id, ork_later(c.started_at, make_interval(secs => c.timeout_seconds))
+        FROM changed c
+        WHERE c.status = 'running' AND c.timeout_seconds IS NOT NULL
+        ON CONFLICT (task_id) DO NOTHING
+    )
+    SELECT 'applied', c.step::int, c.status, NULL::uuid FROM changed c;
 
     IF v_runs IS NULL THEN
         RETURN;
@@ -369,6 +439,72 @@ BEGIN
             FROM unnest(v_owners) WITH ORDINALITY AS o (owner, place)),
         NULL
     ) f;
+
+    RETURN QUERY
+    SELECT CASE t.kind WHEN 'retry' THEN 'requeued' ELSE 'failed' END, t.task_id, NULL
+    FROM unnest(v_tasks, v_kinds) AS t (task_id, kind);
+END
+$$;
+
+-- Ends attempts that are overdue, the longest overdue first, with their open jobs. Answers as `ork_expire_leases`.
+CREATE FUNCTION ork_expire_timeouts(p_limit int, p_now timestamptz)
+RETURNS TABLE (answer text, id uuid, status text)
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_candidates uuid[];
+    v_runs uuid[];
+    v_tasks uuid[];
+    v_kinds text[];
+    v_errors text[];
+BEGIN
+    SELECT array_agg(o.task_id), array_agg(DISTINCT o.run_id) INTO v_candidates, v_runs
+    FROM (
+        SELECT k.task_id, k.run_id
+        FROM task_timeouts k
+        WHERE k.deadline <= v_now
+        ORDER BY k.deadline, k.task_id
+        LIMIT p_limit
+    ) o;
+    IF v_candidates IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM FROM runs r WHERE r.id = ANY (v_runs) ORDER BY r.id FOR NO KEY UPDATE;
+    PERFORM FROM task_leases l WHERE l.task_id = ANY (v_candidates) ORDER BY l.task_id FOR UPDATE;
+    -- What ended while the locks were waited for is not here any more, and another attempt has another deadline.
+    DELETE FROM task_timeouts o WHERE o.task_id = ANY (v_candidates) AND o.deadline + interval '0' <= v_now;
+
+    SELECT
+        array_agg(t.id),
+        array_agg(CASE WHEN t.attempts <= t.max_retries THEN 'retry' ELSE 'failed' END),
+        array_agg(format('timed out after %s s', t.timeout_seconds))
+    INTO v_tasks, v_kinds, v_errors
+    FROM unnest(v_candidates) AS c (task_id)
+    CROSS JOIN LATERAL (
+        SELECT k.id, k.attempts, k.max_retries, k.timeout_seconds, k.started_at
+        FROM tasks k
+        WHERE k.id = c.task_id AND k.status = 'running'
+        OFFSET 0
+    ) t
+    WHERE ork_later(t.started_at, make_interval(secs => t.timeout_seconds)) <= v_now;
+    IF v_tasks IS NULL THEN
+        RETURN;
+    END IF;
+
+    UPDATE deferred_jobs j
+    SET status = 'cancelled', finished_at = v_now, poll_at = NULL, owner = NULL
+    WHERE j.task_id = ANY (v_tasks) AND j.poll_at IS NOT NULL;
+
+    RETURN QUERY
+    SELECT 'ended', f.run_id, f.status
+    FROM ork_finish(v_now, v_tasks, v_kinds, NULL, NULL, v_errors, NULL) f;
 
     RETURN QUERY
     SELECT CASE t.kind WHEN 'retry' THEN 'requeued' ELSE 'failed' END, t.task_id, NULL

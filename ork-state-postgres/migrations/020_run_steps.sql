@@ -52,6 +52,7 @@ BEGIN
     PERFORM FROM runs r WHERE r.id = p_run AND r.status = 'pending' FOR NO KEY UPDATE;
     IF FOUND THEN
         v_now := coalesce(p_now, clock_timestamp());
+        PERFORM ork_hint_ready(v_now);
         WITH made AS (
             INSERT INTO tasks (
                 id, run_id, task_index, task_name, executor_type, depends_on, params, max_retries,
@@ -79,6 +80,10 @@ BEGIN
             started_at = v_now,
             finished_at = CASE WHEN cardinality(p_ids) = 0 THEN v_now END
         WHERE r.id = p_run;
+        IF cardinality(p_ids) = 0 THEN
+            PERFORM ork_count_ended(ARRAY[p_run], 1);
+            PERFORM ork_hint_ended();
+        END IF;
     END IF;
     RETURN QUERY SELECT * FROM runs r WHERE r.id = p_run;
 END
@@ -137,6 +142,7 @@ BEGIN
     PERFORM FROM runs r WHERE r.id = p_run AND r.status = 'paused' FOR NO KEY UPDATE;
     IF FOUND THEN
         v_now := coalesce(p_now, clock_timestamp());
+        PERFORM ork_hint_ready(v_now);
         WITH queued AS (
             UPDATE tasks t
             -- `greatest` passes over a retry time that is not there.
@@ -174,12 +180,169 @@ BEGIN
         PERFORM FROM task_leases l WHERE l.task_id = ANY (v_tasks) ORDER BY l.task_id FOR UPDATE;
         DELETE FROM task_leases l WHERE l.task_id = ANY (v_tasks);
         v_now := coalesce(p_now, clock_timestamp());
+        DELETE FROM task_timeouts o WHERE o.task_id = ANY (v_tasks);
+        UPDATE deferred_jobs j
+        SET status = 'cancelled', finished_at = v_now, poll_at = NULL, owner = NULL
+        WHERE j.task_id = ANY (v_tasks) AND j.poll_at IS NOT NULL;
         UPDATE tasks t
-        SET status = 'cancelled', finished_at = v_now, ready_at = NULL, retry_at = NULL
+        SET status = 'cancelled', finished_at = v_now, ready_at = NULL, retry_at = NULL, open_jobs = 0
         WHERE t.run_id = p_run AND t.status NOT IN ('success', 'failed', 'cancelled');
-        UPDATE runs r SET status = 'cancelled', tasks_unfinished = 0, finished_at = v_now WHERE r.id = p_run;
+        UPDATE runs r
+        SET status = 'cancelled',
+            tasks_cancelled = r.tasks_cancelled + r.tasks_unfinished,
+            tasks_unfinished = 0,
+            finished_at = v_now
+        WHERE r.id = p_run;
+        PERFORM ork_count_ended(ARRAY[p_run], 1);
+        PERFORM ork_hint_ended();
     END IF;
     RETURN QUERY SELECT * FROM runs r WHERE r.id = p_run;
+END
+$$;
+
+-- Does tasks of an ended run again: those that are named with all that depends on them, or without names those that failed or were cancelled.
+-- Answers `retried` with the run, or why not: `live` or `nothing` (with the run's status), `unknown` (with the name), `blocked` (with a task, one
+-- that it depends on, and that one's status). No row: no such run.
+CREATE FUNCTION ork_retry_run(p_run uuid, p_names text[], p_now timestamptz)
+RETURNS TABLE (answer text, task text, blocker text, blocker_status text, run runs)
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+SET enable_seqscan = off
+SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz;
+    v_status text;
+    v_again int[];
+BEGIN
+    SELECT r.status INTO v_status FROM runs r WHERE r.id = p_run FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF v_status NOT IN ('success', 'failed', 'cancelled') THEN
+        RETURN QUERY SELECT 'live', NULL, NULL, v_status, NULL::runs;
+        RETURN;
+    END IF;
+
+    IF p_names IS NULL THEN
+        SELECT array_agg(t.task_index) INTO v_again
+        FROM tasks t
+        WHERE t.run_id = p_run AND t.status IN ('failed', 'cancelled');
+    ELSE
+        RETURN QUERY
+        SELECT 'unknown', n.name, NULL, v_status, NULL::runs
+        FROM unnest(p_names) AS n (name)
+        WHERE NOT EXISTS (SELECT FROM tasks t WHERE t.run_id = p_run AND t.task_name = n.name)
+        LIMIT 1;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        WITH RECURSIVE reached (task_index) AS (
+            SELECT t.task_index FROM tasks t WHERE t.run_id = p_run AND t.task_name = ANY (p_names)
+            UNION
+            SELECT e.dependent_index
+            FROM reached a
+            JOIN task_edges e ON e.run_id = p_run AND e.task_index = a.task_index
+        )
+        SELECT array_agg(a.task_index) INTO v_again FROM reached a;
+    END IF;
+    IF v_again IS NULL THEN
+        RETURN QUERY SELECT 'nothing', NULL, NULL, v_status, NULL::runs;
+        RETURN;
+    END IF;
+
+    RETURN QUERY
+    SELECT 'blocked', t.task_name, d.task_name, d.status, NULL::runs
+    FROM task_edges e
+    JOIN unnest(v_again) AS a (task_index) ON a.task_index = e.dependent_index
+    LEFT JOIN unnest(v_again) AS also (task_index) ON also.task_index = e.task_index
+    JOIN tasks t ON t.run_id = p_run AND t.task_index = e.dependent_index
+    JOIN tasks d ON d.run_id = p_run AND d.task_index = e.task_index
+    WHERE e.run_id = p_run AND also.task_index IS NULL AND d.status <> 'success'
+    ORDER BY t.task_index, d.task_index
+    LIMIT 1;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+
+    v_now := coalesce(p_now, clock_timestamp());
+    PERFORM ork_count_ended(ARRAY[p_run], -1);
+    PERFORM ork_hint_ready(v_now);
+    WITH waiting AS (
+        SELECT a.task_index, count(also.task_index)::int AS unmet
+        FROM unnest(v_again) AS a (task_index)
+        LEFT JOIN task_edges e ON e.run_id = p_run AND e.dependent_index = a.task_index
+        LEFT JOIN unnest(v_again) AS also (task_index) ON also.task_index = e.task_index
+        GROUP BY a.task_index
+    ),
+    reset AS (
+        UPDATE tasks t
+        SET status = 'pending',
+            unmet_dependencies = w.unmet,
+            open_jobs = 0,
+            attempts = 0,
+            execution_name = NULL,
+            output = NULL,
+            error = NULL,
+            ready_at = CASE WHEN w.unmet = 0 THEN v_now END,
+            retry_at = NULL,
+            dispatched_at = NULL,
+            started_at = NULL,
+            finished_at = NULL
+        FROM waiting w
+        WHERE t.run_id = p_run AND t.task_index = w.task_index
+        RETURNING t.id, t.task_index, t.ready_at
+    )
+    INSERT INTO ready_tasks (ready_at, run_id, task_index, task_id)
+    SELECT t.ready_at, p_run, t.task_index, t.id FROM reset t WHERE t.ready_at IS NOT NULL;
+
+    RETURN QUERY
+    UPDATE runs r
+    SET status = 'running',
+        finished_at = NULL,
+        tasks_unfinished = cardinality(v_again),
+        tasks_failed = c.failed,
+        tasks_cancelled = c.cancelled,
+        error = 'task "' || c.culprit || '" failed'
+    FROM (
+        SELECT
+            (count(*) FILTER (WHERE t.status = 'failed'))::int AS failed,
+            (count(*) FILTER (WHERE t.status = 'cancelled'))::int AS cancelled,
+            -- What failed because of another never had all of its dependencies met.
+            (array_agg(t.task_name ORDER BY t.task_index)
+                FILTER (WHERE t.status = 'failed' AND t.unmet_dependencies = 0))[1] AS culprit
+        FROM tasks t
+        WHERE t.run_id = p_run
+    ) c
+    WHERE r.id = p_run
+    RETURNING 'retried', NULL, NULL, NULL, r;
+END
+$$;
+
+-- Deletes ended runs, which are locked, with all that is theirs; says how many tasks those were. Its callers' settings hold here too.
+CREATE FUNCTION ork_delete_runs(p_runs uuid[])
+RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_tasks uuid[];
+BEGIN
+    PERFORM ork_count_ended(p_runs, -1);
+    -- Runs that have ended have no ready, claimed or timed tasks, unless they were damaged.
+    PERFORM ork_unqueue(p_runs);
+    DELETE FROM task_edges e WHERE e.run_id = ANY (p_runs);
+    WITH gone AS (DELETE FROM tasks t WHERE t.run_id = ANY (p_runs) RETURNING t.id)
+    SELECT array_agg(g.id) INTO v_tasks FROM gone g;
+    DELETE FROM task_leases l WHERE l.task_id = ANY (v_tasks);
+    DELETE FROM task_timeouts o WHERE o.task_id = ANY (v_tasks);
+    DELETE FROM deferred_jobs j WHERE j.task_id = ANY (v_tasks);
+    -- In this order: see `ork_append_log`.
+    DELETE FROM task_logs l WHERE l.task_id = ANY (v_tasks);
+    DELETE FROM task_log_chunks c WHERE c.task_id = ANY (v_tasks);
+    DELETE FROM runs r WHERE r.id = ANY (p_runs);
+    RETURN coalesce(cardinality(v_tasks), 0);
 END
 $$;
 
@@ -194,13 +357,14 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_runs uuid[];
-    v_tasks uuid[];
 BEGIN
     -- Keeps new runs out, and waits for those that are being created.
     PERFORM FROM workflows w WHERE w.id = p_workflow FOR UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
+    -- Keeps a retry from reviving one of them meanwhile.
+    PERFORM FROM runs r WHERE r.workflow_id = p_workflow ORDER BY r.id FOR UPDATE;
     RETURN QUERY
     SELECT 'live', r.id, r.status
     FROM runs r
@@ -212,18 +376,35 @@ BEGIN
     END IF;
 
     SELECT array_agg(r.id) INTO v_runs FROM runs r WHERE r.workflow_id = p_workflow;
-    -- Runs that have ended have no ready and no claimed tasks, unless they were damaged.
-    PERFORM ork_unqueue(v_runs);
-    DELETE FROM task_edges e WHERE e.run_id = ANY (v_runs);
-    WITH gone AS (DELETE FROM tasks t WHERE t.run_id = ANY (v_runs) RETURNING t.id)
-    SELECT array_agg(g.id) INTO v_tasks FROM gone g;
-    DELETE FROM task_leases l WHERE l.task_id = ANY (v_tasks);
-    -- In this order: see `ork_append_log`.
-    DELETE FROM task_logs l WHERE l.task_id = ANY (v_tasks);
-    DELETE FROM task_log_chunks c WHERE c.task_id = ANY (v_tasks);
-    DELETE FROM runs r WHERE r.id = ANY (v_runs);
+    PERFORM ork_delete_runs(v_runs);
     -- Its snapshots go with it by their foreign key.
     DELETE FROM workflows w WHERE w.id = p_workflow;
     RETURN QUERY SELECT 'deleted', NULL::uuid, NULL::text;
+END
+$$;
+
+-- Deletes runs that ended so long ago, the longest ended first. Those that another call has are passed over.
+CREATE FUNCTION ork_prune(p_ended_before interval, p_limit int, p_now timestamptz)
+RETURNS TABLE (runs bigint, tasks bigint)
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+SET enable_seqscan = off
+SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_runs uuid[];
+BEGIN
+    SELECT array_agg(r.id) INTO v_runs
+    FROM (
+        SELECT k.id
+        FROM runs k
+        WHERE k.finished_at < coalesce(p_now, clock_timestamp()) - p_ended_before
+        ORDER BY k.finished_at, k.id
+        LIMIT p_limit
+        FOR UPDATE SKIP LOCKED
+    ) r;
+    RETURN QUERY
+    SELECT coalesce(cardinality(v_runs), 0)::bigint, CASE WHEN v_runs IS NULL THEN 0 ELSE ork_delete_runs(v_runs) END;
 END
 $$;
