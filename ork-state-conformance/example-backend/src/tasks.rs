@@ -6,7 +6,8 @@ use ork_state_api::{
     Claim, ClaimTasks, ClaimedTask, Delay, DependencyOutputs, EndedRun, Entity, Error, ExpiredLeases,
     Heartbeat, HeartbeatOutcome, Json, Lease, Limit, Page, PageRequest, ReadyTask, Result, RunId, RunStatus,
     Task, TaskChange, TaskDetail, TaskId, TaskName, TaskStatus, TaskUpdates, Text, Token, UpdateOutcome,
-    UpdateReport, UpdateStep, dependency_failed_message, lease_lapsed_message, task_failed_message,
+    UpdateReport, UpdateStep, check_batch_len, dependency_failed_message, lease_lapsed_message,
+    task_failed_message,
 };
 
 use crate::state::State;
@@ -291,6 +292,7 @@ impl State {
         run: RunId,
         names: &[TaskName],
     ) -> Result<BTreeMap<TaskName, Option<Json>>> {
+        check_batch_len("list of names", names.len())?;
         self.run(run)?;
         let wanted: BTreeSet<&TaskName> = names.iter().collect();
         let ids = self.task_ids.get(&run).map_or(&[][..], Vec::as_slice);
