@@ -115,7 +115,7 @@ async fn past_unreadable<S: RunStore + ?Sized>(
         let page = PageRequest::after(key, Limit::ONE);
         match store.list_runs(ListRuns { workflow: None, page }).await {
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt { id, .. } if id == bad) => {
-                before = middle
+                before = middle;
             }
             Err(error) if !matches!(error.kind(), ErrorKind::Corrupt { .. }) => return Err(error),
             _ => past = middle,

@@ -1,5 +1,7 @@
 //! A store that lies in one thing at a time: `observe` must tell every lie, and none of a store that tells the truth.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
