@@ -278,11 +278,16 @@ case! { T2, t2_leases_are_live_under_contention(t) {
     let (mut told, mut longest) = (0, Duration::ZERO);
     // The first round has nothing to wait for: connections are made and plans.
     for round in 0..5 {
-        let mut writers = Vec::new();
+        // One write is under way when the claims come, another stands in the queue behind them.
+        let mut busy = Vec::new();
         for _ in 0..if round == 0 { 0 } else { 2 } {
-            let (db, busy) = (db.clone(), db.create_run(NewRun::new(large.id)).await?.into_run().id);
-            writers.push(tokio::spawn(async move { db.start_run(StartRun::pinned(busy)).await }));
+            busy.push(db.create_run(NewRun::new(large.id)).await?.into_run().id);
         }
+        let mut writers = busy.into_iter().map(|run| {
+            let db = db.clone();
+            tokio::spawn(async move { db.start_run(StartRun::pinned(run)).await })
+        });
+        let first = writers.next();
         tokio::task::yield_now().await;
         let claimers = (0..4).map(|_| {
             let db = db.clone();
@@ -295,8 +300,11 @@ case! { T2, t2_leases_are_live_under_contention(t) {
                 Ok::<_, ork_state_api::Error>((answers, answered - asked, answered.elapsed()))
             }
         });
-        for result in together(claimers).await? {
-            let (answers, waited, took) = result?;
+        let claimers: Vec<_> = claimers.map(tokio::spawn).collect();
+        tokio::task::yield_now().await;
+        let second = writers.next();
+        for claimer in claimers {
+            let (answers, waited, took) = claimer.await??;
             assert_eq!(answers.len(), 1);
             if round > 0 && took < short / 2 {
                 assert!(
@@ -306,7 +314,7 @@ case! { T2, t2_leases_are_live_under_contention(t) {
                 (told, longest) = (told + 1, longest.max(waited));
             }
         }
-        for writer in writers {
+        for writer in first.into_iter().chain(second) {
             writer.await??;
         }
     }
