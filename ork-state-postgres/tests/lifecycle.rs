@@ -138,7 +138,7 @@ async fn an_error_of_connecting_shows_no_password() {
         // There is a server, but no such user: or, where it trusts everybody, no such role.
         format!("{before}://somebody:s3cr3t@{host}{separator}connect_timeout=1s"),
     ] {
-        let Err(error) = ork_state_api::connect(&bad).await else { panic!("it connects") };
+        let Err(error) = connect(&bad).await else { panic!("it connects") };
         assert!(!format!("{error} {error:?} {:?}", error.kind()).contains("s3cr3t"), "{error:?}");
     }
 }

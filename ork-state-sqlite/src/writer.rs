@@ -458,7 +458,7 @@ mod tests {
     #[tokio::test]
     async fn a_lock_that_is_held_is_unavailable_and_passes() {
         let (_directory, options) = in_a_file().await;
-        let writer = start(&options.clone().with_busy_timeout(std::time::Duration::ZERO)).await;
+        let writer = start(&options.clone().with_busy_timeout(Duration::ZERO)).await;
         let mut other = options.writer().connect().await.unwrap();
         run_sql(&mut other, "BEGIN IMMEDIATE").await.unwrap();
         let error = sql(&writer, "INSERT INTO t VALUES ('a')").await.unwrap_err();
