@@ -28,8 +28,8 @@ pub struct TaskSpec {
     pub name: TaskName,
     /// What runs it, such as `process` or `cloudrun`. The store gives it no meaning.
     pub executor_type: Label,
-    /// The tasks that must succeed first.
-    #[serde(default)]
+    /// The tasks that must succeed first. The canonical form always has them: one where they are missing is no DAG, it must not
+    /// read as "no dependencies".
     pub depends_on: Vec<TaskName>,
     /// What the executor is given.
     #[serde(default, deserialize_with = "present")]
@@ -410,6 +410,13 @@ mod tests {
     fn unsound(#[case] text: &str, #[case] reason: &str) {
         let error = dag(text).unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
+    }
+
+    #[test]
+    fn missing_dependencies_are_not_no_dependencies() {
+        let stored = r#"[{"task_index":0,"task_name":"a","executor_type":"process"}]"#;
+        let error = format!("{:?}", Dag::from_json(stored).unwrap_err());
+        assert!(error.contains("depends_on"), "{error}");
     }
 
     #[test]

@@ -13,12 +13,14 @@ use crate::{
 ///
 /// - **G1** A method is one transaction: all of it is visible and durable or none of it, also if the process
 ///   dies within it, and no other call sees it half done.
-/// - **G2** A write that is acknowledged survives a crash of the process at any later moment. On a backend with
+/// - **G2** A write that is acknowledged is seen by every call that begins later, through any handle and, where the store is
+///   shared, in any process. It survives a crash of the process at any later moment. On a backend with
 ///   [`Capability::Durable`](crate::Capability::Durable) and default options it survives loss of power.
 /// - **G3** Ids are made by the store and never used twice; times are UTC in whole microseconds.
 /// - **G4** Time is the store's: that of the server if there is one, else of the machine. No caller's clock is asked.
 ///   [`ConnectOptions::with_clock`](crate::ConnectOptions::with_clock) replaces it, for tests.
-/// - **G5** What goes in comes out equal: text of any script, JSON to the byte, logs to the byte, 16 MiB of each.
+/// - **G5** What goes in comes out equal: text of any script, JSON to the byte, logs to the byte: up to 1 MiB of
+///   text, 16 MiB of JSON, 16 MiB of log in one chunk ([all limits](crate::limits)).
 /// - **G6** A list has one total order, the same on every backend whatever the database's collation, and its pages
 ///   neither skip nor repeat a row that stays, whatever is inserted or deleted between them.
 /// - **G7** A failing method has changed nothing, and says why by an [`ErrorKind`](crate::ErrorKind). Only

@@ -128,8 +128,8 @@ pub enum ErrorKind {
 pub enum Outcome {
     /// It did not: nothing has changed.
     NotApplied,
-    /// Nobody knows: the connection broke before the answer came. Repeat the call, which has one
-    /// effect (rules R1 and T7), or look.
+    /// Nobody knows: the connection broke before the answer came. Whether the call may be repeated, and what to look at
+    /// first if not, stands at the method, under "Cancel safety".
     Unknown,
 }
 

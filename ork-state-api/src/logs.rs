@@ -159,7 +159,9 @@ pub trait LogStore: Send + Sync {
     ///
     /// **L2** The chunk is appended whole, in one piece also among concurrent appends; its cost does not grow with the log.
     /// Every byte stays, unless the store was connected with a cap (option `max_log_bytes`): then the
-    /// log keeps its first so many bytes, ends with [`log_cap_note`], and the answer says how much was dropped.
+    /// log keeps its first so many bytes, ends with [`log_cap_note`], and the answer says how much was dropped. A log that is
+    /// longer than the cap already, because the cap was lowered or came later, is left as it is, without a note: the answer
+    /// alone says that the chunk was dropped.
     ///
     /// No claim is needed: what a lost worker printed is worth reading.
     ///
@@ -191,6 +193,7 @@ mod tests {
     #[case::partly(5, 10, Some(14), 9, true)]
     #[case::exactly_full(15, 10, Some(15), 0, true)]
     #[case::capped_before(16, 10, Some(15), 0, false)]
+    #[case::longer_than_a_lowered_cap(1000, 10, Some(15), 0, false)]
     #[case::no_room_at_all(0, 1, Some(0), 0, true)]
     fn caps(
         #[case] length: u64,

@@ -143,7 +143,8 @@ pub trait Maintenance:
     ///
     /// **M1** Safe to call from many processes at once: one does the work, the others wait for it. The answer tells what
     /// was done. It is all done or nothing. A schema that is newer than this code, here and at any other method,
-    /// is refused and left as it is. Until a store is migrated every other method fails with `SchemaMismatch`.
+    /// is refused (connecting may refuse it already) and left as it is. Until a store is migrated every other method fails with `SchemaMismatch`, but for those of
+    /// a capability that the backend opts out of: they are `Unsupported` before and after.
     ///
     /// Call it once when a process starts; on a store that is up to date it costs a look.
     ///
@@ -217,6 +218,8 @@ pub trait Maintenance:
     /// and must not be or the other way round, a lease without a claim, lists out of order, and what only the backend can see, such as rows whose owner is gone. It reads the whole store
     /// page by page and changes nothing. Entities that change while it runs may be reported
     /// wrongly: ask again, or stop the schedulers first.
+    ///
+    /// A row that cannot be read (G8) is reported and hides as little of the rest as can be; `observe` tells what.
     ///
     /// A backend adds its own checks and calls [`observe`](crate::verify::observe), which is the default, for the rest.
     ///

@@ -168,9 +168,17 @@ impl StoreUrl {
 
 /// The query parameters of a URL, read by name. Every reader's error names the parameter and what
 /// it takes.
-#[derive(Debug, Clone, Copy)]
+///
+/// `Debug` shows the names only: a value may be a password.
+#[derive(Clone, Copy)]
 pub struct Parameters<'a> {
     parameters: &'a [(String, String)],
+}
+
+impl fmt::Debug for Parameters<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.parameters.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 impl<'a> Parameters<'a> {
@@ -309,5 +317,7 @@ mod tests {
     fn credentials_do_not_show() {
         let options = ConnectOptions::new("postgres://me:secret@h/db?password=secret").unwrap();
         assert!(!format!("{options:?}").contains("secret"));
+        let parameters = Parameters { parameters: &options.url.parameters };
+        assert_eq!(format!("{parameters:?}"), "[\"password\"]");
     }
 }

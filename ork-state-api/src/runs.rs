@@ -366,11 +366,11 @@ pub trait RunStore: Send + Sync {
     ///
     /// **R2** All tasks come into being and the run becomes `running` together; tasks that depend on
     /// nothing are ready from this moment. A run of no tasks is a `success` at once. A run that was
-    /// started before is left as it is and returned, whatever DAG comes with the call, also when two
-    /// schedulers start it at the same moment.
+    /// started before and not cancelled is left as it is and returned, whatever DAG comes with the call, also when two
+    /// schedulers start it at the same moment: the tasks are those of one of the calls.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidTransition` for a cancelled run.
+    /// `NotFound`; `InvalidTransition` for a cancelled run, whether or not it was started before.
     ///
     /// # Cancel safety
     /// Started whole or not at all. Repeating it is safe.
@@ -380,7 +380,9 @@ pub trait RunStore: Send + Sync {
     ///
     /// **R4** The run and its unfinished tasks become `cancelled` together, and no lease on them is left: a
     /// worker that reports later is told [`AlreadyTerminal`](crate::UpdateOutcome::AlreadyTerminal) and
-    /// changes nothing. Finished tasks stay as they are. A cancelled run is left as it is and returned.
+    /// changes nothing. A cancelled task keeps what its attempts left (`attempts`, `error`, `execution_name`, their times) but
+    /// for `ready_at` and `retry_at`: it is not tried again. Finished tasks stay as they are, and so do the
+    /// run's counts of all tasks and of failed ones, and its error. A cancelled run is left as it is and returned.
     ///
     /// # Errors
     /// `NotFound`; `InvalidTransition` for a run that succeeded or failed.

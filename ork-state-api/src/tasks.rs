@@ -378,7 +378,8 @@ pub trait TaskStore: Send + Sync {
     /// - A ready task is given to exactly one claimer, however many processes ask at once. None is left
     ///   lying while a claimer gets fewer than it asked for, unless another claimer is just taking it.
     /// - The order is (`ready_at`, run id, index), the answer's too. `ready_at` is the latest of: the run started or
-    ///   resumed, the last dependency succeeded, the retry time came, the task was released or its lease expired.
+    ///   resumed, the last dependency succeeded, the retry time came, the task was released or was taken back by
+    ///   [`expire_leases`](Self::expire_leases). A claim takes ready tasks only: one whose lease has lapsed is not, until then.
     /// - Each has a lease of the asked length, counted from now and live when the answer is made, and a fencing
     ///   token greater than any that the task had before.
     /// - The cost does not depend on how many tasks wait.
@@ -423,7 +424,7 @@ pub trait TaskStore: Send + Sync {
     /// All of the leases are renewed or none. Repeating it is safe.
     async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>>;
 
-    /// Takes back up to `limit` tasks whose leases have lapsed, the longest lapsed first.
+    /// Takes back up to `limit` tasks whose leases have lapsed, the longest lapsed first, then by task id.
     ///
     /// **T3** The attempt is spent. A task with attempts left is pending again, ready from now; one without fails,
     /// and what depends on it too, as in [`update_tasks`](Self::update_tasks) (T5). Its error is
@@ -455,15 +456,17 @@ pub trait TaskStore: Send + Sync {
     /// Reports what became of claimed tasks.
     ///
     /// - **T4** An item is applied if its claim holds: its token is current and its lease is live. Else the
-    ///   task is left as it is and the answer says why: it does not exist, it has ended, or the lease is lost.
+    ///   task is left as it is and the answer says why, by the first of these that is so: it does not exist
+    ///   (`NotFound`), it has ended (`AlreadyTerminal`, whatever the claim), the lease is lost (`LeaseLost`).
     ///   A status never moves back: `dispatched` on a running task records the execution name only.
     /// - **T5** A failure with attempts left makes the task pending again, to be tried after the given delay. One
     ///   without, or that asks for no retry, makes it `failed`; in the same transaction every task that depends on it, however
     ///   far, fails with [`dependency_failed_message`] of this task (of the one with the lowest index if several fail at once).
     /// - **T6** Each item stands for itself: one that is not applied does not touch the others. Items about one
-    ///   task have the effect of one after the other. An empty batch is an empty answer.
+    ///   task have the effect of one after the other; [`TaskUpdates`] tells in which order. An empty batch is an empty answer.
     /// - **T7** Repeating a batch after its answer was lost changes nothing more: what had ended is answered
-    ///   `AlreadyTerminal`, what had gone back to pending `LeaseLost`.
+    ///   `AlreadyTerminal`, what had gone back to pending `LeaseLost`. So a success that is repeated reads
+    ///   `AlreadyTerminal { status: Success }`: who repeats takes that for done.
     /// - **R3** A run ends in the very transaction in which its last task does: `success` if all succeeded, else
     ///   `failed`. The answer names the runs that ended.
     ///

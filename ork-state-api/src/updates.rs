@@ -118,7 +118,7 @@ impl UpdateOutcome {
         match self {
             Self::Applied { status } => Ok(status),
             Self::AlreadyTerminal { status } => {
-                Err(Error::invalid_transition(crate::Entity::Task, task, status, "updated"))
+                Err(Error::invalid_transition(crate::Entity::Task, task, status, "anything else"))
             }
             Self::LeaseLost => Err(Error::new(ErrorKind::LeaseLost { task })),
             Self::NotFound => Err(Error::not_found(crate::Entity::Task, task)),
@@ -128,8 +128,12 @@ impl UpdateOutcome {
 
 /// A batch of updates that is within the limits.
 ///
-/// Items about one task are meant to be applied one after the other. That is worked out here,
-/// once for all backends: [`steps`](Self::steps) has at most one [`UpdateStep`] a claim, and
+/// Items about one task are applied one after the other. Those under one claim are taken together, at the place of the first
+/// of them; claims come in the order in which they first appear, and each finds what those before it left (**T6**). So with a
+/// stale claim S and the current one C of a task, the batch S, C (which ends it), S is answered `LeaseLost`, `Applied`,
+/// `LeaseLost`, and C, S is answered `Applied`, `AlreadyTerminal`.
+///
+/// That is worked out here, once for all backends: [`steps`](Self::steps) has at most one [`UpdateStep`] a claim, and
 /// [`outcomes`](Self::outcomes) turns the steps' outcomes into those of the items.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskUpdates {

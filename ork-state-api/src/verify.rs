@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     DeferredJobStore, Entity, Error, ErrorKind, Limit, ListTasks, PageRequest, Result, Run, RunId, RunKey,
-    RunStatus, RunStore, Task, TaskCounts, TaskId, TaskStatus, TaskStore, Violation, WorkflowStore,
+    RunStatus, RunStore, Task, TaskCounts, TaskId, TaskStatus, TaskStore, Timestamp, Violation,
+    WorkflowStore,
 };
 
 /// How many rows are read at a time.
@@ -17,6 +18,10 @@ fn page_limit() -> Limit {
 /// This is [`Maintenance::verify`](crate::Maintenance::verify) for a backend that has nothing to
 /// add. Violations come in the order of the runs, newest first.
 ///
+/// A row that cannot be read hides as little as can be: the runs after it are checked, but the one just before it may be
+/// missing. A workflow that cannot be read hides those after it by name: their keys are not known. Of a run with such a task
+/// no more is checked than that.
+///
 /// # Errors
 /// What the store's methods fail with, but for `Corrupt`, which is a violation.
 pub async fn observe<S>(store: &S) -> Result<Vec<Violation>>
@@ -26,61 +31,122 @@ where
     let mut found = Vec::new();
     check_workflows(store, &mut found).await?;
 
-    let ready: BTreeSet<TaskId> = match store.ready_tasks(Limit::new(Limit::MAX)?).await {
-        Ok(ready) => {
-            if !ready.is_sorted() {
-                found.push(Violation::new("T2", "ready tasks", "are out of order"));
-            }
-            ready.iter().map(|task| task.task).collect()
-        }
-        Err(error) => {
-            found.push(corruption(error)?);
-            BTreeSet::new()
-        }
-    };
-    // With more ready tasks than one call shows, a task that is not shown may still be ready.
-    let ready_is_complete = ready.len() < Limit::MAX;
-
+    let ready = read_ready(store, &mut found).await?;
     let mut page = PageRequest::first(page_limit());
     loop {
         let runs = match store.list_runs(page.into()).await {
             Ok(runs) => runs,
             Err(error) => {
-                found.push(corruption(error)?);
-                break;
+                let violation = corruption(&error)?;
+                if let Some(limit) = halved(page.limit) {
+                    page.limit = limit;
+                    continue;
+                }
+                found.push(violation);
+                match past_unreadable(store, page.after, &error).await? {
+                    Some(key) if page.after.is_none_or(|after| after < key) => {
+                        page = PageRequest::after(key, page_limit());
+                    }
+                    _ => return Ok(found),
+                }
+                continue;
             }
         };
-        if !runs.items.is_sorted_by_key(RunKey::of) {
-            found.push(Violation::new("G6", "list of runs", "is out of order"));
+        if !runs.items.is_sorted_by(|a, b| RunKey::of(a) < RunKey::of(b)) {
+            found.push(Violation::new("G6", "list of runs", "is out of order or repeats a run"));
         }
         for run in &runs.items {
-            check_run(store, run, &ready, ready_is_complete, &mut found).await?;
+            check_run(store, run, &ready, &mut found).await?;
         }
         match runs.next {
-            Some(key) => page = PageRequest::after(key, page_limit()),
-            None => break,
+            // Short pages stay short: what cannot be read is close.
+            Some(key) => page.after = Some(key),
+            None => return Ok(found),
         }
     }
-    Ok(found)
+}
+
+/// The ready tasks, as far as they show.
+struct Ready {
+    tasks: BTreeSet<TaskId>,
+    /// Whether a task that is not among them is not ready.
+    is_complete: bool,
+}
+
+async fn read_ready<S: TaskStore + ?Sized>(store: &S, found: &mut Vec<Violation>) -> Result<Ready> {
+    match store.ready_tasks(Limit::new(Limit::MAX)?).await {
+        Ok(ready) => {
+            if !ready.is_sorted() {
+                found.push(Violation::new("T2", "ready tasks", "are out of order"));
+            }
+            let tasks: BTreeSet<TaskId> = ready.iter().map(|task| task.task).collect();
+            if tasks.len() < ready.len() {
+                found.push(Violation::new("T1", "ready tasks", "have a task twice"));
+            }
+            Ok(Ready { tasks, is_complete: ready.len() < Limit::MAX })
+        }
+        Err(error) => {
+            found.push(corruption(&error)?);
+            Ok(Ready { tasks: BTreeSet::new(), is_complete: false })
+        }
+    }
+}
+
+/// For a page that holds a row that cannot be read: half as long, so that the rows before it are seen.
+fn halved(limit: Limit) -> Option<Limit> {
+    Limit::new(limit.get() / 2).ok()
+}
+
+/// The place in the list of runs just after the row that this error is about and that comes next after `after`.
+///
+/// The error tells the run's id and not when it was created, so that is searched for: from any place before the row the same
+/// error comes, from its own place or later ones another answer. `None` if the error does not tell an id of a run.
+async fn past_unreadable<S: RunStore + ?Sized>(
+    store: &S,
+    after: Option<RunKey>,
+    error: &Error,
+) -> Result<Option<RunKey>> {
+    let ErrorKind::Corrupt { id: bad, .. } = error.kind() else { return Ok(None) };
+    let Ok(id) = bad.parse::<RunId>() else { return Ok(None) };
+    let mut before = after.map_or(Timestamp::MAX, |key| key.created_at).as_micros().saturating_add(1);
+    let mut past = Timestamp::MIN.as_micros();
+    while before - past > 1 {
+        let middle = past + (before - past) / 2;
+        let key = RunKey { created_at: Timestamp::from_micros(middle)?, id };
+        let page = PageRequest::after(key, Limit::ONE);
+        match store.list_runs(page.into()).await {
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt { id, .. } if id == bad) => {
+                before = middle;
+            }
+            Err(error) if !matches!(error.kind(), ErrorKind::Corrupt { .. }) => return Err(error),
+            _ => past = middle,
+        }
+    }
+    Ok(Some(RunKey { created_at: Timestamp::from_micros(past)?, id }))
 }
 
 /// What cannot be read is a violation; any other error ends the check.
-fn corruption(error: Error) -> Result<Violation> {
+fn corruption(error: &Error) -> Result<Violation> {
     match error.kind() {
         ErrorKind::Corrupt { table, id, column, reason } => {
             Ok(Violation::new("G8", format!("{table} {id}"), format!("column {column}: {reason}")))
         }
-        _ => Err(error),
+        _ => Err(error.clone()),
     }
 }
 
 async fn check_workflows<S: WorkflowStore + ?Sized>(store: &S, found: &mut Vec<Violation>) -> Result<()> {
     let mut page = PageRequest::first(page_limit());
     loop {
-        let workflows = match store.list_workflows(page.into()).await {
+        let workflows = match store.list_workflows(page.clone().into()).await {
             Ok(workflows) => workflows,
             Err(error) => {
-                found.push(corruption(error)?);
+                let violation = corruption(&error)?;
+                if let Some(limit) = halved(page.limit) {
+                    page.limit = limit;
+                    continue;
+                }
+                found.push(violation);
                 return Ok(());
             }
         };
@@ -102,11 +168,11 @@ async fn check_workflows<S: WorkflowStore + ?Sized>(store: &S, found: &mut Vec<V
                     let problem = format!("has snapshot {}, which is not there", workflow.snapshot);
                     found.push(Violation::new("W1", format!("workflow {}", workflow.id), problem));
                 }
-                Err(error) => found.push(corruption(error)?),
+                Err(error) => found.push(corruption(&error)?),
             }
         }
         match workflows.next {
-            Some(key) => page = PageRequest::after(key, page_limit()),
+            Some(key) => page.after = Some(key),
             None => return Ok(()),
         }
     }
@@ -119,8 +185,7 @@ fn is_missing(error: &Error, wanted: Entity) -> bool {
 async fn check_run<S: TaskStore + DeferredJobStore + ?Sized>(
     store: &S,
     run: &Run,
-    ready: &BTreeSet<TaskId>,
-    ready_is_complete: bool,
+    ready: &Ready,
     found: &mut Vec<Violation>,
 ) -> Result<()> {
     let tasks = match tasks_of(store, run.id).await {
@@ -128,7 +193,7 @@ async fn check_run<S: TaskStore + DeferredJobStore + ?Sized>(
         // The run was deleted since it was listed.
         Err(error) if is_missing(&error, Entity::Run) => return Ok(()),
         Err(error) => {
-            found.push(corruption(error)?);
+            found.push(corruption(&error)?);
             return Ok(());
         }
     };
@@ -160,7 +225,7 @@ async fn check_run<S: TaskStore + DeferredJobStore + ?Sized>(
     if run.status.is_terminal() != run.finished_at.is_some() {
         say("R3", format!("is {} with finished_at {:?}", run.status, run.finished_at));
     }
-    check_tasks(run, &tasks, ready, ready_is_complete, found);
+    check_tasks(run, &tasks, ready, found);
     for task in tasks.iter().filter(|task| task.open_jobs > 0) {
         check_jobs(store, task, found).await?;
     }
@@ -181,7 +246,7 @@ async fn check_jobs<S: DeferredJobStore + ?Sized>(
             }
         }
         Err(error) if is_missing(&error, Entity::Task) => {}
-        Err(error) => found.push(corruption(error)?),
+        Err(error) => found.push(corruption(&error)?),
     }
     Ok(())
 }
@@ -211,13 +276,7 @@ fn count(tasks: &[Task]) -> TaskCounts {
     }
 }
 
-fn check_tasks(
-    run: &Run,
-    tasks: &[Task],
-    ready: &BTreeSet<TaskId>,
-    ready_is_complete: bool,
-    found: &mut Vec<Violation>,
-) {
+fn check_tasks(run: &Run, tasks: &[Task], ready: &Ready, found: &mut Vec<Violation>) {
     let status: BTreeMap<_, _> = tasks.iter().map(|task| (&task.name, task.status)).collect();
     for task in tasks {
         let mut say =
@@ -254,9 +313,9 @@ fn check_tasks(
                 format!("is {} in a {} run with ready_at {:?}", task.status, run.status, task.ready_at),
             );
         }
-        let shown = ready.contains(&task.id);
+        let shown = ready.tasks.contains(&task.id);
         // A task whose time has not come is queued and not shown.
-        let must_show = queued && task.retry_at.is_none() && ready_is_complete;
+        let must_show = queued && task.retry_at.is_none() && ready.is_complete;
         if (shown && !queued) || (must_show && !shown) {
             let word = if shown { "is" } else { "is not" };
             say("T1", format!("{word} among the ready tasks, {} in a {} run", task.status, run.status));

@@ -44,56 +44,85 @@ impl Case {
 
 /// Writes cases: rules, name and body, or one body for a table of rows.
 ///
-/// ```text
-/// case! { W1, w1_a_taken_name_is_refused(t) { … Ok(()) } }
-/// case! { [L2, G5] needs [Logs], l2_bytes_come_back(t, bytes: &[u8]) { … Ok(()) }
+/// A backend may have cases of its own, in its `tests/conformance.rs`: they run after the same rules as the suite's, each on a fresh
+/// store, with the verification after it, and count for the level. Whatever a backend promises beyond the contract is worth one.
+///
+/// ```
+/// use ork_state_conformance::case;
+///
+/// case! { W1, w1_a_new_workflow_is_found(t) {
+///     let made = t.workflow(ork_state_conformance::dag("a b:a")?).await?;
+///     assert_eq!(t.db().find_workflow(&made.name).await?, made);
+///     Ok(())
+/// }}
+///
+/// case! { [L2, G5] needs [Logs], l2_bytes_come_back(t, bytes: &[u8]) {
+///     let run = t.start("a").await?;
+///     let task = t.task(run.id, "a").await?.id;
+///     t.db().append_log(task, ork_state_api::LogChunk::new(bytes)?).await?;
+///     Ok(())
+/// }
 ///     nul => b"a\0b",
 ///     broken_utf8 => b"\xff",
 /// }
 /// ```
+#[macro_export]
 macro_rules! case {
     ($rule:ident $($rest:tt)*) => {
-        $crate::case::case!(@head [$rule] $($rest)*);
+        $crate::case!(@head [$rule] $($rest)*);
     };
     ([$($rules:ident),+] $($rest:tt)*) => {
-        $crate::case::case!(@head [$($rules),+] $($rest)*);
+        $crate::case!(@head [$($rules),+] $($rest)*);
     };
     (@head $rules:tt needs [$($need:ident),*], $($rest:tt)*) => {
-        $crate::case::case!(@body $rules [$($need),*] [None] $($rest)*);
+        $crate::case!(@body $rules [$($need),*] [None] $($rest)*);
     };
     (@head $rules:tt without $lacking:ident, $($rest:tt)*) => {
-        $crate::case::case!(@body $rules [] [Some(ork_state_api::Capability::$lacking)] $($rest)*);
+        $crate::case!(@body $rules [] [Some($crate::__private::Capability::$lacking)] $($rest)*);
     };
     (@head $rules:tt , $($rest:tt)*) => {
-        $crate::case::case!(@body $rules [] [None] $($rest)*);
+        $crate::case!(@body $rules [] [None] $($rest)*);
     };
     (@body $rules:tt $needs:tt $without:tt $name:ident($t:ident) $body:block) => {
         async fn $name($t: $crate::Ctx) -> $crate::CaseResult $body
-        $crate::case::case!(@submit $rules $needs $without [stringify!($name)] |t| Box::pin($name(t)));
+        $crate::case!(@submit $rules $needs $without [stringify!($name)] |t| Box::pin($name(t)));
     };
     (@body $rules:tt $needs:tt $without:tt $name:ident($t:ident, $arg:ident: $ty:ty) $body:block
         $($row:ident => $value:expr,)+) => {
         async fn $name($t: $crate::Ctx, $arg: $ty) -> $crate::CaseResult $body
-        $($crate::case::case!(@submit $rules $needs $without [concat!(stringify!($name), "::", stringify!($row))]
+        $($crate::case!(@submit $rules $needs $without [concat!(stringify!($name), "::", stringify!($row))]
             |t| Box::pin($name(t, $value)));)+
     };
     (@submit [$($rules:ident),+] [$($need:ident),*] [$without:expr] [$name:expr] $run:expr) => {
-        inventory::submit! {
+        $crate::__private::inventory::submit! {
             $crate::Case {
-                name: $crate::case::short_name(concat!(module_path!(), "::", $name)),
+                name: $crate::__private::short_name(concat!(module_path!(), "::", $name)),
                 rules: &[$($crate::Rule::$rules),+],
-                needs: &[$(ork_state_api::Capability::$need),*],
+                needs: &[$($crate::__private::Capability::$need),*],
                 without: $without,
                 run: $run,
             }
         }
     };
 }
-pub(crate) use case;
+pub(crate) use crate::case;
 
-/// Drops the path of this crate's case modules from a name.
-pub(crate) const fn short_name(path: &'static str) -> &'static str {
+/// Drops the path of this crate's case modules from a name; the name of anybody else's case stays.
+#[doc(hidden)]
+#[must_use]
+pub const fn short_name(path: &'static str) -> &'static str {
     const PREFIX: &str = "ork_state_conformance::cases::";
+    let (prefix, path_bytes) = (PREFIX.as_bytes(), path.as_bytes());
+    if path.len() <= prefix.len() {
+        return path;
+    }
+    let mut index = 0;
+    while index < prefix.len() {
+        if path_bytes[index] != prefix[index] {
+            return path;
+        }
+        index += 1;
+    }
     path.split_at(PREFIX.len()).1
 }
 

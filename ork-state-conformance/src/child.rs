@@ -2,12 +2,15 @@
 
 use std::process::Stdio;
 
-use ork_state_api::{ClaimTasks, Database, Label, LeaseTime, Limit, Result, TaskUpdate, TaskUpdates};
+use ork_state_api::{
+    ClaimTasks, Database, Delay, EndedRun, Json, Label, LeaseTime, Limit, LogChunk, NewRun, NewWorkflow,
+    Result, RunId, RunStatus, StartRun, TaskId, TaskStatus, TaskUpdate, TaskUpdates, Text, Token, WorkflowId,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::ctx::{LEASE, connect};
+use crate::ctx::{LEASE, connect, dag};
 
 /// The variable by which a process knows that it is a child, and what to do.
 const ROLE: &str = "ORK_STATE_CONFORMANCE_CHILD";
@@ -36,13 +39,50 @@ pub(crate) enum Role {
         /// The store.
         url: String,
         /// Of this workflow.
-        workflow: ork_state_api::WorkflowId,
+        workflow: WorkflowId,
+    },
+    /// Takes workflows from their creation to their deletion, for ever, telling each step as a [`Told`]: to be killed.
+    LiveOn {
+        /// The store.
+        url: String,
+    },
+    /// Says `ready`, waits for a line, then appends lines of one letter to a task's log.
+    AppendLog {
+        /// The store.
+        url: String,
+        /// Whose log.
+        task: TaskId,
+        /// What the lines are made of.
+        letter: char,
+        /// How long each is, with its end.
+        lengths: Vec<usize>,
     },
     /// Migrates and prints how many steps it applied.
     Migrate {
         /// The store.
         url: String,
     },
+}
+
+/// What a child that lives on says: each line is one of these, as JSON, printed when the store has acknowledged it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Told {
+    /// A workflow was created.
+    Workflow(WorkflowId),
+    /// A run of it was created.
+    Run(WorkflowId, RunId),
+    /// The run was started.
+    Started(WorkflowId, RunId),
+    /// A task was claimed.
+    Claimed(WorkflowId, TaskId, Token),
+    /// An update of a task was applied, and left it there.
+    Updated(WorkflowId, TaskId, TaskStatus),
+    /// A run ended.
+    Ended(WorkflowId, RunId, RunStatus),
+    /// The workflow is about to be deleted: not yet acknowledged.
+    Deleting(WorkflowId),
+    /// It was deleted.
+    Deleted(WorkflowId),
 }
 
 /// A child process; killed when dropped.
@@ -78,9 +118,14 @@ impl ChildProcess {
         drop(self.process.stdin.take());
     }
 
-    /// Kills it with SIGKILL and waits until it is gone.
-    pub(crate) async fn kill(mut self) -> std::io::Result<()> {
-        self.process.kill().await
+    /// Kills it with SIGKILL, waits until it is gone, and gives what it had said by then and nobody had read.
+    pub(crate) async fn kill(mut self) -> std::io::Result<Vec<String>> {
+        self.process.kill().await?;
+        let mut rest = Vec::new();
+        while let Some(line) = self.lines.next_line().await? {
+            rest.push(line);
+        }
+        Ok(rest)
     }
 
     /// The rest of its lines, once it has ended well.
@@ -127,6 +172,8 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
             Role::WorkOff { url, owner, batch } => work_off(&url, &owner, batch).await,
             Role::ClaimAndHang { url, batch } => claim_and_hang(&url, batch).await,
             Role::CreateRuns { url, workflow } => create_runs(&url, workflow).await,
+            Role::LiveOn { url } => live_on(&url).await,
+            Role::AppendLog { url, task, letter, lengths } => append_log(&url, task, letter, &lengths).await,
             Role::Migrate { url } => {
                 println!("{}", connect(&url, None).await?.migrate().await?.applied.len());
                 Ok(())
@@ -135,7 +182,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
     })
 }
 
-type PlayResult = Result<(), Box<dyn std::error::Error>>;
+type PlayResult<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 async fn work_off(url: &str, owner: &str, batch: usize) -> PlayResult {
     let db = connect(url, None).await?;
@@ -179,12 +226,85 @@ async fn claim_and_hang(url: &str, batch: usize) -> PlayResult {
     std::future::pending().await
 }
 
-async fn create_runs(url: &str, workflow: ork_state_api::WorkflowId) -> PlayResult {
+async fn create_runs(url: &str, workflow: WorkflowId) -> PlayResult {
     let db = connect(url, None).await?;
     db.migrate().await?;
     loop {
-        println!("{}", db.create_run(ork_state_api::NewRun::new(workflow)).await?.into_run().id);
+        println!("{}", db.create_run(NewRun::new(workflow)).await?.into_run().id);
     }
+}
+
+fn tell(told: Told) -> PlayResult {
+    println!("{}", serde_json::to_string(&told)?);
+    Ok(())
+}
+
+async fn live_on(url: &str) -> PlayResult {
+    let db = connect(url, None).await?;
+    db.migrate().await?;
+    let dag = dag("a*1 b:a c:a d*2:b,c e f:e g:f,d h")?;
+    for round in 0_u64.. {
+        // Of no workflow of an earlier child.
+        let name = format!("{}-{round}", std::process::id()).try_into()?;
+        let workflow = db.create_workflow(NewWorkflow::new(name, dag.clone())).await?.id;
+        tell(Told::Workflow(workflow))?;
+        for _ in 0..2 {
+            let run = db.create_run(NewRun::new(workflow)).await?.into_run().id;
+            tell(Told::Run(workflow, run))?;
+            db.start_run(StartRun::pinned(run)).await?;
+            tell(Told::Started(workflow, run))?;
+        }
+        while work(&*db, round).await? {}
+        // Every third is deleted: the others are there to be looked at.
+        if round % 3 == 2 {
+            tell(Told::Deleting(workflow))?;
+            db.delete_workflow(workflow).await?;
+            tell(Told::Deleted(workflow))?;
+        }
+    }
+    Ok(())
+}
+
+/// Claims a few tasks and brings them to all kinds of ends. Says whether there were any.
+async fn work(db: &dyn Database, round: u64) -> PlayResult<bool> {
+    let claimed = db.claim_tasks(claim_request("doomed", 3)?).await?;
+    for task in &claimed {
+        tell(Told::Claimed(task.workflow, task.task.id, task.claim.token))?;
+    }
+    let mut updates = Vec::new();
+    for task in &claimed {
+        updates.push(TaskUpdate::running(task.claim));
+        updates.push(match (round + u64::from(task.task.index)) % 7 {
+            0 => TaskUpdate::failed_for_good(task.claim, Text::lossy("for good")),
+            1 | 2 => TaskUpdate::failed(task.claim, Text::lossy("again"), Delay::ZERO),
+            _ => TaskUpdate::succeeded(task.claim, Some(Json::from_value(&task.task.index)?)),
+        });
+    }
+    let report = db.update_tasks(TaskUpdates::new(updates)?).await?;
+    // Two items a task: the second tells how it stands after both.
+    for (task, outcome) in claimed.iter().zip(report.outcomes.iter().skip(1).step_by(2)) {
+        tell(Told::Updated(task.workflow, task.task.id, outcome.into_result(task.task.id)?))?;
+    }
+    for EndedRun { run, status } in report.ended_runs {
+        let of = claimed
+            .iter()
+            .find(|task| task.task.run == run)
+            .ok_or("a run ended that no task was claimed of")?;
+        tell(Told::Ended(of.workflow, run, status))?;
+    }
+    Ok(!claimed.is_empty())
+}
+
+async fn append_log(url: &str, task: TaskId, letter: char, lengths: &[usize]) -> PlayResult {
+    let db = connect(url, None).await?;
+    db.migrate().await?;
+    println!("ready");
+    wait_for_release().await?;
+    for length in lengths {
+        let line = format!("{}\n", letter.to_string().repeat(length.saturating_sub(1)));
+        db.append_log(task, LogChunk::new(line.as_bytes())?).await?;
+    }
+    Ok(())
 }
 
 fn claim_request(owner: &str, batch: usize) -> Result<ClaimTasks> {

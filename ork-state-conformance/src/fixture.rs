@@ -60,16 +60,17 @@ pub trait TestStore: Send + Sync {
         None
     }
 
-    /// Puts something into the store, past the backend, that no backend would write (rule G8). Says `false` if that cannot be
-    /// done, because what the store keeps can hold no such thing.
+    /// Puts something into the store, past the backend, that no backend would write (rules G8, M1, M4). Says `false` if that
+    /// cannot be done, because what the store keeps can hold no such thing.
     async fn damage(&self, damage: Damage) -> Result<bool> {
         let _ = damage;
         Ok(false)
     }
 }
 
-/// Something that cannot be read.
+/// Something that cannot be read, or that breaks a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Damage {
     /// The run's status becomes the word `nonsense`.
     RunStatus(RunId),
@@ -79,6 +80,14 @@ pub enum Damage {
     TaskName(TaskId),
     /// The snapshot's tasks become the JSON `{}`, which is no DAG.
     Dag(SnapshotId),
+    /// The task's list of dependencies becomes one that cannot be read: no JSON, or with a name in it that is none.
+    DependsOn(TaskId),
+    /// The run's count of unfinished tasks becomes one more than it has; all else stays.
+    RunCount(RunId),
+    /// The run becomes a success that finished when it was created; its tasks stay as they are, and alive.
+    RunEnded(RunId),
+    /// The store's schema becomes one that is newer than the code: at least one step is recorded that it does not know.
+    NewerSchema,
 }
 
 /// What is damaged, without the id.
@@ -89,6 +98,10 @@ impl fmt::Display for Damage {
             Self::TaskStatus(_) => "a task's status damaged",
             Self::TaskName(_) => "a task's name damaged",
             Self::Dag(_) => "a snapshot's tasks damaged",
+            Self::DependsOn(_) => "a task's dependencies damaged",
+            Self::RunCount(_) => "a run's count wrong",
+            Self::RunEnded(_) => "a run ended and its tasks alive",
+            Self::NewerSchema => "a newer schema",
         })
     }
 }
@@ -109,7 +122,7 @@ impl<F: Fn(&Path) -> String + Send + Sync> DirectoryFixture<F> {
         Self { backend, url, damage: None }
     }
 
-    /// Says how a store of this backend is damaged, so that the cases of rule G8 apply.
+    /// Says how a store of this backend is damaged, so that the cases of rules G8, M1 and M4 that need it apply.
     #[must_use]
     pub const fn with_damage(mut self, damage: DamageDirectory) -> Self {
         self.damage = Some(damage);

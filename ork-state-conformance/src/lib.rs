@@ -23,6 +23,14 @@ pub use rules::Rule;
 pub use run::{CaseReport, Verdict, linked, run_case};
 pub use suite::{Event, Suite};
 
+/// What the macros expand to. Not part of the interface.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::case::short_name;
+    pub use inventory;
+    pub use ork_state_api::Capability;
+}
+
 /// The `main` of a test that runs the suite: `tests/conformance.rs`, with `harness = false`.
 ///
 /// It names the backend's crate, which links its plugin, and takes the fixtures of the backends in it.

@@ -48,6 +48,14 @@ impl FileDatabase {
     ) -> Result<T> {
         self.engine.write(action).await
     }
+
+    /// A write that hands out leases.
+    pub(crate) async fn lease<T: Send + 'static>(
+        &self,
+        action: impl FnOnce(&mut Transaction<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.engine.lease(action).await
+    }
 }
 
 impl Database for FileDatabase {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use ork_state_api::{Clock, Error, ErrorKind, Found, MigrationReport, Result, Timestamp, Topic, Watch};
 use tokio::sync::oneshot;
@@ -23,6 +24,10 @@ use crate::watch::{Hints, JournalWatcher, Source};
 /// Most calls that share a commit: what one of them may have to wait for.
 const MAX_GROUP: usize = 256;
 
+/// When the other calls of a group took longer, what hands out leases waits for the next commit: else the leases would run out
+/// while the group is written (rule T2).
+const SOON: Duration = Duration::from_millis(10);
+
 /// What a call does with the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -30,6 +35,8 @@ pub(crate) enum Access {
     Read,
     /// It may change something: other processes are kept out.
     Write,
+    /// It changes something and hands out leases, which are counted from when it runs: its answer must not wait long.
+    Lease,
 }
 
 /// The state and, unless it is in memory only, its files.
@@ -76,26 +83,39 @@ impl Engine {
         while let Ok(first) = calls.recv() {
             let mut group = vec![first];
             group.extend(calls.try_iter().take(MAX_GROUP - 1));
-            let failed = self.serve_group(&mut group).err();
-            for call in group {
-                call.answer(failed.as_ref());
-            }
-            let news = std::mem::take(&mut self.state.news);
-            if failed.is_none() {
-                self.hints.publish(news);
+            group.sort_by_key(|call| call.access() == Access::Lease);
+            while !group.is_empty() {
+                let (served, result) = self.serve_group(&mut group);
+                let failed = result.err();
+                for call in group.drain(..served) {
+                    call.answer(failed.as_ref());
+                }
+                let news = std::mem::take(&mut self.state.news);
+                if failed.is_none() {
+                    self.hints.publish(news);
+                }
             }
         }
     }
 
-    /// Runs the calls and commits what they changed. If it fails nothing has changed, for any of them.
-    fn serve_group(&mut self, group: &mut [Box<dyn Call>]) -> Result<()> {
+    /// Runs the calls and commits what they changed. If it fails nothing has changed, for any of them. Says how many calls that were:
+    /// all of them, but perhaps those that hand out leases.
+    fn serve_group(&mut self, group: &mut [Box<dyn Call>]) -> (usize, Result<()>) {
         group.iter().for_each(|call| call.taken());
-        let writes = group.iter().any(|call| call.access() == Access::Write);
-        let _locked = self.prepare(if writes { Access::Write } else { Access::Read })?;
+        let writes = group.iter().any(|call| call.access() != Access::Read);
+        let _locked = match self.prepare(if writes { Access::Write } else { Access::Read }) {
+            Ok(locked) => locked,
+            Err(error) => return (group.len(), Err(error)),
+        };
+        let (begun, mut served) = (Instant::now(), 0);
         for call in group {
+            if served > 0 && call.access() == Access::Lease && begun.elapsed() > SOON {
+                break;
+            }
             call.run(self);
+            served += 1;
         }
-        self.commit()
+        (served, self.commit())
     }
 
     /// Brings the state up to date, and keeps other processes out for a writer.
@@ -103,7 +123,7 @@ impl Engine {
         let Some(journal) = &mut self.journal else { return Ok(None) };
         let locked = match access {
             Access::Read => None,
-            Access::Write => Some(journal.lock_exclusive()?),
+            Access::Write | Access::Lease => Some(journal.lock_exclusive()?),
         };
         self.open = journal.exists();
         match (self.open, &locked) {
@@ -264,6 +284,14 @@ impl Handle {
         action: impl FnOnce(&mut Transaction<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.call(Access::Write, |engine| engine.write(action)).await
+    }
+
+    /// A write that hands out leases.
+    pub(crate) async fn lease<T: Send + 'static>(
+        &self,
+        action: impl FnOnce(&mut Transaction<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.call(Access::Lease, |engine| engine.write(action)).await
     }
 
     pub(crate) async fn migrate(&self) -> Result<MigrationReport> {

@@ -19,7 +19,7 @@ impl TaskStore for FileDatabase {
     }
 
     async fn claim_tasks(&self, claim: ClaimTasks) -> Result<Vec<ClaimedTask>> {
-        self.write(move |tx| {
+        self.lease(move |tx| {
             let ready = ready(tx.state, tx.now, claim.limit);
             ready.into_iter().map(|ready| claim_task(tx, ready.task, &claim)).collect()
         })
@@ -27,7 +27,7 @@ impl TaskStore for FileDatabase {
     }
 
     async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>> {
-        self.write(move |tx| {
+        self.lease(move |tx| {
             let expires_at = tx.now.saturating_add(heartbeat.lease().get());
             Ok(heartbeat.claims().iter().map(|claim| renew(tx, *claim, expires_at)).collect())
         })

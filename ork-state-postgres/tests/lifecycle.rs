@@ -122,6 +122,27 @@ async fn without_a_clock_time_is_the_servers() {
     assert_sound(&db).await;
 }
 
+async fn an_error_of_connecting_shows_no_password() {
+    let (store, _, _) = store().await;
+    let url = store.url();
+    let (before, rest) = url.split_once("://").unwrap();
+    let host = rest.split_once('@').map_or(rest, |(_, host)| host);
+    let separator = if url.contains('?') { '&' } else { '?' };
+    for bad in [
+        // Nobody listens there.
+        "postgres://somebody:s3cr3t@127.0.0.1:1/db?connect_timeout=1s".to_owned(),
+        "postgres://somebody:s3cr3t@no-such-host.invalid/db?connect_timeout=1s".to_owned(),
+        "postgres://somebody:s3cr3t@host:port/db".to_owned(),
+        "postgres://somebody:s3cr3t@[host/db".to_owned(),
+        "postgres://somebody@host/db?password=s3cr3t&no_such_option=1".to_owned(),
+        // There is a server, but no such user: or, where it trusts everybody, no such role.
+        format!("{before}://somebody:s3cr3t@{host}{separator}connect_timeout=1s"),
+    ] {
+        let Err(error) = connect(&bad).await else { panic!("it connects") };
+        assert!(!format!("{error} {error:?} {:?}", error.kind()).contains("s3cr3t"), "{error:?}");
+    }
+}
+
 ork_state_conformance::own_tests!(
     &FIXTURE,
     [
@@ -130,5 +151,6 @@ ork_state_conformance::own_tests!(
         a_paused_run_waits_and_a_resumed_one_goes_on,
         two_claims_of_one_task_are_answered_in_sequence,
         without_a_clock_time_is_the_servers,
+        an_error_of_connecting_shows_no_password,
     ]
 );

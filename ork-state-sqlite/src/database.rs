@@ -95,6 +95,16 @@ impl SqliteDatabase {
         self.writer.run(work).await
     }
 
+    /// A write that hands out leases.
+    pub(crate) async fn lease<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
+    {
+        self.require_current().await?;
+        self.writer.run_lease(work).await
+    }
+
     /// Applies a batch of updates, together with others that wait.
     pub(crate) async fn update(&self, updates: TaskUpdates) -> Result<UpdateReport> {
         self.require_current().await?;

@@ -42,7 +42,7 @@ impl TaskStore for SqliteDatabase {
 
     async fn claim_tasks(&self, claim: ClaimTasks) -> Result<Vec<ClaimedTask>> {
         let clock = self.clock();
-        self.write(move |connection| {
+        self.lease(move |connection| {
             // The clock is read when the write lock is held: the lease's whole length lies ahead.
             Box::pin(async move { claims::claim(connection, &claim, clock.now()).await })
         })
@@ -55,7 +55,7 @@ impl TaskStore for SqliteDatabase {
             return Ok(Vec::new());
         }
         let clock = self.clock();
-        self.write(move |connection| {
+        self.lease(move |connection| {
             Box::pin(async move { renew(connection, &heartbeat, clock.now()).await })
         })
         .await

@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use ork_state_api::{Error, Result};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -20,6 +21,10 @@ use crate::options::Location;
 
 /// Most calls in one transaction: bounds how long the first of them waits for the last.
 const MAX_CALLS: usize = 128;
+
+/// When the other calls of a transaction took longer, what hands out leases waits for the next one: else the leases would run out
+/// before the commit (rule T2).
+const SOON: Duration = Duration::from_millis(10);
 
 /// Work on a connection, under way.
 pub(crate) type Work<'c, T> = Pin<Box<dyn Future<Output = Attempt<T>> + Send + 'c>>;
@@ -52,6 +57,15 @@ impl Writer {
         self.queue(work, Mode::InTransaction).await
     }
 
+    /// Runs work that hands out leases, within a transaction like any other, but at its end.
+    pub(crate) async fn run_lease<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
+    {
+        self.queue(work, Mode::Lease).await
+    }
+
     /// Runs work that makes its own transaction, between those of others.
     pub(crate) async fn run_alone<T, F>(&self, work: F) -> Result<T>
     where
@@ -76,6 +90,8 @@ impl Writer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     InTransaction,
+    /// In a transaction. It hands out leases, which are counted from when it runs: its answer must not wait long.
+    Lease,
     Alone,
 }
 
@@ -167,12 +183,18 @@ impl Serving {
             let mut jobs = waiting.drain(..).peekable();
             while let Some(job) = jobs.next() {
                 let mut batch = vec![job];
-                if batch[0].mode() == Mode::InTransaction {
-                    while let Some(job) = jobs.next_if(|job| job.mode() == Mode::InTransaction) {
+                if batch[0].mode() != Mode::Alone {
+                    while let Some(job) = jobs.next_if(|job| job.mode() != Mode::Alone) {
                         batch.push(job);
                     }
                 }
-                self.run(batch).await;
+                batch.sort_by_key(|job| job.mode() == Mode::Lease);
+                while !batch.is_empty() {
+                    let (ran, failure) = self.run(&mut batch).await;
+                    for job in batch.drain(..ran) {
+                        job.answer(&self.location, failure.as_ref());
+                    }
+                }
             }
         }
         if let Some(connection) = self.connection {
@@ -181,29 +203,26 @@ impl Serving {
         }
     }
 
-    /// Runs a batch, commits, answers.
-    async fn run(&mut self, mut batch: Vec<Box<dyn Job>>) {
-        let failure = match self.connection().await {
-            Err(failure) => Some(failure),
+    /// Runs a batch and commits. Says how many of its calls are to be answered: all, but perhaps those that hand out leases.
+    async fn run(&mut self, batch: &mut [Box<dyn Job>]) -> (usize, Option<Failure>) {
+        match self.connection().await {
+            Err(failure) => (batch.len(), Some(failure)),
             Ok(connection) if batch[0].mode() == Mode::Alone => {
                 if !batch[0].run(connection).await {
                     self.restore().await;
                 }
-                None
+                (batch.len(), None)
             }
-            Ok(connection) => match transaction(connection, &mut batch).await {
-                Ok(()) => None,
+            Ok(connection) => match transaction(connection, batch).await {
+                Ok(ran) => (ran, None),
                 Err(failure) => {
                     // A lock that was not to be had leaves nothing behind.
                     if failure.stage == Stage::Commit || !error::is_busy(&failure.cause) {
                         self.restore().await;
                     }
-                    Some(failure)
+                    (batch.len(), Some(failure))
                 }
             },
-        };
-        for job in batch {
-            job.answer(&self.location, failure.as_ref());
         }
     }
 
@@ -230,15 +249,26 @@ impl Serving {
     }
 }
 
-/// Runs every job of a batch in a savepoint of one transaction, and commits.
+/// Runs the jobs of a batch, each in a savepoint of one transaction, and commits. Says how many it ran: those that hand out leases
+/// stay behind if the others took long.
 ///
 /// The statement that ends a savepoint and the one that begins the next travel together.
-async fn transaction(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Result<(), Failure> {
+async fn transaction(
+    connection: &mut SqliteConnection,
+    batch: &mut [Box<dyn Job>],
+) -> Result<usize, Failure> {
     let at_work = |error| Failure::new(error, Stage::Work);
     let mut next = "BEGIN IMMEDIATE; SAVEPOINT call";
     let mut any_went_well = false;
+    let (mut ran, mut began) = (0, None);
     for job in batch {
+        if job.mode() == Mode::Lease && began.is_some_and(|began: Instant| began.elapsed() > SOON) {
+            break;
+        }
         run_sql(connection, next).await.map_err(at_work)?;
+        // The wait for the write lock does not count.
+        began.get_or_insert_with(Instant::now);
+        ran += 1;
         let went_well = job.run(connection).await;
         any_went_well |= went_well;
         // A savepoint that is rolled back to stays open. If SQLite has rolled everything back by itself, as
@@ -249,7 +279,8 @@ async fn transaction(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job
         run_sql(connection, next).await.map_err(at_work)?;
     }
     let end = if any_went_well { "COMMIT" } else { "ROLLBACK" };
-    run_sql(connection, end).await.map_err(|error| Failure::new(error, Stage::Commit))
+    run_sql(connection, end).await.map_err(|error| Failure::new(error, Stage::Commit))?;
+    Ok(ran)
 }
 
 /// Runs statements that give no rows. They are not kept prepared, which makes the driver drop what the last such
@@ -427,7 +458,7 @@ mod tests {
     #[tokio::test]
     async fn a_lock_that_is_held_is_unavailable_and_passes() {
         let (_directory, options) = in_a_file().await;
-        let writer = start(&options.clone().with_busy_timeout(std::time::Duration::ZERO)).await;
+        let writer = start(&options.clone().with_busy_timeout(Duration::ZERO)).await;
         let mut other = options.writer().connect().await.unwrap();
         run_sql(&mut other, "BEGIN IMMEDIATE").await.unwrap();
         let error = sql(&writer, "INSERT INTO t VALUES ('a')").await.unwrap_err();

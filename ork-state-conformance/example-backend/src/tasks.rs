@@ -7,8 +7,8 @@ use ork_state_api::{
     Claim, ClaimTasks, ClaimedTask, Delay, DependencyOutputs, EndedRun, Entity, Error, ExpiredTasks,
     Heartbeat, HeartbeatOutcome, Json, Lease, Limit, ListTasks, Page, ReadyTask, Result, RunId, RunStatus,
     Task, TaskChange, TaskDetail, TaskId, TaskName, TaskStatus, TaskUpdates, Text, Timestamp, Token,
-    UpdateOutcome, UpdateReport, UpdateStep, dependency_failed_message, lease_lapsed_message,
-    task_failed_message, timed_out_message,
+    UpdateOutcome, UpdateReport, UpdateStep, check_batch_len, dependency_failed_message,
+    lease_lapsed_message, task_failed_message, timed_out_message,
 };
 
 use crate::state::State;
@@ -308,6 +308,7 @@ impl State {
         run: RunId,
         names: &[TaskName],
     ) -> Result<BTreeMap<TaskName, Option<Json>>> {
+        check_batch_len("list of names", names.len())?;
         self.run(run)?;
         let wanted: BTreeSet<&TaskName> = names.iter().collect();
         let ids = self.task_ids.get(&run).map_or(&[][..], Vec::as_slice);

@@ -1,7 +1,9 @@
 use std::time::Duration;
 
+use ork_state_api::limits::MAX_BATCH_ITEMS;
 use ork_state_api::{
-    Claim, HeartbeatOutcome, Limit, RunStatus, TaskId, TaskStatus, TaskUpdate, Token, UpdateOutcome,
+    Claim, ExpiredTasks, HeartbeatOutcome, Limit, RunStatus, TaskId, TaskStatus, TaskUpdate, Token,
+    UpdateOutcome,
 };
 
 use super::together;
@@ -22,7 +24,7 @@ case! { T3, t3_a_heartbeat_renews_from_now(t) {
     let lease = t.task(run.id, "a").await?.lease.ok_or("it is claimed")?;
     assert_eq!((lease.expires_at, lease.token, lease.owner.as_str()), (t.now().saturating_add(LEASE), a.claim.token, "tester"));
     t.advance(Duration::from_secs(59));
-    assert!(t.db().expire_leases(Limit::default()).await?.requeued.is_empty());
+    assert_eq!(t.db().expire_leases(Limit::default()).await?, ExpiredTasks::default());
     Ok(())
 }}
 
@@ -40,7 +42,7 @@ case! { T3, t3_a_lease_is_live_until_its_last_microsecond(t) {
     t.start("a").await?;
     let a = t.claim_one().await?;
     t.advance(LEASE - MICRO);
-    assert!(t.db().expire_leases(Limit::default()).await?.requeued.is_empty());
+    assert_eq!(t.db().expire_leases(Limit::default()).await?, ExpiredTasks::default());
     assert_eq!(t.heartbeat(&[a.claim]).await?, [extended(&t)]);
     Ok(())
 }}
@@ -254,9 +256,100 @@ case! { [T3, T4], t3_expiry_races_with_completion(t) {
     Ok(())
 }}
 
+case! { T3, t3_leases_that_lapsed_at_once_are_taken_back_by_id(t) {
+    t.start("a*1 b*1 c*1 d*1").await?;
+    let mut claimed = t.claim(4).await?;
+    t.advance(Duration::from_secs(1));
+    // Renewed from the last to the first: the order must not be that in which they were written.
+    claimed.sort_unstable_by_key(|task| std::cmp::Reverse(task.task.id));
+    for task in &claimed {
+        t.heartbeat(&[task.claim]).await?;
+    }
+    t.advance(LEASE);
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        order.extend(t.db().expire_leases(Limit::ONE).await?.requeued);
+    }
+    assert_eq!(order, claimed.iter().rev().map(|task| task.task.id).collect::<Vec<_>>());
+    Ok(())
+}}
+
+case! { [T2, T3], t2_a_lapsed_task_is_not_ready_until_it_is_taken_back(t) {
+    let run = t.start("a*1").await?;
+    let a = t.claim_one().await?;
+    t.advance(LEASE * 2);
+    assert!(t.claim(10).await?.is_empty());
+    assert!(t.db().ready_tasks(Limit::default()).await?.is_empty());
+    assert_eq!(t.task(run.id, "a").await?, a.task);
+    t.db().expire_leases(Limit::default()).await?;
+    assert_eq!(t.claim(10).await?.len(), 1);
+    Ok(())
+}}
+
+case! { [T5, T3], t5_several_tasks_fail_in_one_expiry(t) {
+    let run = t.start("a b c:a d:b e:c,d other").await?;
+    let mut claimed = t.claim(2).await?;
+    claimed.sort_unstable_by_key(|task| task.task.id);
+    t.advance(LEASE);
+    let expired = t.db().expire_leases(Limit::default()).await?;
+    assert_eq!(expired.failed, claimed.iter().map(|task| task.task.id).collect::<Vec<_>>());
+    assert_eq!((expired.requeued.len(), expired.ended_runs.len()), (0, 0));
+    assert_eq!(t.statuses(run.id).await?, "a=failed b=failed c=failed d=failed e=failed other=pending");
+    for (task, error) in [("c", "dependency \"a\" failed"), ("d", "dependency \"b\" failed"), ("e", "dependency \"a\" failed")] {
+        assert_eq!(t.task(run.id, task).await?.error.as_deref(), Some(error), "{task}");
+    }
+    let run = t.db().get_run(run.id).await?;
+    assert_eq!((run.tasks.unfinished, run.tasks.failed, run.error.as_deref()), (1, 5, Some("task \"a\" failed")));
+    Ok(())
+}}
+
+case! { T3, t3_a_heartbeat_races_with_expiry(t) {
+    for _ in 0..20 {
+        let run = t.start("a*1").await?;
+        let a = t.claim_one().await?;
+        t.advance(LEASE - MICRO);
+        let (first, second, claim) = (t.clone(), t.clone(), a.claim);
+        let renewing = tokio::spawn(async move { first.heartbeat(&[claim]).await });
+        let expiring = tokio::spawn(async move {
+            second.advance(MICRO);
+            second.db().expire_leases(Limit::default()).await
+        });
+        let (renewed, mut expired) = (renewing.await??, expiring.await??);
+        // The expiry may pass over a lease that a heartbeat, though in vain, is just looking at.
+        expired.requeued.extend(t.db().expire_leases(Limit::default()).await?.requeued);
+        match renewed[..] {
+            [HeartbeatOutcome::Extended { .. }] => {
+                assert_eq!(expired, ExpiredTasks::default());
+                t.succeed(&a).await?;
+            }
+            _ => {
+                assert_eq!((renewed, expired.requeued), (vec![HeartbeatOutcome::Lost], vec![a.task.id]));
+                t.work_off().await?;
+            }
+        }
+        assert_eq!(t.db().get_run(run.id).await?.status, RunStatus::Success);
+    }
+    Ok(())
+}}
+
+case! { [T3, T6], t3_the_largest_heartbeat_goes_in_one_call(t) {
+    t.start("a b").await?;
+    let claimed = t.claim(2).await?;
+    let nobody = |_| Claim { task: TaskId::generate(), token: claimed[0].claim.token };
+    let mut claims: Vec<Claim> = (0..MAX_BATCH_ITEMS - 2).map(nobody).collect();
+    claims.insert(40_000, claimed[0].claim);
+    claims.push(claimed[1].claim);
+    t.advance(Duration::from_secs(1));
+    let answers = t.heartbeat(&claims).await?;
+    assert_eq!(answers.len(), MAX_BATCH_ITEMS);
+    assert_eq!((answers[40_000], answers[MAX_BATCH_ITEMS - 1]), (extended(&t), extended(&t)));
+    assert_eq!(answers.iter().filter(|answer| **answer == HeartbeatOutcome::Lost).count(), MAX_BATCH_ITEMS - 2);
+    Ok(())
+}}
+
 case! { T3, t3_nothing_lapsed_is_an_empty_answer(t) {
     t.start("a").await?;
-    assert_eq!(t.db().expire_leases(Limit::default()).await?, ork_state_api::ExpiredTasks::default());
+    assert_eq!(t.db().expire_leases(Limit::default()).await?, ExpiredTasks::default());
     Ok(())
 }}
 
@@ -264,7 +357,7 @@ case! { G4, g4_time_passes_only_with_the_injected_clock(t) {
     t.start("a*1 b*1").await?;
     let claimed = t.claim(2).await?;
     assert!(claimed.iter().all(|task| task.task.dispatched_at == Some(t.now())));
-    assert!(t.db().expire_leases(Limit::default()).await?.requeued.is_empty());
+    assert_eq!(t.db().expire_leases(Limit::default()).await?, ExpiredTasks::default());
     t.advance(Duration::from_secs(86_400 * 365));
     assert_eq!(t.db().expire_leases(Limit::default()).await?.requeued.len(), 2);
     let again = t.claim(2).await?;

@@ -209,6 +209,36 @@ case! { L2 needs [Logs], l2_a_cap_says_so_in_the_log(t) {
     Ok(())
 }}
 
+case! { L2 needs [Durable, Logs], l2_a_log_that_is_longer_than_a_lowered_cap_is_left_as_it_is(t) {
+    let task = a_task(&t).await?;
+    append(&t, task, b"longer than ten").await?;
+    let separator = if t.url().contains('?') { '&' } else { '?' };
+    let capped = crate::ctx::connect(&format!("{}{separator}max_log_bytes=10", t.url()), None).await?;
+    let unchanged = |dropped| LogAppended { length: 15, dropped };
+    assert_eq!(capped.append_log(task, LogChunk::new(b"more")?).await?, unchanged(4));
+    assert_eq!(capped.append_log(task, LogChunk::new(b"!")?).await?, unchanged(1));
+    assert_eq!(whole(&t, task).await?, b"longer than ten");
+    Ok(())
+}}
+
+case! { [L2, W3] needs [Logs], l2_an_append_races_with_the_deletion(t) {
+    for _ in 0..10 {
+        let run = t.start("a").await?;
+        let task = t.task(run.id, "a").await?.id;
+        t.work_off().await?;
+        let (first, second) = (t.clone(), t.clone());
+        let appending = tokio::spawn(async move { append(&first, task, b"late").await });
+        let deleting = tokio::spawn(async move { second.db().delete_workflow(run.workflow).await });
+        deleting.await??;
+        if let Err(error) = appending.await? {
+            assert!(matches!(error.kind(), NotFound { entity: Entity::Task, .. }), "{error:?}");
+        }
+        assert_fails!(read(&t, task, LogPosition::Offset(0), 1).await, NotFound { entity: Entity::Task, .. });
+    }
+    // That no part of a log is left behind is for the verification to see.
+    Ok(())
+}}
+
 case! { [L2, G7] without Logs, l2_an_opt_out_is_refused_and_changes_nothing(t) {
     let run = t.start("a").await?;
     let before = t.task(run.id, "a").await?;

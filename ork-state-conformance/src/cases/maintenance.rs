@@ -1,14 +1,14 @@
-use ork_state_api::ErrorKind::SchemaMismatch;
+use ork_state_api::ErrorKind::{SchemaMismatch, Unsupported};
 use ork_state_api::{
-    Capability, Database, Found, Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, RunId,
-    StartRun, TaskId, TaskUpdates, WorkflowId,
+    Capability, Database, Found, Heartbeat, LeaseTime, Limit, ListRuns, ListTasks, LogChunk, LogPosition,
+    LogRange, NewRun, NewWorkflow, PageRequest, RunId, StartRun, TaskId, TaskUpdates, WorkflowId,
 };
 
 use super::{assert_fails, together};
 use crate::case::case;
 use crate::child::{ChildProcess, Role};
 use crate::ctx::connect;
-use crate::{LEASE, claim_request, dag};
+use crate::{Damage, LEASE, claim_request, dag};
 
 case! { M1, m1_migrating_tells_what_it_did(t) {
     let store = t.fixture().empty().await?;
@@ -84,7 +84,17 @@ case! { M1, m1_an_unmigrated_store_refuses_every_method(t) {
         refused("update_jobs", db.update_jobs(ork_state_api::JobUpdates::new(vec![])?).await.map(drop))?;
         refused("list_jobs", db.list_jobs(task).await.map(drop))?;
     }
+    refused("heartbeat", db.heartbeat(Heartbeat::new([], LeaseTime::new(LEASE)?)?).await.map(drop))?;
     refused("verify", db.verify().await.map(drop))?;
+    let range = LogRange::new(LogPosition::Offset(0), 1)?;
+    let logs = [db.append_log(task, LogChunk::new(b"x")?).await.map(drop), db.read_log(task, range).await.map(drop)];
+    for result in logs {
+        if t.backend().capabilities.has(Capability::Logs) {
+            refused("a method about logs", result)?;
+        } else {
+            assert_fails!(result, Unsupported { capability: Capability::Logs, .. });
+        }
+    }
     db.migrate().await?;
     assert!(db.list_workflows(PageRequest::default().into()).await?.items.is_empty());
     Ok(())
@@ -138,6 +148,38 @@ case! { M1 needs [MultiProcess], m1_processes_migrating_at_once_do_it_once(t) {
         did += usize::from(said.first().is_some_and(|steps| steps != "0"));
     }
     assert_eq!(did, 1);
+    Ok(())
+}}
+
+/// What a store of a newer schema answers; connecting may refuse it already.
+fn newer<T: std::fmt::Debug>(result: ork_state_api::Result<T>) -> Result<i64, String> {
+    match result {
+        Err(error) => match error.kind() {
+            SchemaMismatch { found, needed } if found > needed => Ok(*found),
+            _ => Err(format!("expected SchemaMismatch with a newer version, got {error:?}")),
+        },
+        Ok(value) => Err(format!("expected SchemaMismatch, got {value:?}")),
+    }
+}
+
+case! { M1 needs [Durable], m1_a_newer_schema_is_refused(t) {
+    let run = t.start("a").await?;
+    t.damage(Damage::NewerSchema).await?;
+    let first = async { t.reopen().await?.get_run(run.id).await };
+    let found = newer(first.await)?;
+    let writing = async { t.reopen().await?.create_run(NewRun::new(run.workflow)).await };
+    assert_eq!(newer(writing.await)?, found);
+    Ok(())
+}}
+
+case! { M1 needs [Durable], m1_migrating_leaves_a_newer_schema_as_it_is(t) {
+    t.start("a").await?;
+    t.damage(Damage::NewerSchema).await?;
+    let migrating = || async { t.reopen().await?.migrate().await };
+    let found = newer(migrating().await)?;
+    assert_eq!(newer(migrating().await)?, found, "it is still what it was");
+    // A handle that was opened before sees it as well: whoever migrates looks.
+    assert_eq!(newer(t.db().migrate().await)?, found);
     Ok(())
 }}
 

@@ -1,4 +1,5 @@
-use ork_state_api::ErrorKind::NotFound;
+use ork_state_api::ErrorKind::{InvalidInput, NotFound};
+use ork_state_api::limits::MAX_BATCH_ITEMS;
 use ork_state_api::{Entity, Json, RunId, TaskName, TaskUpdate};
 
 use super::assert_fails;
@@ -77,5 +78,21 @@ case! { L1, l1_a_failed_attempt_leaves_no_output(t) {
     let run = t.start("a").await?;
     t.fail(&t.claim_one().await?, std::time::Duration::ZERO).await?;
     assert_eq!(t.db().task_outputs(run.id, &names("a")?).await?.into_values().collect::<Vec<_>>(), [None]);
+    Ok(())
+}}
+
+case! { [L1, T6], l1_as_many_names_as_the_limit_go_in_one_call(t) {
+    let run = t.start("a b").await?;
+    let mut names: Vec<TaskName> = (0..MAX_BATCH_ITEMS - 1).map(|number| format!("nobody{number}").try_into()).collect::<Result<_, _>>()?;
+    names.push("b".parse()?);
+    let found = t.db().task_outputs(run.id, &names).await?;
+    assert_eq!(found.into_keys().collect::<Vec<_>>(), ["b".parse()?]);
+    Ok(())
+}}
+
+case! { [L1, G7], l1_more_names_than_the_limit_are_refused(t) {
+    let run = t.start("a").await?;
+    let names = vec!["a".parse()?; MAX_BATCH_ITEMS + 1];
+    assert_fails!(t.db().task_outputs(run.id, &names).await, InvalidInput { .. });
     Ok(())
 }}

@@ -140,3 +140,23 @@ case! { R5, r5_pausing_races_with_completion(t) {
     }
     Ok(())
 }}
+
+case! { [R5, T2], r5_a_claim_races_with_a_pause(t) {
+    for _ in 0..20 {
+        let run = t.start("a b c:a,b").await?.id;
+        let (first, second) = (t.clone(), t.db().clone());
+        let claiming = tokio::spawn(async move { first.claim(1).await });
+        let pausing = tokio::spawn(async move { second.pause_run(run).await });
+        let (claimed, paused) = (claiming.await??, pausing.await??);
+        assert_eq!(paused.status, RunStatus::Paused);
+        assert!(t.claim(10).await?.is_empty(), "what was not claimed before waits");
+        let held = if claimed.is_empty() { "pending" } else { "dispatched" };
+        assert_eq!(t.statuses(run).await?, format!("a={held} b=pending c=pending"));
+        for task in &claimed {
+            t.succeed(task).await?;
+        }
+        t.db().resume_run(run).await?;
+        assert_eq!(t.work_off().await? + claimed.len(), 3);
+    }
+    Ok(())
+}}

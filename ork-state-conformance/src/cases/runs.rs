@@ -1,11 +1,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ork_state_api::ErrorKind::{InvalidTransition, NotFound};
+use ork_state_api::ErrorKind::{Conflict, InvalidTransition, NotFound};
 use ork_state_api::RunStatus::{Cancelled, Failed, Paused, Pending, Running, Success};
+use ork_state_api::limits::MAX_LABEL_BYTES;
 use ork_state_api::{
-    CreatedRun, Entity, Label, NewRun, Run, RunId, RunStatus, StartRun, TaskCounts, TaskStatus, TaskUpdate,
-    UpdateOutcome, WorkflowId,
+    ClaimTasks, CreatedRun, Dag, Entity, HeartbeatOutcome, Label, LeaseTime, NewRun, Run, RunId, RunStatus,
+    StartRun, Task, TaskCounts, TaskSpec, TaskStatus, TaskUpdate, Text, UpdateOutcome, WorkflowId,
 };
 
 use super::{assert_fails, together};
@@ -179,6 +180,162 @@ case! { R2, r2_a_cancelled_run_does_not_start(t) {
     let error = assert_fails!(t.db().start_run(StartRun::pinned(run.id)).await, InvalidTransition { entity: Entity::Run, .. });
     assert!(error.to_string().contains("cancelled"), "{error}");
     assert_eq!(t.tasks(run.id).await?, []);
+    Ok(())
+}}
+
+case! { R2, r2_a_run_that_was_started_and_cancelled_does_not_start(t) {
+    let run = t.start("a b").await?;
+    t.succeed(&t.claim_one().await?).await?;
+    let cancelled = t.db().cancel_run(run.id).await?;
+    let tasks = t.tasks(run.id).await?;
+    for start in [StartRun::pinned(run.id), StartRun::with_dag(run.id, dag("x")?)] {
+        assert_fails!(t.db().start_run(start).await, InvalidTransition { entity: Entity::Run, .. });
+    }
+    assert_eq!((t.db().get_run(run.id).await?, t.tasks(run.id).await?), (cancelled, tasks));
+    Ok(())
+}}
+
+case! { R2, r2_two_starts_with_different_dags_make_the_tasks_of_one(t) {
+    for _ in 0..10 {
+        let run = t.pending_run("pinned").await?.id;
+        let dags = [dag("a b:a")?, dag("x y z:x")?];
+        let callers = dags.map(|dag| {
+            let db = t.db().clone();
+            async move { db.start_run(StartRun::with_dag(run, dag)).await }
+        });
+        let mut totals = BTreeSet::new();
+        for result in together(callers).await? {
+            totals.insert(result?.tasks.total);
+        }
+        assert_eq!(totals.len(), 1, "both are told of the same tasks: {totals:?}");
+        let statuses = t.statuses(run).await?;
+        assert!(["a=pending b=pending", "x=pending y=pending z=pending"].contains(&statuses.as_str()), "{statuses}");
+        t.work_off().await?;
+    }
+    Ok(())
+}}
+
+case! { [R2, R4], r2_a_start_races_with_a_cancellation(t) {
+    for _ in 0..20 {
+        let run = t.pending_run("a b:a").await?.id;
+        let (first, second) = (t.db().clone(), t.db().clone());
+        let starting = tokio::spawn(async move { first.start_run(StartRun::pinned(run)).await });
+        let cancelling = tokio::spawn(async move { second.cancel_run(run).await });
+        let (started, cancelled) = (starting.await?, cancelling.await??);
+        let tasks = match started {
+            Ok(started) => {
+                assert_eq!(started.status, Running);
+                "a=cancelled b=cancelled"
+            }
+            Err(error) => {
+                assert!(matches!(error.kind(), InvalidTransition { .. }), "{error:?}");
+                ""
+            }
+        };
+        assert_eq!((cancelled.status, t.statuses(run).await?.as_str()), (Cancelled, tasks));
+        assert_eq!(t.db().get_run(run).await?, cancelled);
+    }
+    assert!(t.claim(100).await?.is_empty());
+    Ok(())
+}}
+
+// The run has no task, so it ends as it starts, and the workflow may then be deleted.
+case! { [R2, W3], r2_a_start_races_with_the_deletion_of_its_workflow(t) {
+    for _ in 0..20 {
+        let run = t.pending_run("").await?;
+        let (first, second) = (t.db().clone(), t.db().clone());
+        let starting = tokio::spawn(async move { first.start_run(StartRun::pinned(run.id)).await });
+        let deleting = tokio::spawn(async move { second.delete_workflow(run.workflow).await });
+        let (started, deleted) = (starting.await??, deleting.await?);
+        assert_eq!(started.status, Success, "it is pending, so that its workflow stays");
+        match deleted {
+            Ok(()) => drop(assert_fails!(t.db().get_run(run.id).await, NotFound { entity: Entity::Run, .. })),
+            Err(error) => {
+                assert!(matches!(error.kind(), Conflict { .. }), "{error:?}");
+                assert_eq!(t.db().get_run(run.id).await?, started);
+            }
+        }
+    }
+    Ok(())
+}}
+
+case! { [R4, T2], r4_a_claim_races_with_a_cancellation(t) {
+    for _ in 0..20 {
+        let run = t.start("a b:a").await?.id;
+        let (first, second) = (t.clone(), t.db().clone());
+        let claiming = tokio::spawn(async move { first.claim(10).await });
+        let cancelling = tokio::spawn(async move { second.cancel_run(run).await });
+        let (claimed, cancelled) = (claiming.await??, cancelling.await??);
+        assert_eq!((cancelled.status, cancelled.tasks.unfinished), (Cancelled, 0));
+        assert_eq!(t.statuses(run).await?, "a=cancelled b=cancelled");
+        // Whichever came first, nobody holds it now.
+        let claims: Vec<_> = claimed.iter().map(|task| task.claim).collect();
+        assert!(t.heartbeat(&claims).await?.iter().all(|answer| *answer == HeartbeatOutcome::Lost));
+        assert_eq!(t.task(run, "a").await?.lease, None);
+        assert!(t.claim(10).await?.is_empty());
+    }
+    Ok(())
+}}
+
+case! { [R4, R5], r4_what_the_attempts_left_stays(t, paused: bool) {
+    let run = t.start("failed retried*2 held*1 done waits:held").await?;
+    let claimed = t.claim(10).await?;
+    let [failed, retried, held, done] = &claimed[..] else { return Err("four tasks are ready".into()) };
+    let name = |name: &str| Ok::<_, ork_state_api::Error>(Some(Label::new(name)?));
+    t.update([
+        TaskUpdate::failed_for_good(failed.claim, Text::new("own")?),
+        TaskUpdate::dispatched(retried.claim, name("first")?),
+        TaskUpdate::running(retried.claim),
+        TaskUpdate::dispatched(held.claim, name("second")?),
+        TaskUpdate::running(held.claim),
+        TaskUpdate::succeeded(done.claim, None),
+    ]).await?;
+    t.advance(Duration::from_secs(1));
+    t.fail(retried, Duration::from_secs(9)).await?;
+    if paused {
+        t.db().pause_run(run.id).await?;
+    }
+    let (before, tasks) = (t.db().get_run(run.id).await?, t.tasks(run.id).await?);
+    t.advance(Duration::from_secs(1));
+    let cancelled = t.db().cancel_run(run.id).await?;
+
+    let counts = TaskCounts { unfinished: 0, ..before.tasks };
+    let expected = Run { status: Cancelled, finished_at: Some(t.now()), tasks: counts, ..before };
+    assert_eq!((counts.total, counts.failed, expected.error.as_deref()), (5, 1, Some("task \"failed\" failed")));
+    assert_eq!((&cancelled, &t.db().get_run(run.id).await?), (&expected, &expected));
+    let expected: Vec<Task> = tasks.into_iter().map(|task| {
+        if task.status.is_terminal() {
+            return task;
+        }
+        let (lease, ready_at, retry_at) = (None, None, None);
+        Task { status: TaskStatus::Cancelled, finished_at: Some(t.now()), lease, ready_at, retry_at, ..task }
+    }).collect();
+    assert_eq!(t.tasks(run.id).await?, expected);
+    let left: Vec<_> = expected.iter().map(|task| (task.attempts, task.execution_name.as_deref(), task.error.as_deref())).collect();
+    let all = [(1, None, Some("own")), (1, Some("first"), Some("broken")), (1, Some("second"), None), (1, None, None), (0, None, None)];
+    assert_eq!(left, all);
+    Ok(())
+}
+    of_a_running_run => false,
+    of_a_paused_run => true,
+}
+
+case! { [R1, G5], r1_labels_as_long_as_the_limit_come_back(t) {
+    let long = |letter: &str| Label::new(letter.repeat(MAX_LABEL_BYTES / letter.len()));
+    let spec = TaskSpec::new("a".parse()?, long("x")?);
+    let workflow = t.workflow(Dag::new([spec])?).await?.id;
+    let new = NewRun::new(workflow).with_trigger(long("é")?).with_idempotency_key(long("\u{1F600}")?);
+    let run = t.db().create_run(new.clone()).await?.into_run();
+    assert_eq!((run.triggered_by, run.idempotency_key), (long("é")?, Some(long("\u{1F600}")?)));
+    let CreatedRun::Existing(again) = t.db().create_run(new).await? else { return Err("the key is taken".into()) };
+    assert_eq!(again.id, run.id);
+    t.db().start_run(StartRun::pinned(run.id)).await?;
+    let request = ClaimTasks::new(long("o")?, LeaseTime::new(crate::LEASE)?);
+    let a = t.db().claim_tasks(request).await?.remove(0);
+    t.update([TaskUpdate::dispatched(a.claim, Some(long("n")?))]).await?;
+    let task = t.task(run.id, "a").await?;
+    assert_eq!((task.executor_type, task.execution_name), (long("x")?, Some(long("n")?)));
+    assert_eq!(task.lease.map(|lease| lease.owner), Some(long("o")?));
     Ok(())
 }}
 

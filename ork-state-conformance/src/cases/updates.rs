@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use ork_state_api::UpdateOutcome::{AlreadyTerminal, Applied, LeaseLost, NotFound};
+use ork_state_api::limits::{MAX_BATCH_ITEMS, MAX_TEXT_BYTES};
 use ork_state_api::{
     Claim, Delay, Json, Label, Limit, RunStatus, TaskId, TaskStatus, TaskUpdate, Text, Token,
 };
@@ -255,12 +256,64 @@ case! { T6, t6_a_stale_item_and_a_live_one_about_one_task_stand_apart(t) {
             TaskUpdate::running(first.claim),
         ])
         .await?;
-    // The stale items are looked at before or after the live one: either way they change nothing.
-    assert_eq!(report.outcomes[1], Applied { status: TaskStatus::Success });
-    for stale in [report.outcomes[0], report.outcomes[2]] {
-        assert!(matches!(stale, LeaseLost | AlreadyTerminal { .. }), "{stale:?}");
-    }
+    // Both stale items stand at the place of the first, before the live one.
+    assert_eq!(report.outcomes, [LeaseLost, Applied { status: TaskStatus::Success }, LeaseLost]);
     assert_eq!(t.db().get_task(first.task.id).await?.task.error, None);
+    Ok(())
+}}
+
+case! { T6, t6_a_stale_item_after_the_end_finds_the_end(t) {
+    t.start("a*1").await?;
+    let first = t.claim_one().await?;
+    t.update([TaskUpdate::released(first.claim)]).await?;
+    let second = t.claim_one().await?;
+    let report = t
+        .update([TaskUpdate::running(second.claim), TaskUpdate::running(first.claim), TaskUpdate::succeeded(second.claim, None)])
+        .await?;
+    let status = TaskStatus::Success;
+    assert_eq!(report.outcomes, [Applied { status }, AlreadyTerminal { status }, Applied { status }]);
+    Ok(())
+}}
+
+case! { T4, t4_a_stale_claim_on_an_ended_task_is_told_of_the_end(t) {
+    let run = t.start("a*1 b").await?;
+    let stale = t.claim_one().await?;
+    t.advance(LEASE);
+    t.db().expire_leases(Limit::default()).await?;
+    let a = t.claim(10).await?.into_iter().find(|task| task.task.id == stale.task.id).ok_or("it is ready again")?;
+    t.succeed(&a).await?;
+    let before = t.task(run.id, "a").await?;
+    let invented = Claim { task: a.task.id, token: Token::from_stored(i64::MAX) };
+    for claim in [stale.claim, invented] {
+        let report = t.update([TaskUpdate::failed_for_good(claim, Text::new("late")?)]).await?;
+        assert_eq!(report.outcomes, [AlreadyTerminal { status: TaskStatus::Success }]);
+    }
+    assert_eq!(t.task(run.id, "a").await?, before);
+    Ok(())
+}}
+
+case! { T6, t6_the_largest_batch_goes_in_one_call(t) {
+    t.start("a b").await?;
+    let claimed = t.claim(2).await?;
+    let nobody = |_| TaskUpdate::running(Claim { task: TaskId::generate(), token: Token::from_stored(1) });
+    let mut updates: Vec<_> = (0..MAX_BATCH_ITEMS - 2).map(nobody).collect();
+    updates.insert(50_000, TaskUpdate::succeeded(claimed[0].claim, None));
+    updates.push(TaskUpdate::succeeded(claimed[1].claim, None));
+    let report = t.update(updates).await?;
+    let done = Applied { status: TaskStatus::Success };
+    assert_eq!((report.outcomes.len(), report.ended_runs.len()), (MAX_BATCH_ITEMS, 1));
+    assert_eq!((report.outcomes[50_000], report.outcomes[MAX_BATCH_ITEMS - 1]), (done, done));
+    assert_eq!(report.outcomes.iter().filter(|o| **o == NotFound).count(), MAX_BATCH_ITEMS - 2);
+    Ok(())
+}}
+
+case! { [T4, G5], t4_an_error_as_long_as_the_limit_comes_back(t) {
+    let run = t.start("a b:a").await?;
+    let long = "é".repeat(MAX_TEXT_BYTES / 2);
+    let a = t.claim_one().await?;
+    t.update([TaskUpdate::failed_for_good(a.claim, Text::new(long.as_str())?)]).await?;
+    assert!(t.task(run.id, "a").await?.error.as_deref() == Some(long.as_str()), "the error came back otherwise");
+    assert_eq!(t.statuses(run.id).await?, "a=failed b=failed");
     Ok(())
 }}
 

@@ -140,6 +140,22 @@ impl TestStore for PostgresStore {
             Damage::Dag(snapshot) => {
                 ("UPDATE workflow_snapshots SET tasks_json = '{}' WHERE id = $1", snapshot.as_uuid())
             }
+            Damage::DependsOn(task) => {
+                ("UPDATE tasks SET depends_on = ARRAY['../escape'] WHERE id = $1", task.as_uuid())
+            }
+            Damage::RunCount(run) => {
+                ("UPDATE runs SET tasks_unfinished = tasks_unfinished + 1 WHERE id = $1", run.as_uuid())
+            }
+            Damage::RunEnded(run) => (
+                "UPDATE runs SET status = 'success', finished_at = created_at WHERE id = $1",
+                run.as_uuid(),
+            ),
+            // The id is of no use here.
+            Damage::NewerSchema => (
+                "INSERT INTO ork_state_migrations (version, name, checksum)
+                 SELECT max(version) + 1, 'from_the_future', '\\x00' FROM ork_state_migrations WHERE $1 IS NOT NULL",
+                Uuid::nil(),
+            ),
         };
         let failed = |source| Error::unavailable("the damage cannot be done").with_source(source);
         let mut connection = PgConnection::connect(&self.server.url(&self.name)).await.map_err(failed)?;
