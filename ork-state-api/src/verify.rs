@@ -215,7 +215,10 @@ async fn check_run<S: TaskStore + DeferredJobStore + ?Sized>(
         RunStatus::Success if tasks.iter().any(|task| task.status != TaskStatus::Success) => {
             Some("a success with a task that is not")
         }
-        RunStatus::Failed if counted.failed == 0 => Some("failed with no task that is"),
+        // One taken over from Ork may have failed for a reason of its own.
+        RunStatus::Failed if counted.failed == 0 && run.error.is_none() => {
+            Some("failed with no task that is")
+        }
         status if status.is_terminal() && counted.unfinished > 0 => Some("terminal with live tasks"),
         _ => None,
     };

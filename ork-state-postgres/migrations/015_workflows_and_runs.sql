@@ -3,6 +3,44 @@
 -- JSON columns become `json`: `jsonb` rewrites numbers and drops white space, and what goes in must come out equal.
 -- Names are ordered byte by byte whatever the database's collation.
 
+-- A workflow whose tasks are not in a snapshot gets one, and so do runs from before there were any. The content hash is made good when a
+-- database of Ork is taken over: no statement can work it out.
+WITH made AS (
+    INSERT INTO workflow_snapshots (id, workflow_id, content_hash, tasks_json, created_at)
+    SELECT
+        gen_random_uuid(), w.id, 'of ' || w.id::text,
+        coalesce(
+            (
+                SELECT jsonb_agg(
+                    jsonb_build_object(
+                        'task_index', t.place, 'task_name', t.task_name, 'executor_type', t.executor_type,
+                        'depends_on', t.depends_on, 'params', t.params, 'signature', t.signature
+                    )
+                    ORDER BY t.place
+                )
+                FROM (
+                    SELECT k.*, row_number() OVER (ORDER BY k.task_index, k.id) - 1 AS place
+                    FROM workflow_tasks k
+                    WHERE k.workflow_id = w.id
+                ) t
+            ),
+            '[]'
+        ),
+        w.updated_at
+    FROM workflows w
+    WHERE w.current_snapshot_id IS NULL
+    RETURNING id, workflow_id
+)
+UPDATE workflows w SET current_snapshot_id = m.id FROM made m WHERE m.workflow_id = w.id;
+
+UPDATE runs r
+SET snapshot_id = w.current_snapshot_id
+FROM workflows w
+WHERE w.id = r.workflow_id AND r.snapshot_id IS NULL;
+
+-- Changes of rows wait with the checks of foreign keys, and a table that has such waiting cannot be altered.
+SET CONSTRAINTS ALL IMMEDIATE;
+
 ALTER TABLE workflows
     ALTER COLUMN name TYPE text COLLATE "C",
     ALTER COLUMN task_params TYPE json USING task_params::text::json,

@@ -27,7 +27,7 @@ CREATE FUNCTION ork_claim_tasks(
 )
 RETURNS TABLE (
     is_output boolean, id uuid, run_id uuid, task_index int, task_name text, executor_type text, depends_on text[],
-    unmet_dependencies int, status text, attempts int, max_retries int, timeout_seconds int,
+    unmet_dependencies int, open_jobs int, status text, attempts int, max_retries int, timeout_seconds int,
     lease_owner text, lease_token bigint, lease_expires_at timestamptz,
     execution_name text, error text, created_at timestamptz, ready_at timestamptz, retry_at timestamptz,
     dispatched_at timestamptz, started_at timestamptz, finished_at timestamptz, params text,
@@ -115,7 +115,7 @@ BEGIN
     )
     SELECT
         false, c.id, c.run_id, c.task_index, c.task_name, c.executor_type, c.depends_on,
-        c.unmet_dependencies, c.status, c.attempts, c.max_retries, c.timeout_seconds,
+        c.unmet_dependencies, c.open_jobs, c.status, c.attempts, c.max_retries, c.timeout_seconds,
         p_owner, c.token, ork_later(v_now, p_lease),
         c.execution_name, c.error, c.created_at, c.ready_at, c.retry_at,
         c.dispatched_at, c.started_at, c.finished_at, c.params::text,
@@ -129,7 +129,7 @@ BEGIN
         RETURN QUERY
         SELECT
             true, k.id, k.run_id, NULL::int, k.task_name, NULL::text, NULL::text[],
-            NULL::int, NULL::text, NULL::int, NULL::int, NULL::int,
+            NULL::int, NULL::int, NULL::text, NULL::int, NULL::int, NULL::int,
             NULL::text, NULL::bigint, NULL::timestamptz,
             NULL::text, NULL::text, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz,
             NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, k.output::text,

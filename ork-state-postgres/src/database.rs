@@ -8,14 +8,18 @@ use std::time::{Duration, Instant};
 
 use ork_state_api::{Backend, Clock, Database, Error, Result};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgArguments, PgConnection, PgPool, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow};
 use sqlx::{Connection, Postgres};
 use tokio::runtime::Handle;
 
 use crate::error::{Access, Remedy, of_connecting, of_statement, remedy};
 use crate::options::Schema;
 use crate::rows::Stamp;
-use crate::{BACKEND, PostgresOptions, claims, logs, maintenance, runs, schema, tasks, updates, workflows};
+use crate::watch::{self, Listeners};
+use crate::{
+    BACKEND, PostgresOptions, claims, deferred_jobs, logs, maintenance, runs, schedules, schema, tasks,
+    updates, workflows,
+};
 
 /// A statement with its arguments.
 pub(crate) type Query = sqlx::query::Query<'static, Postgres, PgArguments>;
@@ -46,6 +50,7 @@ pub(crate) struct Inner {
     is_current: AtomicBool,
     /// Connections made before this are not to be used.
     distrusted: Arc<Mutex<Option<Instant>>>,
+    pub(crate) listeners: Listeners,
 }
 
 /// The statements, written once with the name of the schema in them.
@@ -57,7 +62,10 @@ pub(crate) struct Statements {
     pub(crate) claims: claims::Statements,
     pub(crate) updates: updates::Statements,
     pub(crate) logs: logs::Statements,
+    pub(crate) schedules: schedules::Statements,
+    pub(crate) deferred_jobs: deferred_jobs::Statements,
     pub(crate) maintenance: maintenance::Statements,
+    pub(crate) watch: watch::Statements,
 }
 
 impl Statements {
@@ -70,7 +78,10 @@ impl Statements {
             claims: claims::Statements::new(schema),
             updates: updates::Statements::new(schema),
             logs: logs::Statements::new(schema),
+            schedules: schedules::Statements::new(schema),
+            deferred_jobs: deferred_jobs::Statements::new(schema),
             maintenance: maintenance::Statements::new(schema),
+            watch: watch::Statements::new(schema),
         }
     }
 }
@@ -184,6 +195,7 @@ impl Inner {
             max_log_bytes: options.max_log_bytes,
             is_current: AtomicBool::new(false),
             distrusted,
+            listeners: Listeners::default(),
         }
     }
 
@@ -196,7 +208,12 @@ impl Inner {
         self.pool.acquire().await.map_err(|error| self.cannot_connect(error))
     }
 
-    fn cannot_connect(&self, error: sqlx::Error) -> Error {
+    /// How to open a connection of one's own.
+    pub(crate) fn connect_options(&self) -> PgConnectOptions {
+        (*self.pool.connect_options()).clone()
+    }
+
+    pub(crate) fn cannot_connect(&self, error: sqlx::Error) -> Error {
         of_connecting(&self.place, &self.user, error)
     }
 

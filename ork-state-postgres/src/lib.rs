@@ -2,18 +2,22 @@
 
 mod claims;
 mod database;
+mod deferred_jobs;
 mod error;
 mod logs;
 mod maintenance;
 mod options;
 mod rows;
 mod runs;
+mod schedules;
 mod schema;
 mod tasks;
 mod updates;
+mod watch;
 mod workflows;
 
 pub use database::PostgresDatabase;
 pub use options::{BACKEND, PostgresOptions};
+pub use schema::MIGRATOR;
 
 ork_state_api::register_backend!(BACKEND);

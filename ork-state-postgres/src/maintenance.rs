@@ -1,22 +1,86 @@
 //! Migrating, and checking what is stored.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
-use ork_state_api::{Error, Maintenance, MigrationReport, Result, Violation, verify};
+use ork_state_api::{
+    Error, Maintenance, MigrationReport, Prune, Pruned, Result, Stats, Timestamp, Topic, Violation, Watch,
+    verify,
+};
 use sqlx::postgres::PgRow;
 use sqlx::{Row, SqlStr, query};
+use uuid::Uuid;
 
 use crate::PostgresDatabase;
+use crate::claims::{int_limit, interval};
 use crate::error::Access;
 use crate::options::Schema;
-use crate::schema::sql;
+use crate::rows::Reader;
+use crate::schema::{Intent, sql};
 
 pub(crate) struct Statements {
+    prune: SqlStr,
+    stats: SqlStr,
     verify: SqlStr,
 }
 
 impl Statements {
     pub(crate) fn new(schema: &Schema) -> Self {
         Self {
+            prune: sql(format!("SELECT runs, tasks FROM {schema}.ork_prune($1, $2, $3)")),
+            // What has ended is counted as it ends; the rest is live, and found by indexes. One statement, so that all of it is of one moment. Claimed
+            // and deferred tasks are the only ones whose rows are looked at.
+            stats: sql(format!(
+                "WITH ended AS (
+                     SELECT c.kind, c.status, sum(c.number)::bigint AS number
+                     FROM {schema}.ended_counts c
+                     GROUP BY c.kind, c.status
+                 ),
+                 live AS (
+                     SELECT
+                         r.status, count(*) AS runs, sum(r.tasks_unfinished)::bigint AS unfinished,
+                         sum(r.tasks_failed)::bigint AS failed, sum(r.tasks_cancelled)::bigint AS cancelled,
+                         sum(r.tasks_total - r.tasks_unfinished - r.tasks_failed - r.tasks_cancelled)::bigint AS success
+                     FROM {schema}.runs r
+                     WHERE r.status IN ('pending', 'running', 'paused')
+                     GROUP BY r.status
+                 ),
+                 jobs AS (
+                     SELECT j.status, count(*) AS number, array_agg(DISTINCT j.task_id) AS tasks
+                     FROM {schema}.deferred_jobs j
+                     WHERE j.poll_at IS NOT NULL
+                     GROUP BY j.status
+                 ),
+                 held AS (
+                     SELECT t.status, count(*) AS number
+                     FROM (
+                         SELECT l.task_id FROM {schema}.task_leases l
+                         UNION
+                         SELECT unnest(j.tasks) FROM jobs j
+                     ) h
+                     JOIN {schema}.tasks t ON t.id = h.task_id
+                     GROUP BY t.status
+                 )
+                 SELECT x.kind, x.status, sum(x.number)::bigint AS number FROM (
+                 SELECT 'workflow' AS kind, 'all' AS status, count(*) AS number FROM {schema}.workflows
+                 UNION ALL SELECT 'run', l.status, l.runs FROM live l
+                 UNION ALL SELECT e.kind, e.status, e.number FROM ended e
+                 UNION ALL SELECT 'task', 'success', l.success FROM live l
+                 UNION ALL SELECT 'task', 'failed', l.failed FROM live l
+                 UNION ALL SELECT 'task', 'cancelled', l.cancelled FROM live l
+                 UNION ALL SELECT 'task', 'pending', l.unfinished FROM live l
+                 UNION ALL SELECT 'task', h.status, h.number FROM held h
+                 UNION ALL SELECT 'task', 'pending', -h.number FROM held h
+                 UNION ALL SELECT 'job', j.status, j.number FROM jobs j
+                 UNION ALL (
+                     SELECT 'oldest', 'ready', (extract(epoch FROM q.ready_at) * 1000000)::bigint
+                     FROM {schema}.ready_tasks q
+                     WHERE q.ready_at <= coalesce($1, now())
+                     ORDER BY q.ready_at
+                     LIMIT 1
+                 )
+                 ) x GROUP BY x.kind, x.status"
+            )),
             // What the methods of the store do not show. One statement, so that all of it is seen at one moment; each check has a
             // number in `CHECKS`.
             verify: sql(format!(
@@ -89,6 +153,47 @@ impl Statements {
                          GROUP BY k.task_id
                      ) c ON c.task_id = g.task_id
                      WHERE coalesce(g.length, -1) <> coalesce(c.length, 0) OR c.is_whole IS FALSE
+                     UNION ALL
+                     SELECT 9, coalesce(t.id, j.task_id)
+                     FROM {schema}.tasks t
+                     FULL JOIN (
+                         SELECT k.task_id, count(*) FILTER (WHERE k.status IN ('pending', 'polling')) AS open
+                         FROM {schema}.deferred_jobs k
+                         GROUP BY k.task_id
+                     ) j ON j.task_id = t.id
+                     WHERE coalesce(t.open_jobs, -1) <> coalesce(j.open, 0)
+                     UNION ALL
+                     SELECT 10, j.id
+                     FROM {schema}.deferred_jobs j
+                     WHERE (j.status IN ('pending', 'polling')) <> (j.poll_at IS NOT NULL)
+                     UNION ALL
+                     SELECT 11, coalesce(t.id, o.task_id)
+                     FROM (
+                         SELECT k.id, k.started_at + make_interval(secs => k.timeout_seconds) AS deadline
+                         FROM {schema}.tasks k
+                         WHERE k.status = 'running' AND k.timeout_seconds IS NOT NULL
+                     ) t
+                     FULL JOIN {schema}.task_timeouts o ON o.task_id = t.id
+                     WHERE t.deadline IS DISTINCT FROM o.deadline
+                     UNION ALL
+                     SELECT 12, NULL
+                     FROM (
+                         SELECT kind, status, sum(number) AS number FROM {schema}.ended_counts GROUP BY kind, status
+                     ) c
+                     FULL JOIN (
+                         SELECT n.kind, n.status, sum(n.number) AS number
+                         FROM {schema}.runs r
+                         CROSS JOIN LATERAL (
+                             VALUES
+                                 ('run', r.status, 1),
+                                 ('task', 'success', r.tasks_total - r.tasks_failed - r.tasks_cancelled),
+                                 ('task', 'failed', r.tasks_failed),
+                                 ('task', 'cancelled', r.tasks_cancelled)
+                         ) n (kind, status, number)
+                         WHERE r.status IN ('success', 'failed', 'cancelled')
+                         GROUP BY n.kind, n.status
+                     ) n ON n.kind = c.kind AND n.status = c.status
+                     WHERE coalesce(c.number, 0) <> coalesce(n.number, 0)
                  ) c
                  ORDER BY c.number, c.id"
             )),
@@ -107,12 +212,55 @@ const CHECKS: &[(&str, &str, &str)] = &[
     ("T2", "task", "has a lease and is not claimed under it"),
     ("L2", "task", "is gone and has a log"),
     ("L2", "task", "has a log whose chunks do not add up to its length"),
+    ("D1", "task", "waits for another number of jobs than are open"),
+    ("D1", "deferred job", "is open and not to be polled, or the other way round"),
+    ("T8", "task", "has a deadline that is not its attempt's"),
+    ("M3", "count of ended runs or tasks", "is not what the runs say"),
 ];
 
 #[async_trait]
 impl Maintenance for PostgresDatabase {
     async fn migrate(&self) -> Result<MigrationReport> {
-        self.bring_up_to_date().await
+        self.bring_up_to_date(Intent::Migrate).await
+    }
+
+    async fn plan_migration(&self) -> Result<MigrationReport> {
+        self.bring_up_to_date(Intent::Plan).await
+    }
+
+    async fn prune(&self, prune: Prune) -> Result<Pruned> {
+        self.call(move |db| async move {
+            let statement = || {
+                query(db.sql.maintenance.prune.clone())
+                    .bind(interval(prune.ended_before.min(LONG_AGO)))
+                    .bind(int_limit(prune.limit))
+                    .bind(db.now())
+            };
+            let row = db.row(Access::Write, statement).await?;
+            let row = row.ok_or_else(|| Error::internal("a deletion gave no row"))?;
+            let row = Reader::new(&row, "runs", Uuid::nil());
+            let count =
+                |column| u64::try_from(row.get::<i64>(column)?).map_err(|error| row.corrupt(column, error));
+            Ok(Pruned { runs: count("runs")?, tasks: count("tasks")? })
+        })
+        .await
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        self.call(|db| async move {
+            let rows =
+                db.rows(Access::Read, || query(db.sql.maintenance.stats.clone()).bind(db.now())).await?;
+            let mut stats = Stats::none();
+            for row in &rows {
+                add(Reader::new(row, "ended_counts", Uuid::nil()), &mut stats)?;
+            }
+            Ok(stats)
+        })
+        .await
+    }
+
+    async fn watch(&self, topic: Topic) -> Result<Watch> {
+        self.watch_topic(topic).await
     }
 
     async fn verify(&self) -> Result<Vec<Violation>> {
@@ -128,11 +276,32 @@ impl Maintenance for PostgresDatabase {
     }
 }
 
+/// Before anything that is kept here: the server cannot count back from now for ever.
+const LONG_AGO: Duration = Duration::from_secs(2000 * 365 * 24 * 3600);
+
+/// Puts a row of the statistics where it belongs.
+fn add(row: Reader<'_>, stats: &mut Stats) -> Result<()> {
+    let number: i64 = row.get("number")?;
+    let counter = match row.get::<&str>("kind")? {
+        "workflow" => &mut stats.workflows,
+        "run" => stats.runs.entry(row.text("status")?).or_default(),
+        "task" => stats.tasks.entry(row.text("status")?).or_default(),
+        "job" => stats.open_jobs.entry(row.text("status")?).or_default(),
+        _ => {
+            stats.oldest_ready_at = Some(Timestamp::from_micros(number)?);
+            return Ok(());
+        }
+    };
+    *counter = u64::try_from(number).map_err(|error| row.corrupt("number", error))?;
+    Ok(())
+}
+
 fn violation(row: &PgRow) -> Result<Violation> {
     let unexpected = |source| Error::internal("a check gave no row of the expected form").with_source(source);
     let number: i32 = row.try_get("number").map_err(unexpected)?;
-    let id: String = row.try_get("id").map_err(unexpected)?;
+    let id: Option<String> = row.try_get("id").map_err(unexpected)?;
     let check = usize::try_from(number).ok().and_then(|number| CHECKS.get(number));
     let (rule, entity, problem) = check.ok_or_else(|| Error::internal("a check of no known number"))?;
-    Ok(Violation::new(rule, format!("{entity} {id}"), *problem))
+    let entity = id.map_or_else(|| (*entity).to_owned(), |id| format!("{entity} {id}"));
+    Ok(Violation::new(rule, entity, *problem))
 }

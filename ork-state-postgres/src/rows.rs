@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use ork_state_api::{
-    Error, Json, Lease, Result, Run, RunId, SnapshotId, Target, Task, TaskCounts, TaskId, TaskName,
-    Timestamp, Token, Workflow, WorkflowId,
+    DeferredJob, Error, JobId, Json, Lease, Result, Run, RunId, Schedule, SnapshotId, Target, Task,
+    TaskCounts, TaskId, TaskName, Timestamp, Token, Workflow, WorkflowId,
 };
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -124,7 +124,8 @@ fn reason(error: sqlx::Error) -> String {
 
 /// The columns of [`workflow`], of a table that is called `w`.
 pub(crate) const WORKFLOW: &str = "w.id, w.name, w.description, w.executor_type, w.job_name, w.region, w.project, \
-     w.task_params::text AS task_params, w.current_snapshot_id, w.created_at, w.updated_at";
+     w.task_params::text AS task_params, w.current_snapshot_id, w.schedule, w.schedule_enabled, w.last_scheduled_at, \
+     w.next_scheduled_at, w.created_at, w.updated_at";
 
 pub(crate) fn workflow(row: &PgRow) -> Result<Workflow> {
     let row = Reader::of(row, "workflows")?;
@@ -134,9 +135,20 @@ pub(crate) fn workflow(row: &PgRow) -> Result<Workflow> {
         description: row.optional_text("description")?,
         target: target(row)?,
         snapshot: SnapshotId::from_uuid(row.get("current_snapshot_id")?),
+        schedule: schedule(row)?,
         created_at: row.time("created_at")?,
         updated_at: row.time("updated_at")?,
     })
+}
+
+fn schedule(row: Reader<'_>) -> Result<Option<Schedule>> {
+    let Some(expression) = row.optional_text("schedule")? else { return Ok(None) };
+    Ok(Some(Schedule {
+        expression,
+        enabled: row.get("schedule_enabled")?,
+        last_at: row.optional_time("last_scheduled_at")?,
+        next_at: row.optional_time("next_scheduled_at")?,
+    }))
 }
 
 pub(crate) fn target(row: Reader<'_>) -> Result<Target> {
@@ -151,7 +163,7 @@ pub(crate) fn target(row: Reader<'_>) -> Result<Target> {
 
 /// The columns of [`run`], of a table or function that is called `r`.
 pub(crate) const RUN: &str = "r.id, r.workflow_id, r.snapshot_id, r.status, r.triggered_by, r.idempotency_key, r.error, \
-     r.tasks_total, r.tasks_unfinished, r.tasks_failed, r.created_at, r.started_at, r.finished_at";
+     r.tasks_total, r.tasks_unfinished, r.tasks_failed, r.tasks_cancelled, r.created_at, r.started_at, r.finished_at";
 
 pub(crate) fn run(row: &PgRow) -> Result<Run> {
     let row = Reader::of(row, "runs")?;
@@ -167,6 +179,7 @@ pub(crate) fn run(row: &PgRow) -> Result<Run> {
             total: row.count("tasks_total")?,
             unfinished: row.count("tasks_unfinished")?,
             failed: row.count("tasks_failed")?,
+            cancelled: row.count("tasks_cancelled")?,
         },
         created_at: row.time("created_at")?,
         started_at: row.optional_time("started_at")?,
@@ -176,7 +189,7 @@ pub(crate) fn run(row: &PgRow) -> Result<Run> {
 
 /// The columns of [`task`], of a table `t` joined with its lease `l`, if it has one.
 pub(crate) const TASK: &str = "t.id, t.run_id, t.task_index, t.task_name, t.executor_type, t.depends_on, \
-     t.unmet_dependencies, t.status, t.attempts, t.max_retries, t.timeout_seconds, l.owner AS lease_owner, \
+     t.unmet_dependencies, t.open_jobs, t.status, t.attempts, t.max_retries, t.timeout_seconds, l.owner AS lease_owner, \
      l.token AS lease_token, l.expires_at AS lease_expires_at, t.execution_name, t.error, t.created_at, t.ready_at, \
      t.retry_at, t.dispatched_at, t.started_at, t.finished_at";
 
@@ -195,6 +208,7 @@ pub(crate) fn task(row: &PgRow) -> Result<Task> {
             .collect::<Result<_>>()
             .map_err(|error| row.corrupt("depends_on", error))?,
         unmet_dependencies: row.count("unmet_dependencies")?,
+        open_jobs: row.count("open_jobs")?,
         status: row.text("status")?,
         attempts: row.count("attempts")?,
         max_retries: row.count("max_retries")?,
@@ -223,4 +237,31 @@ fn lease(row: Reader<'_>) -> Result<Option<Lease>> {
         token: Token::from_stored(token),
         expires_at: row.time("expires_at")?,
     }))
+}
+
+/// The columns of [`job`], of a table or function that is called `j`.
+pub(crate) const JOB: &str = "j.id, j.task_id, j.run_id, j.job_index, j.service_type, j.job_id, \
+     j.job_data::text AS job_data, j.status, j.token, j.owner, j.poll_at, j.output::text AS output, j.error, \
+     j.created_at, j.started_at, j.last_polled_at, j.finished_at";
+
+pub(crate) fn job(row: &PgRow) -> Result<DeferredJob> {
+    let row = Reader::of(row, "deferred_jobs")?;
+    Ok(DeferredJob {
+        id: JobId::from_uuid(row.id),
+        task: TaskId::from_uuid(row.get("task_id")?),
+        run: RunId::from_uuid(row.get("run_id")?),
+        index: row.count("job_index")?,
+        service_type: row.text("service_type")?,
+        job_id: row.text("job_id")?,
+        job_data: row.json("job_data")?.ok_or_else(|| row.corrupt("job_data", "is missing"))?,
+        status: row.text("status")?,
+        owner: row.optional_text("owner")?,
+        poll_at: row.optional_time("poll_at")?,
+        output: row.json("output")?,
+        error: row.optional_text("error")?,
+        created_at: row.time("created_at")?,
+        started_at: row.optional_time("started_at")?,
+        last_polled_at: row.optional_time("last_polled_at")?,
+        finished_at: row.optional_time("finished_at")?,
+    })
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    CreatedRun, Dag, Entity, Error, Limit, ListRuns, NewRun, Page, Result, Run, RunId, RunKey, RunStatus,
-    RunStore, StartRun, TaskId, TaskName,
+    CreatedRun, Dag, Entity, Error, Limit, ListRuns, NewRun, Page, Result, RetryRun, Run, RunFilter, RunId,
+    RunKey, RunStatus, RunStore, StartRun, TaskId, TaskName,
 };
-use sqlx::{SqlStr, query};
+use sqlx::postgres::PgRow;
+use sqlx::{Row, SqlStr, query};
 use uuid::Uuid;
 
 use crate::PostgresDatabase;
@@ -23,28 +24,58 @@ pub(crate) struct Statements {
     get: SqlStr,
     list: SqlStr,
     list_of_workflow: SqlStr,
+    list_by_status: SqlStr,
+    count: SqlStr,
+    count_of_workflow: SqlStr,
     pinned: SqlStr,
     start: SqlStr,
     cancel: SqlStr,
     pause: SqlStr,
     resume: SqlStr,
+    retry: SqlStr,
 }
 
 impl Statements {
     pub(crate) fn new(schema: &Schema) -> Self {
-        let list = |filter: &str| {
+        // $1 to $3: the page, its greatest id being $4; $5 to $7: the filter, each part null if it does not matter.
+        let filter = "r.created_at >= coalesce($5, '-infinity') AND r.created_at < coalesce($6, 'infinity')
+                 AND ($7::text IS NULL OR r.triggered_by = $7)";
+        let page = "(r.created_at, r.id) < (coalesce($1, 'infinity'), coalesce($2, $4))";
+        let list = |kind: &str| {
             sql(format!(
                 "SELECT {RUN} FROM {schema}.runs r
-                 WHERE {filter} (r.created_at, r.id) < (coalesce($1, 'infinity'), coalesce($2, $4))
+                 WHERE {page} AND {filter} {kind}
                  ORDER BY r.created_at DESC, r.id DESC
                  LIMIT $3"
+            ))
+        };
+        let count = |kind: &str| {
+            sql(format!(
+                "SELECT count(*) FROM {schema}.runs r
+                 WHERE r.created_at >= coalesce($1, '-infinity') AND r.created_at < coalesce($2, 'infinity')
+                     AND ($3::text IS NULL OR r.triggered_by = $3) AND ($4::text[] IS NULL OR r.status = ANY ($4)) {kind}"
             ))
         };
         Self {
             create: sql(format!("SELECT {RUN} FROM {schema}.ork_create_run($1, $2, $3, $4, $5) r")),
             get: sql(format!("SELECT {RUN} FROM {schema}.runs r WHERE r.id = $1")),
             list: list(""),
-            list_of_workflow: list("r.workflow_id = $5 AND"),
+            list_of_workflow: list("AND ($8::text[] IS NULL OR r.status = ANY ($8)) AND r.workflow_id = $9"),
+            // A range of the index by status each, merged: of a rare status nobody reads past the others.
+            list_by_status: sql(format!(
+                "SELECT r.*
+                 FROM unnest($8::text[]) AS s (status)
+                 CROSS JOIN LATERAL (
+                     SELECT {RUN} FROM {schema}.runs r
+                     WHERE r.status = s.status AND {page} AND {filter}
+                     ORDER BY r.created_at DESC, r.id DESC
+                     LIMIT $3
+                 ) r
+                 ORDER BY r.created_at DESC, r.id DESC
+                 LIMIT $3"
+            )),
+            count: count(""),
+            count_of_workflow: count("AND r.workflow_id = $5"),
             // The DAG is long, and of use only to a run that is not started.
             pinned: sql(format!(
                 "SELECT {RUN}, s.id AS pinned_id, s.tasks_json::text AS pinned_tasks_json
@@ -59,6 +90,11 @@ impl Statements {
             cancel: sql(format!("SELECT {RUN} FROM {schema}.ork_cancel_run($1, $2) r")),
             pause: sql(format!("SELECT {RUN} FROM {schema}.ork_pause_run($1) r")),
             resume: sql(format!("SELECT {RUN} FROM {schema}.ork_resume_run($1, $2) r")),
+            retry: sql(format!(
+                "SELECT x.answer, x.task, x.blocker, x.blocker_status, {RUN}
+                 FROM {schema}.ork_retry_run($1, $2, $3) x
+                 CROSS JOIN LATERAL (SELECT (x.run).*) r"
+            )),
         }
     }
 }
@@ -98,24 +134,53 @@ impl RunStore for PostgresDatabase {
 
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>> {
         self.call(|db| async move {
-            let after = list.page.after;
+            let ListRuns { filter, page } = list;
+            let statuses = statuses(&filter);
             let select = || {
                 let statements = &db.sql.runs;
-                let statement =
-                    if list.workflow.is_some() { &statements.list_of_workflow } else { &statements.list };
+                let statement = match (filter.workflow, &statuses) {
+                    (Some(_), _) => &statements.list_of_workflow,
+                    (None, Some(_)) => &statements.list_by_status,
+                    (None, None) => &statements.list,
+                };
                 let query = query(statement.clone())
-                    .bind(after.map(|key| Stamp(key.created_at)))
-                    .bind(after.map(|key| key.id.as_uuid()))
-                    .bind(fetch_limit(list.page.limit))
-                    .bind(Uuid::max());
-                match list.workflow {
-                    Some(workflow) => query.bind(workflow.as_uuid()),
-                    None => query,
+                    .bind(page.after.map(|key| Stamp(key.created_at)))
+                    .bind(page.after.map(|key| key.id.as_uuid()))
+                    .bind(fetch_limit(page.limit))
+                    .bind(Uuid::max())
+                    .bind(filter.created_from.map(Stamp))
+                    .bind(filter.created_before.map(Stamp))
+                    .bind(filter.triggered_by.as_deref());
+                match (filter.workflow, &statuses) {
+                    (Some(workflow), statuses) => query.bind(statuses.clone()).bind(workflow.as_uuid()),
+                    (None, Some(statuses)) => query.bind(statuses.clone()),
+                    (None, None) => query,
                 }
             };
             let rows = db.rows(Access::Read, select).await?;
             let runs = rows.iter().map(rows::run).collect::<Result<_>>()?;
-            Ok(Page::from_rows(runs, list.page.limit, RunKey::of))
+            Ok(Page::from_rows(runs, page.limit, RunKey::of))
+        })
+        .await
+    }
+
+    async fn count_runs(&self, filter: RunFilter) -> Result<u64> {
+        self.call(|db| async move {
+            let count = || {
+                let statements = &db.sql.runs;
+                let statement =
+                    if filter.workflow.is_some() { &statements.count_of_workflow } else { &statements.count };
+                let query = query(statement.clone())
+                    .bind(filter.created_from.map(Stamp))
+                    .bind(filter.created_before.map(Stamp))
+                    .bind(filter.triggered_by.as_deref())
+                    .bind(statuses(&filter));
+                match filter.workflow {
+                    Some(workflow) => query.bind(workflow.as_uuid()),
+                    None => query,
+                }
+            };
+            number(db.row(Access::Read, count).await?)
         })
         .await
     }
@@ -146,6 +211,47 @@ impl RunStore for PostgresDatabase {
             became(one(&db, Access::Write, id, resume).await?, RunStatus::Running)
         })
         .await
+    }
+
+    async fn retry_run(&self, retry: RetryRun) -> Result<Run> {
+        self.call(|db| retry_run(db, retry)).await
+    }
+}
+
+fn statuses(filter: &RunFilter) -> Option<Vec<&'static str>> {
+    filter.statuses.as_ref().map(|statuses| statuses.iter().map(|status| status.as_str()).collect())
+}
+
+/// The number that a statement counted.
+pub(crate) fn number(row: Option<PgRow>) -> Result<u64> {
+    let unexpected = |source| Error::internal("a count gave no number").with_source(source);
+    let row = row.ok_or_else(|| Error::internal("a count gave no row"))?;
+    u64::try_from(row.try_get::<i64, _>(0).map_err(unexpected)?)
+        .map_err(|source| Error::internal("a count is negative").with_source(source))
+}
+
+async fn retry_run(db: Arc<Inner>, retry: RetryRun) -> Result<Run> {
+    let id = retry.run;
+    let names: Option<Vec<String>> =
+        retry.tasks.as_ref().map(|names| names.iter().map(ToString::to_string).collect());
+    let retry = || query(db.sql.runs.retry.clone()).bind(id.as_uuid()).bind(names.clone()).bind(db.now());
+    let row = db.row(Access::Write, retry).await?.ok_or_else(|| Error::not_found(Entity::Run, id))?;
+    let answer = Reader::new(&row, "runs", id.as_uuid());
+    let status = || answer.text::<RunStatus>("blocker_status");
+    let refused = |from| Error::invalid_transition(Entity::Run, id, from, RunStatus::Running);
+    match answer.get("answer")? {
+        "retried" => rows::run(&row),
+        "live" => Err(refused(status()?).with_hint("Only a run that has ended is retried")),
+        "nothing" => Err(refused(status()?).with_hint("No task of it is to be done again")),
+        "unknown" => Err(Error::not_found(Entity::Task, answer.get::<&str>("task")?)),
+        _ => {
+            let (task, blocker) = (answer.get::<&str>("task")?, answer.get::<&str>("blocker")?);
+            let status: &str = answer.get("blocker_status")?;
+            Err(Error::conflict(format!(
+                "task {task:?} of run {id} depends on {blocker:?}, which is {status} and would not be done again"
+            ))
+            .with_hint("Name that task too"))
+        }
     }
 }
 

@@ -1,17 +1,23 @@
 //! Which version of the schema a database has, and bringing it to ours.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ork_state_api::{Error, MigrationReport, Result};
+use ork_state_api::{Dag, Error, Found as Store, MigrationReport, Result, Violation};
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Executor, Row, SqlStr, query};
+use uuid::Uuid;
 
 use crate::database::{Inner, PostgresDatabase};
 use crate::error::{Access, of_statement};
 use crate::options::Schema;
+use crate::rows::Reader;
 
-static MIGRATOR: Migrator = sqlx::migrate!();
+/// The migrations of this crate, for programs that carry them themselves. Up to 014 they have the numbers, names and effects of Ork's own.
+///
+/// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate) applies them, and takes databases of Ork over, which takes more than these statements.
+pub static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// How long to wait for another process that is migrating, and for locks that others hold on tables.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,12 +29,21 @@ const OLDEST_SERVER: i32 = 140_000;
 /// Tables that tell a store made by Ork before ork-state, or by sqlx's own migrations.
 const LEGACY: &[&str] =
     &["_sqlx_migrations", "workflows", "runs", "tasks", "workflow_tasks", "deferred_jobs"];
+/// The last version of Ork's own migrations. Ours bear the same numbers up to it.
+const LAST_OF_ORK: i64 = 14;
+/// How long to wait for what others, such as processes of Ork that still run, do in the tables of a database that is taken over.
+const TAKEOVER_PATIENCE: &str = "10s";
 
 /// Statements about the schema itself.
 pub(crate) struct Statements {
     versions: SqlStr,
+    versions_of_ork: SqlStr,
     create: SqlStr,
     record: SqlStr,
+    fence_ork: SqlStr,
+    snapshots: SqlStr,
+    rewrite_snapshot: SqlStr,
+    merge_snapshot: SqlStr,
 }
 
 impl Statements {
@@ -36,6 +51,29 @@ impl Statements {
         Self {
             versions: sql(format!(
                 "SELECT version, checksum FROM {schema}.ork_state_migrations ORDER BY version"
+            )),
+            versions_of_ork: sql(format!(
+                "SELECT version, success FROM {schema}._sqlx_migrations ORDER BY version"
+            )),
+            // A program of Ork that starts finds a migration that it does not know, and refuses.
+            fence_ork: sql(format!(
+                "INSERT INTO {schema}._sqlx_migrations (version, description, success, checksum, execution_time)
+                 VALUES ($1, 'taken over by ork-state', true, '', 0)
+                 ON CONFLICT DO NOTHING"
+            )),
+            snapshots: sql(format!(
+                "SELECT s.id, s.workflow_id, s.content_hash, s.tasks_json::text AS tasks_json
+                 FROM {schema}.workflow_snapshots s
+                 ORDER BY s.created_at, s.id"
+            )),
+            rewrite_snapshot: sql(format!(
+                "UPDATE {schema}.workflow_snapshots SET content_hash = $2, tasks_json = $3::text::json WHERE id = $1"
+            )),
+            // Into another of the same content.
+            merge_snapshot: sql(format!(
+                "WITH w AS (UPDATE {schema}.workflows SET current_snapshot_id = $2 WHERE current_snapshot_id = $1),
+                      r AS (UPDATE {schema}.runs SET snapshot_id = $2 WHERE snapshot_id = $1)
+                 DELETE FROM {schema}.workflow_snapshots WHERE id = $1"
             )),
             create: sql(format!(
                 "CREATE TABLE IF NOT EXISTS {schema}.ork_state_migrations (
@@ -62,8 +100,10 @@ pub(crate) fn sql(text: String) -> SqlStr {
 enum Found {
     /// Nothing of ours.
     Empty,
-    /// A store that this version cannot take over; the table that tells.
-    Legacy(String),
+    /// Tables of names like ours that nobody says the version of; one of them.
+    Foreign(String),
+    /// A database of Ork before ork-state, at this version.
+    Ork(i64),
     /// These migrations, with their checksums, in order.
     Migrations(Vec<(i64, Vec<u8>)>),
 }
@@ -86,7 +126,10 @@ impl Found {
         .and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect())
         .map_err(failed)?;
         if !tables.iter().any(|table| table == "ork_state_migrations") {
-            return Ok(tables.into_iter().next().map_or(Self::Empty, Self::Legacy));
+            if tables.iter().any(|table| table == "_sqlx_migrations") && tables.iter().any(|table| table == "runs") {
+                return Self::look_at_ork(inner, connection).await;
+            }
+            return Ok(tables.into_iter().next().map_or(Self::Empty, Self::Foreign));
         }
         let version = |row: &PgRow| Ok((row.try_get("version")?, row.try_get("checksum")?));
         query(inner.sql.schema.versions.clone())
@@ -97,6 +140,29 @@ impl Found {
             .map_err(failed)
     }
 
+    async fn look_at_ork(inner: &Inner, connection: &mut PgConnection) -> Result<Self> {
+        let rows = query(inner.sql.schema.versions_of_ork.clone()).fetch_all(connection).await;
+        let version = |row: &PgRow| Ok::<(i64, bool), sqlx::Error>((row.try_get(0)?, row.try_get(1)?));
+        let versions: Vec<(i64, bool)> = rows
+            .and_then(|rows| rows.iter().map(version).collect())
+            .map_err(|error| of_statement(&inner.place, Access::Read, error))?;
+        if let Some((version, _)) = versions.iter().find(|(_, success)| !success) {
+            return Err(Error::conflict(format!(
+                "Ork's own migration {version} of the schema {} at {} did not succeed",
+                inner.schema, inner.place
+            ))
+            .with_hint("Finish or undo it with the Ork that began it, then migrate again"));
+        }
+        match versions.last() {
+            Some((version @ 1..=LAST_OF_ORK, _)) => Ok(Self::Ork(*version)),
+            Some((version, _)) => Err(Error::conflict(format!(
+                "the schema {} at {} is at version {version} of Ork, this code knows it up to {LAST_OF_ORK}",
+                inner.schema, inner.place
+            ))),
+            None => Ok(Self::Foreign("_sqlx_migrations".to_owned())),
+        }
+    }
+
     /// The migrations that are there.
     ///
     /// # Errors
@@ -104,14 +170,13 @@ impl Found {
     fn migrations(self, inner: &Inner) -> Result<Vec<(i64, Vec<u8>)>> {
         match self {
             Self::Empty => Ok(Vec::new()),
-            Self::Legacy(table) => Err(Error::conflict(format!(
-                "the schema {} at {} has a table {table:?} and was not made by ork-state",
+            Self::Foreign(table) => Err(Error::conflict(format!(
+                "the schema {} at {} has a table {table:?} and was made neither by ork-state nor by Ork",
                 inner.schema, inner.place
             ))
-            .with_hint(
-                "Taking over databases made by Ork before ork-state is not supported by this version yet: \
-                 use another schema by the option `schema`, or another database",
-            )),
+            .with_hint("Use another schema by the option `schema`, or another database")),
+            // Nothing of ours is there yet.
+            Self::Ork(_) => Ok(Vec::new()),
             Self::Migrations(there) if last(&there) > needed() => Err(mismatch(last(&there))),
             Self::Migrations(there) => Ok(there),
         }
@@ -169,28 +234,37 @@ pub(crate) async fn check_at_connect(inner: &Inner, connection: &mut PgConnectio
     }
     match Found::look(inner, connection).await? {
         // Every method says so; connecting does not, so that there is something to ask.
-        Found::Legacy(_) => Ok(()),
+        Found::Foreign(_) => Ok(()),
         found => found.migrations(inner).map(drop),
     }
 }
 
 impl PostgresDatabase {
-    pub(crate) async fn bring_up_to_date(&self) -> Result<MigrationReport> {
-        self.call_unmigrated(|inner| async move {
+    pub(crate) async fn bring_up_to_date(&self, intent: Intent) -> Result<MigrationReport> {
+        self.call_unmigrated(move |inner| async move {
             let mut connection = inner.acquire().await?;
             let there = Found::look(&inner, &mut connection).await?.migrations(&inner)?;
             if last(&there) == needed() {
                 check_checksums(&there)?;
-                return Ok(MigrationReport { from: needed(), to: needed(), applied: Vec::new() });
+                let (found, applied, adjusted) = (Store::OrkState(needed()), Vec::new(), Vec::new());
+                return Ok(MigrationReport { found, to: needed(), applied, adjusted });
             }
-            migrate(&inner, &mut connection).await
+            migrate(&inner, &mut connection, intent).await
         })
         .await
     }
 }
 
+/// Whether a migration is to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intent {
+    Migrate,
+    /// It is done and taken back.
+    Plan,
+}
+
 /// Applies what is missing, in one transaction.
-async fn migrate(inner: &Inner, connection: &mut PgConnection) -> Result<MigrationReport> {
+async fn migrate(inner: &Inner, connection: &mut PgConnection, intent: Intent) -> Result<MigrationReport> {
     let failed = |error| of_statement(&inner.place, Access::Write, error);
     let mut transaction = connection.begin().await.map_err(failed)?;
     let settings = format!(
@@ -202,33 +276,134 @@ async fn migrate(inner: &Inner, connection: &mut PgConnection) -> Result<Migrati
     lock(inner, &mut transaction).await?;
 
     // What was there before the lock was had, may have been another process's work in progress.
-    let there = Found::look(inner, &mut transaction).await?.migrations(inner)?;
+    let store = Found::look(inner, &mut transaction).await?;
+    let of_ork = if let Found::Ork(version) = store { Some(version) } else { None };
+    let there = store.migrations(inner)?;
     check_checksums(&there)?;
-    let from = last(&there);
+    let from = of_ork.unwrap_or(last(&there));
     if there.is_empty() {
         create_schema(inner, &mut transaction).await?;
         transaction.execute(inner.sql.schema.create.clone()).await.map_err(failed)?;
     }
-    let mut applied = Vec::new();
-    for migration in MIGRATOR.iter().filter(|migration| migration.version > from) {
-        let name = name(migration);
-        transaction.execute(sqlx::raw_sql(migration.sql.clone())).await.map_err(|error| {
-            let reason = of_statement(&inner.place, Access::Write, error);
-            Error::new(reason.kind().clone())
-                .with_hint(format!("This was migration {name}"))
-                .with_source(reason)
-        })?;
-        query(inner.sql.schema.record.clone())
-            .bind(migration.version)
-            .bind(&name)
-            .bind(&*migration.checksum)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        applied.push(name);
+    if of_ork.is_some() {
+        lock_tables(inner, &mut transaction).await?;
     }
-    transaction.commit().await.map_err(failed)?;
-    Ok(MigrationReport { from, to: needed(), applied })
+    let mut applied = Vec::new();
+    for migration in MIGRATOR.iter() {
+        let name = name(migration);
+        if migration.version > from {
+            transaction.execute(sqlx::raw_sql(migration.sql.clone())).await.map_err(|error| {
+                let reason = of_statement(&inner.place, Access::Write, error);
+                Error::new(reason.kind().clone())
+                    .with_hint(format!("This was migration {name}"))
+                    .with_source(reason)
+            })?;
+            applied.push(name.clone());
+        }
+        // Those that Ork applied are recorded as ours, which have the same effect.
+        if migration.version > from || of_ork.is_some() {
+            query(inner.sql.schema.record.clone())
+                .bind(migration.version)
+                .bind(&name)
+                .bind(&*migration.checksum)
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        }
+    }
+    let mut adjusted = Vec::new();
+    if of_ork.is_some() {
+        adjusted = read_adjusted(inner, &mut transaction).await?;
+        adjusted.extend(rewrite_snapshots(inner, &mut transaction).await?);
+        let fence = query(inner.sql.schema.fence_ork.clone()).bind(needed());
+        fence.execute(&mut *transaction).await.map_err(failed)?;
+    }
+    match intent {
+        Intent::Migrate => transaction.commit().await.map_err(failed)?,
+        Intent::Plan => transaction.rollback().await.map_err(failed)?,
+    }
+    let found = match (of_ork, from) {
+        (Some(version), _) => Store::Ork(version),
+        (None, 0) => Store::Nothing,
+        (None, version) => Store::OrkState(version),
+    };
+    Ok(MigrationReport { found, to: needed(), applied, adjusted })
+}
+
+/// Keeps everybody else out of the tables of a database that is taken over, all at once, so that no other lock comes between.
+async fn lock_tables(inner: &Inner, connection: &mut PgConnection) -> Result<()> {
+    let patience = format!("SET LOCAL lock_timeout = '{TAKEOVER_PATIENCE}'");
+    let locked = async {
+        connection.execute(sqlx::raw_sql(sql(patience))).await?;
+        // The tables that every version has.
+        connection.execute("LOCK TABLE workflows, runs, tasks, _sqlx_migrations IN ACCESS EXCLUSIVE MODE").await
+    };
+    locked.await.map(drop).map_err(|error| {
+        let error = of_statement(&inner.place, Access::Read, error);
+        Error::new(error.kind().clone())
+            .with_hint("Stop the programs of Ork that still use the database, then migrate again")
+            .with_source(error)
+    })
+}
+
+/// What the last migration found in the old rows.
+async fn read_adjusted(inner: &Inner, connection: &mut PgConnection) -> Result<Vec<Violation>> {
+    // Made by that migration in this very transaction; none if another transaction applied it, as by sqlx's own means.
+    let read = query("SELECT rule, entity, problem FROM ork_adjusted ORDER BY rule, entity, problem");
+    let rows = read.fetch_all(connection).await.map_err(|error| of_statement(&inner.place, Access::Read, error))?;
+    rows.iter()
+        .map(|row| {
+            let text = |column| {
+                row.try_get::<String, _>(column)
+                    .map_err(|source| Error::internal("an adjustment that is no text").with_source(source))
+            };
+            Ok(Violation::new(rule_named(&text("rule")?), text("entity")?, text("problem")?))
+        })
+        .collect()
+}
+
+/// The rules that a migration names.
+fn rule_named(name: &str) -> &'static str {
+    const RULES: &[&str] = &["D2", "G5", "G8", "R2", "R3", "R4", "S1", "T1", "T5"];
+    RULES.iter().find(|rule| **rule == name).copied().unwrap_or("G8")
+}
+
+/// Gives every snapshot its canonical form and hash: the old form went through `jsonb`, which rewrites numbers and the order of keys.
+async fn rewrite_snapshots(inner: &Inner, connection: &mut PgConnection) -> Result<Vec<Violation>> {
+    let failed = |error| of_statement(&inner.place, Access::Write, error);
+    let statements = &inner.sql.schema;
+    let rows = query(statements.snapshots.clone()).fetch_all(&mut *connection).await.map_err(failed)?;
+    let mut adjusted = Vec::new();
+    let mut kept: HashMap<(Uuid, String), Uuid> = HashMap::new();
+    for row in &rows {
+        let row = Reader::of(row, "workflow_snapshots")?;
+        let (id, workflow): (Uuid, Uuid) = (row.get("id")?, row.get("workflow_id")?);
+        let dag = match Dag::of_old_form(row.get("tasks_json")?) {
+            Ok((dag, problems)) => {
+                let entity = format!("snapshot {id}");
+                adjusted.extend(problems.into_iter().map(|problem| Violation::new("W2", &*entity, problem)));
+                dag
+            }
+            Err(error) => {
+                let problem = format!("is no DAG and cannot be run: {error}");
+                adjusted.push(Violation::new("G8", format!("snapshot {id}"), problem));
+                continue;
+            }
+        };
+        let hash = dag.content_hash();
+        match kept.get(&(workflow, hash.clone())) {
+            Some(same) => {
+                query(statements.merge_snapshot.clone()).bind(id).bind(same).execute(&mut *connection).await
+            }
+            None => {
+                kept.insert((workflow, hash.clone()), id);
+                let rewrite = query(statements.rewrite_snapshot.clone());
+                rewrite.bind(id).bind(hash).bind(dag.to_json().as_str()).execute(&mut *connection).await
+            }
+        }
+        .map_err(failed)?;
+    }
+    Ok(adjusted)
 }
 
 /// Waits until no other process migrates this schema, and keeps others from it until the transaction ends.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    ClaimTasks, ClaimedTask, Entity, Error, ExpiredLeases, Heartbeat, HeartbeatOutcome, Json, Limit, Page,
-    PageRequest, ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates,
+    ClaimTasks, ClaimedTask, Entity, Error, ExpiredTasks, Heartbeat, HeartbeatOutcome, Json, Limit,
+    ListTasks, Page, ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates,
     UpdateReport, check_batch_len,
 };
 use sqlx::postgres::PgRow;
@@ -52,7 +52,7 @@ impl Statements {
                      SELECT {TASK}
                      FROM {schema}.tasks t
                      LEFT JOIN {schema}.task_leases l ON l.task_id = t.id
-                     WHERE t.run_id = r.id AND t.task_index > $2
+                     WHERE t.run_id = r.id AND t.task_index > $2 AND ($4::text[] IS NULL OR t.status = ANY ($4))
                      ORDER BY t.task_index
                      LIMIT $3
                  ) t ON true
@@ -88,8 +88,12 @@ impl TaskStore for PostgresDatabase {
         self.call(|db| claims::heartbeat(db, heartbeat)).await
     }
 
-    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredLeases> {
-        self.call(move |db| updates::expire(db, limit)).await
+    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredTasks> {
+        self.call(move |db| updates::expire(db, limit, updates::Expiry::Lease)).await
+    }
+
+    async fn expire_timeouts(&self, limit: Limit) -> Result<ExpiredTasks> {
+        self.call(move |db| updates::expire(db, limit, updates::Expiry::Timeout)).await
     }
 
     async fn update_tasks(&self, updates: TaskUpdates) -> Result<UpdateReport> {
@@ -110,12 +114,19 @@ impl TaskStore for PostgresDatabase {
         .await
     }
 
-    async fn list_tasks(&self, run: RunId, page: PageRequest<u32>) -> Result<Page<Task, u32>> {
+    async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>> {
         self.call(move |db| async move {
+            let ListTasks { run, statuses, page } = list;
             // No task has an index beyond what fits.
             let after = page.after.map_or(-1, |index| i32::try_from(index).unwrap_or(i32::MAX));
+            let statuses: Option<Vec<&str>> =
+                statuses.map(|statuses| statuses.iter().map(|status| status.as_str()).collect());
             let list = || {
-                query(db.sql.tasks.list.clone()).bind(run.as_uuid()).bind(after).bind(fetch_limit(page.limit))
+                query(db.sql.tasks.list.clone())
+                    .bind(run.as_uuid())
+                    .bind(after)
+                    .bind(fetch_limit(page.limit))
+                    .bind(statuses.clone())
             };
             let rows = db.rows(Access::Read, list).await?;
             let mut tasks = Vec::with_capacity(rows.len());

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ork_state_api::{
-    EndedRun, Error, ExpiredLeases, Limit, Result, RunId, TaskChange, TaskId, TaskStatus, TaskUpdates,
+    EndedRun, Error, ExpiredTasks, Limit, Result, RunId, TaskChange, TaskId, TaskStatus, TaskUpdates,
     UpdateOutcome, UpdateReport, UpdateStep,
 };
 use sqlx::postgres::PgRow;
@@ -21,7 +21,15 @@ use crate::schema::sql;
 
 pub(crate) struct Statements {
     update: SqlStr,
-    expire: SqlStr,
+    expire_leases: SqlStr,
+    expire_timeouts: SqlStr,
+}
+
+/// Why attempts end that nobody reports on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Expiry {
+    Lease,
+    Timeout,
 }
 
 impl Statements {
@@ -31,7 +39,10 @@ impl Statements {
                 "SELECT answer, step, status, run_id
                  FROM {schema}.ork_update_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9)"
             )),
-            expire: sql(format!("SELECT answer, id, status FROM {schema}.ork_expire_leases($1, $2)")),
+            expire_leases: sql(format!("SELECT answer, id, status FROM {schema}.ork_expire_leases($1, $2)")),
+            expire_timeouts: sql(format!(
+                "SELECT answer, id, status FROM {schema}.ork_expire_timeouts($1, $2)"
+            )),
         }
     }
 }
@@ -156,10 +167,14 @@ fn kind(end: &TaskChange) -> Option<&'static str> {
     }
 }
 
-pub(crate) async fn expire(db: Arc<Inner>, limit: Limit) -> Result<ExpiredLeases> {
-    let expire = || query(db.sql.updates.expire.clone()).bind(int_limit(limit)).bind(db.now());
+pub(crate) async fn expire(db: Arc<Inner>, limit: Limit, why: Expiry) -> Result<ExpiredTasks> {
+    let statement = match why {
+        Expiry::Lease => &db.sql.updates.expire_leases,
+        Expiry::Timeout => &db.sql.updates.expire_timeouts,
+    };
+    let expire = || query(statement.clone()).bind(int_limit(limit)).bind(db.now());
     let rows = db.rows(Access::Write, expire).await?;
-    let mut expired = ExpiredLeases::default();
+    let mut expired = ExpiredTasks::default();
     for row in &rows {
         let answer = Reader::of(row, "tasks")?;
         let id = TaskId::from_uuid(answer.get("id")?);
@@ -175,7 +190,7 @@ pub(crate) async fn expire(db: Arc<Inner>, limit: Limit) -> Result<ExpiredLeases
     Ok(expired)
 }
 
-fn ended_run(row: &PgRow, id: &str) -> Result<EndedRun> {
+pub(crate) fn ended_run(row: &PgRow, id: &str) -> Result<EndedRun> {
     let run = Reader::new(row, "runs", Uuid::nil()).get(id)?;
     Ok(EndedRun { run: RunId::from_uuid(run), status: Reader::new(row, "runs", run).text("status")? })
 }

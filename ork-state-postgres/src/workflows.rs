@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    Dag, Entity, Error, NewWorkflow, Page, PageRequest, Result, RunId, Snapshot, SnapshotId, Workflow,
-    WorkflowId, WorkflowName, WorkflowStore,
+    Dag, Entity, Error, ListWorkflows, NewWorkflow, Page, Result, RunId, Snapshot, SnapshotId,
+    UpdateWorkflow, Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
 };
 use sqlx::postgres::PgRow;
 use sqlx::{Row, SqlStr, query};
@@ -16,7 +16,7 @@ use crate::database::Inner;
 use crate::error::Access;
 use crate::options::Schema;
 use crate::rows::{self, Reader, WORKFLOW};
-use crate::runs::fetch_limit;
+use crate::runs::{fetch_limit, number};
 use crate::schema::sql;
 
 pub(crate) struct Statements {
@@ -24,6 +24,10 @@ pub(crate) struct Statements {
     get: SqlStr,
     find: SqlStr,
     list: SqlStr,
+    list_named: SqlStr,
+    names: SqlStr,
+    count: SqlStr,
+    update: SqlStr,
     snapshot: SqlStr,
     delete: SqlStr,
 }
@@ -59,6 +63,19 @@ impl Statements {
                  ORDER BY w.name
                  LIMIT $2"
             )),
+            list_named: sql(format!(
+                "SELECT {WORKFLOW} FROM {schema}.workflows w WHERE w.name = ANY ($1) ORDER BY w.name"
+            )),
+            names: sql(format!(
+                "SELECT w.id, w.name FROM {schema}.workflows w
+                 WHERE w.name > coalesce($1, '')
+                 ORDER BY w.name
+                 LIMIT $2"
+            )),
+            count: sql(format!("SELECT count(*) FROM {schema}.workflows")),
+            update: sql(format!(
+                "SELECT {WORKFLOW} FROM {schema}.ork_update_workflow($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) w"
+            )),
             snapshot: sql(format!(
                 "SELECT s.id, s.workflow_id, s.content_hash, s.tasks_json::text AS tasks_json, s.created_at
                  FROM {schema}.workflow_snapshots s
@@ -93,8 +110,12 @@ impl WorkflowStore for PostgresDatabase {
         .await
     }
 
-    async fn list_workflows(&self, page: PageRequest<WorkflowName>) -> Result<Page<Workflow, WorkflowName>> {
+    async fn list_workflows(&self, list: ListWorkflows) -> Result<Page<Workflow, WorkflowName>> {
         self.call(|db| async move {
+            if list.filter.name_contains.is_some() {
+                return search(&db, list).await;
+            }
+            let page = list.page;
             let list = || {
                 query(db.sql.workflows.list.clone()).bind(page.after.as_deref()).bind(fetch_limit(page.limit))
             };
@@ -103,6 +124,20 @@ impl WorkflowStore for PostgresDatabase {
             Ok(Page::from_rows(workflows, page.limit, |workflow: &Workflow| workflow.name.clone()))
         })
         .await
+    }
+
+    async fn count_workflows(&self, filter: WorkflowFilter) -> Result<u64> {
+        self.call(|db| async move {
+            if filter.name_contains.is_some() {
+                return Ok(matching_names(&db, &filter, None, usize::MAX).await?.len() as u64);
+            }
+            number(db.row(Access::Read, || query(db.sql.workflows.count.clone())).await?)
+        })
+        .await
+    }
+
+    async fn update_workflow(&self, update: UpdateWorkflow) -> Result<Workflow> {
+        self.call(|db| update_workflow(db, update)).await
     }
 
     async fn get_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
@@ -132,6 +167,71 @@ impl WorkflowStore for PostgresDatabase {
         })
         .await
     }
+}
+
+/// How many names are looked through at a time.
+const NAMES: i64 = 10_000;
+
+/// The names after one that match, in order, up to a limit. They are compared here: no function of the server follows the rule.
+async fn matching_names(
+    db: &Inner,
+    filter: &WorkflowFilter,
+    after: Option<WorkflowName>,
+    limit: usize,
+) -> Result<Vec<WorkflowName>> {
+    let (mut found, mut after) = (Vec::new(), after);
+    loop {
+        let names = || query(db.sql.workflows.names.clone()).bind(after.as_deref()).bind(NAMES);
+        let rows = db.rows(Access::Read, names).await?;
+        for row in &rows {
+            let name: WorkflowName = Reader::of(row, "workflows")?.text("name")?;
+            if filter.matches(&name) {
+                found.push(name.clone());
+                if found.len() == limit {
+                    return Ok(found);
+                }
+            }
+            after = Some(name);
+        }
+        if rows.len() < usize::try_from(NAMES).unwrap_or(usize::MAX) {
+            return Ok(found);
+        }
+    }
+}
+
+async fn search(db: &Inner, list: ListWorkflows) -> Result<Page<Workflow, WorkflowName>> {
+    let limit = list.page.limit;
+    let names = matching_names(db, &list.filter, list.page.after, limit.get() + 1).await?;
+    // The page's key is that of the names: a workflow may be deleted before its row is read.
+    let names = Page::from_rows(names, limit, WorkflowName::clone);
+    let wanted: Vec<String> = names.items.iter().map(ToString::to_string).collect();
+    let rows =
+        db.rows(Access::Read, || query(db.sql.workflows.list_named.clone()).bind(wanted.clone())).await?;
+    Ok(Page { items: rows.iter().map(rows::workflow).collect::<Result<_>>()?, next: names.next })
+}
+
+async fn update_workflow(db: Arc<Inner>, update: UpdateWorkflow) -> Result<Workflow> {
+    let snapshot = SnapshotId::generate();
+    let hash = update.dag.as_ref().map(Dag::content_hash);
+    let statement = || {
+        let target = update.target.as_ref();
+        query(db.sql.workflows.update.clone())
+            .bind(update.id.as_uuid())
+            .bind(update.description.is_some())
+            .bind(update.description.as_ref().and_then(|description| description.as_deref()))
+            .bind(target.is_some())
+            .bind(target.map(|target| target.executor_type.as_str()))
+            .bind(target.map(|target| target.job_name.as_str()))
+            .bind(target.map(|target| target.region.as_str()))
+            .bind(target.map(|target| target.project.as_str()))
+            .bind(target.and_then(|target| target.params.as_ref()).map(ork_state_api::Json::as_str))
+            .bind(snapshot.as_uuid())
+            .bind(hash.as_deref())
+            .bind(update.dag.as_ref().map(|dag| dag.to_json().as_str()))
+            .bind(db.now())
+    };
+    let row = db.row(Access::Write, statement).await?;
+    rows::workflow(&row.ok_or_else(|| Error::not_found(Entity::Workflow, update.id))?)
 }
 
 async fn create(db: Arc<Inner>, new: NewWorkflow) -> Result<Workflow> {
@@ -164,7 +264,7 @@ fn snapshot(row: &PgRow) -> Result<Snapshot> {
         id: SnapshotId::from_uuid(id),
         workflow: WorkflowId::from_uuid(row.get("workflow_id")?),
         content_hash: row.get("content_hash")?,
-        dag: Arc::new(dag(row)?),
+        dag: dag(row)?,
         created_at: row.time("created_at")?,
     })
 }

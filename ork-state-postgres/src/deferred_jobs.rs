@@ -1,0 +1,203 @@
+//! Deferred jobs: work outside of Ork that tasks wait for.
+
+use async_trait::async_trait;
+use ork_state_api::{
+    ClaimJobs, ClaimedJob, DeferTask, DeferredJob, DeferredJobStore, Entity, Error, JobChange, JobClaim,
+    JobId, JobOutcome, JobReport, JobUpdates, Json, Result, TaskId, TaskStatus, Token, cannot_defer,
+};
+use sqlx::postgres::PgRow;
+use sqlx::postgres::types::PgInterval;
+use sqlx::{SqlStr, query};
+use uuid::Uuid;
+
+use crate::PostgresDatabase;
+use crate::claims::{int_limit, interval};
+use crate::error::Access;
+use crate::options::Schema;
+use crate::rows::{self, JOB, Reader};
+use crate::schema::sql;
+use crate::updates::ended_run;
+
+pub(crate) struct Statements {
+    defer: SqlStr,
+    claim: SqlStr,
+    update: SqlStr,
+    list: SqlStr,
+}
+
+impl Statements {
+    pub(crate) fn new(schema: &Schema) -> Self {
+        Self {
+            defer: sql(format!(
+                "SELECT x.answer, x.status AS task_status, {JOB}
+                 FROM {schema}.ork_defer_task($1, $2, $3, $4, $5, $6, $7, $8) x
+                 CROSS JOIN LATERAL (SELECT (x.job).*) j
+                 ORDER BY j.job_index"
+            )),
+            claim: sql(format!("SELECT {JOB} FROM {schema}.ork_claim_jobs($1, $2, $3, $4) j")),
+            update: sql(format!(
+                "SELECT answer, item, status, run_id
+                 FROM {schema}.ork_update_jobs($1, $2, $3, $4, $5, $6, $7)"
+            )),
+            // A task without jobs gives one row, whose `id` is null; no row means no such task.
+            list: sql(format!(
+                "SELECT {JOB}
+                 FROM {schema}.tasks t
+                 LEFT JOIN {schema}.deferred_jobs j ON j.task_id = t.id
+                 WHERE t.id = $1
+                 ORDER BY j.created_at, j.deferral, j.job_index, j.id"
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl DeferredJobStore for PostgresDatabase {
+    async fn defer_task(&self, defer: DeferTask) -> Result<Vec<DeferredJob>> {
+        self.call(|db| async move {
+            let (claim, jobs) = (defer.claim(), defer.jobs());
+            let ids: Vec<Uuid> = jobs.iter().map(|_| JobId::generate().as_uuid()).collect();
+            let services: Vec<&str> = jobs.iter().map(|job| job.service_type.as_str()).collect();
+            let names: Vec<&str> = jobs.iter().map(|job| job.job_id.as_str()).collect();
+            let data: Vec<&str> = jobs.iter().map(|job| job.job_data.as_str()).collect();
+            let delays: Vec<PgInterval> = jobs.iter().map(|job| interval(job.poll_after.get())).collect();
+            let statement = || {
+                query(db.sql.deferred_jobs.defer.clone())
+                    .bind(claim.task.as_uuid())
+                    .bind(claim.token.get())
+                    .bind(&ids)
+                    .bind(&services)
+                    .bind(&names)
+                    .bind(&data)
+                    .bind(&delays)
+                    .bind(db.now())
+            };
+            let rows = db.rows(Access::Write, statement).await?;
+            let first = rows.first().ok_or_else(|| Error::internal("a deferral without an answer"))?;
+            let answer = Reader::new(first, "tasks", claim.task.as_uuid());
+            if answer.get::<&str>("answer")? == "lost" {
+                let status: Option<TaskStatus> = answer.optional_text("task_status")?;
+                return Err(cannot_defer(claim.task, status));
+            }
+            rows.iter().map(rows::job).collect()
+        })
+        .await
+    }
+
+    async fn claim_jobs(&self, claim: ClaimJobs) -> Result<Vec<ClaimedJob>> {
+        self.call(|db| async move {
+            let statement = || {
+                query(db.sql.deferred_jobs.claim.clone())
+                    .bind(claim.owner.as_str())
+                    .bind(interval(claim.lease.get()))
+                    .bind(int_limit(claim.limit))
+                    .bind(db.now())
+            };
+            let rows = db.rows(Access::Write, statement).await?;
+            // One that cannot be read is due again when its lease lapses, and `verify` finds it (rule G8).
+            Ok(rows.iter().filter_map(|row| claimed_job(row).ok()).collect())
+        })
+        .await
+    }
+
+    async fn update_jobs(&self, updates: JobUpdates) -> Result<JobReport> {
+        self.call(|db| async move {
+            let items = updates.items();
+            if items.is_empty() {
+                return Ok(JobReport { outcomes: Vec::new(), ended_runs: Vec::new() });
+            }
+            let jobs: Vec<Uuid> = items.iter().map(|item| item.claim.job.as_uuid()).collect();
+            let tokens: Vec<i64> = items.iter().map(|item| item.claim.token.get()).collect();
+            let changes: Vec<&str> = items.iter().map(|item| word(&item.change)).collect();
+            let outputs: Vec<Option<&str>> = items.iter().map(|item| output(&item.change)).collect();
+            let errors: Vec<Option<&str>> = items.iter().map(|item| error(&item.change)).collect();
+            let delays: Vec<Option<PgInterval>> = items.iter().map(|item| delay(&item.change)).collect();
+            let statement = || {
+                query(db.sql.deferred_jobs.update.clone())
+                    .bind(&jobs)
+                    .bind(&tokens)
+                    .bind(&changes)
+                    .bind(&outputs)
+                    .bind(&errors)
+                    .bind(&delays)
+                    .bind(db.now())
+            };
+            let rows = db.rows(Access::Write, statement).await?;
+            let mut report =
+                JobReport { outcomes: vec![JobOutcome::NotFound; items.len()], ended_runs: Vec::new() };
+            for row in &rows {
+                read_answer(row, &mut report)?;
+            }
+            report.ended_runs.sort_unstable();
+            Ok(report)
+        })
+        .await
+    }
+
+    async fn list_jobs(&self, task: TaskId) -> Result<Vec<DeferredJob>> {
+        self.call(move |db| async move {
+            let list = || query(db.sql.deferred_jobs.list.clone()).bind(task.as_uuid());
+            let rows = db.rows(Access::Read, list).await?;
+            let first = rows.first().ok_or_else(|| Error::not_found(Entity::Task, task))?;
+            let none = Reader::new(first, "tasks", task.as_uuid()).get::<Option<Uuid>>("id")?.is_none();
+            rows.iter().skip(usize::from(none)).map(rows::job).collect()
+        })
+        .await
+    }
+}
+
+fn claimed_job(row: &PgRow) -> Result<ClaimedJob> {
+    let job = rows::job(row)?;
+    let token = Reader::new(row, "deferred_jobs", job.id.as_uuid()).get("token")?;
+    Ok(ClaimedJob { claim: JobClaim { job: job.id, token: Token::from_stored(token) }, job })
+}
+
+/// How `ork_update_jobs` calls a change.
+const fn word(change: &JobChange) -> &'static str {
+    match change {
+        JobChange::Polled { .. } => "polled",
+        JobChange::Completed { .. } => "completed",
+        JobChange::Failed { .. } => "failed",
+    }
+}
+
+fn output(change: &JobChange) -> Option<&str> {
+    match change {
+        JobChange::Completed { output } => output.as_ref().map(Json::as_str),
+        JobChange::Polled { .. } | JobChange::Failed { .. } => None,
+    }
+}
+
+fn error(change: &JobChange) -> Option<&str> {
+    match change {
+        JobChange::Failed { error } => Some(error),
+        JobChange::Polled { .. } | JobChange::Completed { .. } => None,
+    }
+}
+
+fn delay(change: &JobChange) -> Option<PgInterval> {
+    match change {
+        JobChange::Polled { next_after } => Some(interval(next_after.get())),
+        JobChange::Completed { .. } | JobChange::Failed { .. } => None,
+    }
+}
+
+fn read_answer(row: &PgRow, report: &mut JobReport) -> Result<()> {
+    let answer = Reader::new(row, "deferred_jobs", Uuid::nil());
+    let word: &str = answer.get("answer")?;
+    if word == "ended" {
+        report.ended_runs.push(ended_run(row, "run_id")?);
+        return Ok(());
+    }
+    let number = usize::try_from(answer.get::<i32>("item")?).ok().and_then(|item| item.checked_sub(1));
+    let outcome = number
+        .and_then(|number| report.outcomes.get_mut(number))
+        .ok_or_else(|| Error::internal("an answer to no item"))?;
+    *outcome = match word {
+        "applied" => JobOutcome::Applied { status: answer.text("status")? },
+        "terminal" => JobOutcome::AlreadyTerminal { status: answer.text("status")? },
+        "lost" => JobOutcome::LeaseLost,
+        _ => return Err(Error::internal("an answer of no known kind")),
+    };
+    Ok(())
+}
