@@ -1,6 +1,6 @@
 //! A workflow's tasks and what each depends on, checked once so that no backend has to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -49,6 +49,25 @@ pub struct TaskSpec {
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Json>, D::Error> {
     let json = Json::deserialize(deserializer)?;
     Ok(Some(json).filter(|json| json.as_str() != "null"))
+}
+
+/// A task as Ork stored it.
+#[derive(Deserialize)]
+struct OldTask {
+    #[serde(default)]
+    task_index: i64,
+    task_name: TaskName,
+    executor_type: Label,
+    #[serde(default)]
+    depends_on: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "present")]
+    params: Option<Json>,
+    #[serde(default, deserialize_with = "present")]
+    signature: Option<Json>,
+    #[serde(default)]
+    max_retries: u32,
+    #[serde(default)]
+    timeout_seconds: Option<u32>,
 }
 
 impl TaskSpec {
@@ -187,6 +206,41 @@ impl Dag {
         serde_json::from_str(json).map_err(|source| {
             Error::invalid("DAG", "is not an array of tasks that fit together").with_source(source)
         })
+    }
+
+    /// Reads what Ork before this project stored, for backends that take its databases over: the canonical form, perhaps with other white
+    /// space, other order of keys or of tasks, or fields left out. Dependencies on tasks that are not there are left out and told of, by a sentence each.
+    ///
+    /// # Errors
+    /// `InvalidInput` for JSON that is no array of tasks, or of such as [`new`](Self::new) refuses.
+    pub fn of_old_form(json: &str) -> Result<(Self, Vec<String>)> {
+        let mut rows: Vec<OldTask> = serde_json::from_str(json)
+            .map_err(|source| Error::invalid("DAG", "is not an array of tasks").with_source(source))?;
+        rows.sort_by_key(|row| row.task_index);
+        let names: HashSet<TaskName> = rows.iter().map(|row| row.task_name.clone()).collect();
+        let mut problems = Vec::new();
+        let specs: Vec<TaskSpec> = rows
+            .into_iter()
+            .map(|row| {
+                let mut spec = TaskSpec::new(row.task_name, row.executor_type);
+                for dependency in row.depends_on.unwrap_or_default() {
+                    if !names.contains(dependency.as_str()) {
+                        let (name, shown) = (&spec.name, dependency.chars().take(100).collect::<String>());
+                        problems.push(format!(
+                            "task {name:?} depended on {shown:?}, which is not there: it does not any more"
+                        ));
+                    } else if !spec.depends_on.iter().any(|there| **there == *dependency) {
+                        spec.depends_on.extend(dependency.parse::<TaskName>().ok());
+                    }
+                }
+                spec.params = row.params;
+                spec.signature = row.signature;
+                spec.max_retries = row.max_retries;
+                spec.timeout_seconds = row.timeout_seconds;
+                spec
+            })
+            .collect();
+        Ok((Self::new(specs)?, problems))
     }
 
     /// The canonical form, which is what backends store and what the content hash is taken over.
@@ -441,6 +495,20 @@ mod tests {
                 .as_str()
                 .ends_with(r#""signature":null,"max_retries":2,"timeout_seconds":30}]"#)
         );
+    }
+
+    #[test]
+    fn orks_old_form_is_read_whatever_jsonb_made_of_it() {
+        let old = r#"[{"params": {"x": 100}, "signature": null, "task_name": "b", "depends_on": ["a", "gone", "a"], "task_index": 1, "executor_type": "process"},
+            {"task_index": 0, "task_name": "a", "executor_type": "cloudrun", "depends_on": null}]"#;
+        let (read, problems) = Dag::of_old_form(old).unwrap();
+        assert_eq!(
+            read.to_json().as_str(),
+            r#"[{"task_index":0,"task_name":"a","executor_type":"cloudrun","depends_on":[],"params":null,"signature":null},{"task_index":1,"task_name":"b","executor_type":"process","depends_on":["a"],"params":{"x": 100},"signature":null}]"#
+        );
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].contains("\"gone\""), "{problems:?}");
+        assert!(Dag::of_old_form("{}").is_err() && Dag::of_old_form("[{}]").is_err());
     }
 
     #[test]

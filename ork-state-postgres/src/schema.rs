@@ -42,6 +42,7 @@ pub(crate) struct Statements {
     record: SqlStr,
     fence_ork: SqlStr,
     snapshots: SqlStr,
+    forget_hashes: SqlStr,
     rewrite_snapshot: SqlStr,
     merge_snapshot: SqlStr,
 }
@@ -65,6 +66,10 @@ impl Statements {
                 "SELECT s.id, s.workflow_id, s.content_hash, s.tasks_json::text AS tasks_json
                  FROM {schema}.workflow_snapshots s
                  ORDER BY s.created_at, s.id"
+            )),
+            // No hash is to stand in the way of another's.
+            forget_hashes: sql(format!(
+                "UPDATE {schema}.workflow_snapshots SET content_hash = 'of ' || id::text"
             )),
             rewrite_snapshot: sql(format!(
                 "UPDATE {schema}.workflow_snapshots SET content_hash = $2, tasks_json = $3::text::json WHERE id = $1"
@@ -102,14 +107,22 @@ enum Found {
     Empty,
     /// Tables of names like ours that nobody says the version of; one of them.
     Foreign(String),
-    /// A database of Ork before ork-state, at this version.
-    Ork(i64),
+    /// A database of Ork before ork-state, at this version; the first of its migrations that did not succeed, if there is one.
+    Ork { version: i64, failed: Option<i64> },
     /// These migrations, with their checksums, in order.
     Migrations(Vec<(i64, Vec<u8>)>),
 }
 
 impl Found {
     async fn look(inner: &Inner, connection: &mut PgConnection) -> Result<Self> {
+        Self::look_once(inner, connection, false).await
+    }
+
+    async fn look_again(inner: &Inner, connection: &mut PgConnection) -> Result<Self> {
+        Self::look_once(inner, connection, true).await
+    }
+
+    async fn look_once(inner: &Inner, connection: &mut PgConnection, again: bool) -> Result<Self> {
         let failed = |error| of_statement(&inner.place, Access::Read, error);
         // The tables that a store of ours, or an older one, would have.
         let tables: Vec<String> = query(
@@ -126,8 +139,16 @@ impl Found {
         .and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect())
         .map_err(failed)?;
         if !tables.iter().any(|table| table == "ork_state_migrations") {
-            if tables.iter().any(|table| table == "_sqlx_migrations") && tables.iter().any(|table| table == "runs") {
-                return Self::look_at_ork(inner, connection).await;
+            if tables.iter().any(|table| table == "_sqlx_migrations")
+                && tables.iter().any(|table| table == "runs")
+            {
+                match Self::look_at_ork(inner, connection).await? {
+                    // Perhaps it was taken over between these two looks.
+                    Self::Ork { version, .. } if version == needed() && !again => {
+                        return Box::pin(Self::look_again(inner, connection)).await;
+                    }
+                    found => return Ok(found),
+                }
             }
             return Ok(tables.into_iter().next().map_or(Self::Empty, Self::Foreign));
         }
@@ -146,21 +167,11 @@ impl Found {
         let versions: Vec<(i64, bool)> = rows
             .and_then(|rows| rows.iter().map(version).collect())
             .map_err(|error| of_statement(&inner.place, Access::Read, error))?;
-        if let Some((version, _)) = versions.iter().find(|(_, success)| !success) {
-            return Err(Error::conflict(format!(
-                "Ork's own migration {version} of the schema {} at {} did not succeed",
-                inner.schema, inner.place
-            ))
-            .with_hint("Finish or undo it with the Ork that began it, then migrate again"));
-        }
-        match versions.last() {
-            Some((version @ 1..=LAST_OF_ORK, _)) => Ok(Self::Ork(*version)),
-            Some((version, _)) => Err(Error::conflict(format!(
-                "the schema {} at {} is at version {version} of Ork, this code knows it up to {LAST_OF_ORK}",
-                inner.schema, inner.place
-            ))),
-            None => Ok(Self::Foreign("_sqlx_migrations".to_owned())),
-        }
+        let failed = versions.iter().find(|(_, success)| !success).map(|(version, _)| *version);
+        Ok(match versions.last() {
+            Some((version, _)) => Self::Ork { version: *version, failed },
+            None => Self::Foreign("_sqlx_migrations".to_owned()),
+        })
     }
 
     /// The migrations that are there.
@@ -175,8 +186,18 @@ impl Found {
                 inner.schema, inner.place
             ))
             .with_hint("Use another schema by the option `schema`, or another database")),
+            Self::Ork { failed: Some(failed), .. } => Err(Error::conflict(format!(
+                "Ork's own migration {failed} of the schema {} at {} did not succeed",
+                inner.schema, inner.place
+            ))
+            .with_hint("Finish or undo it with the Ork that began it, then migrate again")),
+            Self::Ork { version, .. } if version > LAST_OF_ORK => Err(Error::conflict(format!(
+                "the schema {} at {} is at version {version} of Ork, this code knows it up to {LAST_OF_ORK}",
+                inner.schema, inner.place
+            ))
+            .with_hint("Deploy the newer code, which can take it over")),
             // Nothing of ours is there yet.
-            Self::Ork(_) => Ok(Vec::new()),
+            Self::Ork { .. } => Ok(Vec::new()),
             Self::Migrations(there) if last(&there) > needed() => Err(mismatch(last(&there))),
             Self::Migrations(there) => Ok(there),
         }
@@ -234,7 +255,7 @@ pub(crate) async fn check_at_connect(inner: &Inner, connection: &mut PgConnectio
     }
     match Found::look(inner, connection).await? {
         // Every method says so; connecting does not, so that there is something to ask.
-        Found::Foreign(_) => Ok(()),
+        Found::Foreign(_) | Found::Ork { .. } => Ok(()),
         found => found.migrations(inner).map(drop),
     }
 }
@@ -277,7 +298,7 @@ async fn migrate(inner: &Inner, connection: &mut PgConnection, intent: Intent) -
 
     // What was there before the lock was had, may have been another process's work in progress.
     let store = Found::look(inner, &mut transaction).await?;
-    let of_ork = if let Found::Ork(version) = store { Some(version) } else { None };
+    let of_ork = if let Found::Ork { version, .. } = store { Some(version) } else { None };
     let there = store.migrations(inner)?;
     check_checksums(&there)?;
     let from = of_ork.unwrap_or(last(&there));
@@ -336,7 +357,9 @@ async fn lock_tables(inner: &Inner, connection: &mut PgConnection) -> Result<()>
     let locked = async {
         connection.execute(sqlx::raw_sql(sql(patience))).await?;
         // The tables that every version has.
-        connection.execute("LOCK TABLE workflows, runs, tasks, _sqlx_migrations IN ACCESS EXCLUSIVE MODE").await
+        connection
+            .execute("LOCK TABLE workflows, runs, tasks, _sqlx_migrations IN ACCESS EXCLUSIVE MODE")
+            .await
     };
     locked.await.map(drop).map_err(|error| {
         let error = of_statement(&inner.place, Access::Read, error);
@@ -350,7 +373,8 @@ async fn lock_tables(inner: &Inner, connection: &mut PgConnection) -> Result<()>
 async fn read_adjusted(inner: &Inner, connection: &mut PgConnection) -> Result<Vec<Violation>> {
     // Made by that migration in this very transaction; none if another transaction applied it, as by sqlx's own means.
     let read = query("SELECT rule, entity, problem FROM ork_adjusted ORDER BY rule, entity, problem");
-    let rows = read.fetch_all(connection).await.map_err(|error| of_statement(&inner.place, Access::Read, error))?;
+    let rows =
+        read.fetch_all(connection).await.map_err(|error| of_statement(&inner.place, Access::Read, error))?;
     rows.iter()
         .map(|row| {
             let text = |column| {
@@ -373,6 +397,7 @@ async fn rewrite_snapshots(inner: &Inner, connection: &mut PgConnection) -> Resu
     let failed = |error| of_statement(&inner.place, Access::Write, error);
     let statements = &inner.sql.schema;
     let rows = query(statements.snapshots.clone()).fetch_all(&mut *connection).await.map_err(failed)?;
+    connection.execute(statements.forget_hashes.clone()).await.map_err(failed)?;
     let mut adjusted = Vec::new();
     let mut kept: HashMap<(Uuid, String), Uuid> = HashMap::new();
     for row in &rows {

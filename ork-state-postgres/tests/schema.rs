@@ -70,7 +70,7 @@ async fn a_store_of_another_maker_is_refused_and_left_alone() {
         let db = options(&store).connect().await.unwrap();
         for error in [db.migrate().await.unwrap_err(), db.list_runs(ListRuns::default()).await.unwrap_err()] {
             assert!(
-                matches!(error.kind(), Conflict { .. }) && error.to_string().contains("not supported"),
+                matches!(error.kind(), Conflict { .. }) && error.to_string().contains("made neither by"),
                 "{error}"
             );
         }
