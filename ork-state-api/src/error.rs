@@ -123,6 +123,26 @@ pub enum ErrorKind {
     },
 }
 
+impl ErrorKind {
+    /// The kind as a word for logs and metrics, such as `not_found`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not_found",
+            Self::AlreadyExists { .. } => "already_exists",
+            Self::InvalidInput { .. } => "invalid_input",
+            Self::InvalidTransition { .. } => "invalid_transition",
+            Self::Conflict { .. } => "conflict",
+            Self::LeaseLost { .. } => "lease_lost",
+            Self::Unsupported { .. } => "unsupported",
+            Self::SchemaMismatch { .. } => "schema_mismatch",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Internal { .. } => "internal",
+        }
+    }
+}
+
 /// Whether a failed operation took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {

@@ -7,6 +7,7 @@ mod deferred_jobs;
 mod error;
 mod ids;
 mod json;
+pub mod layer;
 pub mod limits;
 mod logs;
 mod maintenance;
