@@ -5,12 +5,14 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ork_state_api::{
-    Database, Error, ErrorKind, Json, ListRuns, ListTasks, LogChunk, Maintenance, NewRun, PageRequest,
-    RunStore, StartRun, TaskStore, TaskUpdate, TaskUpdates, WorkflowStore,
+    Clock, Database, Error, ErrorKind, Json, ListRuns, ListTasks, LogChunk, LogStore, Maintenance,
+    ManualClock, NewRun, PageRequest, RunStore, StartRun, TaskId, TaskStore, TaskUpdate, TaskUpdates,
+    Timestamp, WorkflowId, WorkflowStore,
 };
 use ork_state_conformance::{LEASE, claim_request, dag};
 use ork_state_file::{FileDatabase, FileOptions};
@@ -168,7 +170,7 @@ async fn everything_on_disk_is_its_owners_alone() {
     db.migrate().await.unwrap();
     let run = started(&db).await;
     let task = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap().items[0].id;
-    ork_state_api::LogStore::append_log(&db, task, LogChunk::new(b"x").unwrap()).await.unwrap();
+    db.append_log(task, LogChunk::new(b"x").unwrap()).await.unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&directory), mode(&directory.join("logs"))), (0o700, 0o700));
     for file in ["journal.jsonl", "lock", &format!("logs/{task}.log")] {
@@ -281,4 +283,78 @@ async fn a_log_file_that_is_shorter_than_it_should_be_is_corrupt_and_verify_says
     );
     let found = db.verify().await.unwrap();
     assert!(found.iter().any(|violation| violation.rule == "L2"), "{found:?}");
+}
+
+async fn only_workflow(db: &FileDatabase) -> WorkflowId {
+    db.list_workflows(PageRequest::default().into()).await.unwrap().items[0].id
+}
+
+/// A clock that does something when it is read for the so-manieth time: after a call has brought its state up to date,
+/// and before it looks at its files.
+#[derive(Default)]
+struct Ambush {
+    clock: ManualClock,
+    readings: AtomicUsize,
+    at: AtomicUsize,
+    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Ambush {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ambush")
+    }
+}
+
+impl Clock for Ambush {
+    fn now(&self) -> Timestamp {
+        let is_due = self.readings.fetch_add(1, Ordering::SeqCst) + 1 == self.at.load(Ordering::SeqCst);
+        let then = if is_due { self.then.lock().unwrap().take() } else { None };
+        if let Some(then) = then {
+            then();
+        }
+        self.clock.now()
+    }
+}
+
+/// A store with a task that has a log, and a clock that has another process delete it at this reading.
+async fn deleted_at(reading: usize) -> (TempDir, FileDatabase, TaskId, Arc<Ambush>) {
+    let (home, _) = store(0).await;
+    let clock = Arc::new(Ambush::default());
+    let db = FileOptions::directory(home.path()).with_clock(clock.clone()).connect().await.unwrap();
+    let workflow = only_workflow(&db).await;
+    let run = db.create_run(NewRun::new(workflow)).await.unwrap().into_run().id;
+    db.start_run(StartRun::pinned(run)).await.unwrap();
+    let task = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap().items[0].id;
+    db.append_log(task, LogChunk::new(b"0123456789").unwrap()).await.unwrap();
+    db.cancel_run(run).await.unwrap();
+    let other = open(home.path()).await.unwrap();
+    let delete = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(other.delete_workflow(workflow)).unwrap();
+    };
+    *clock.then.lock().unwrap() = Some(Box::new(delete));
+    clock.readings.store(0, Ordering::SeqCst);
+    clock.at.store(reading, Ordering::SeqCst);
+    (home, db, task, clock)
+}
+
+#[tokio::test]
+async fn the_log_of_a_task_that_was_just_deleted_is_not_found() {
+    let (_home, db, task, _) = deleted_at(1).await;
+    let range = ork_state_api::LogRange::new(ork_state_api::LogPosition::Offset(0), 100).unwrap();
+    let error = db.read_log(task, range).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::NotFound { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn verify_passes_over_the_log_of_a_task_that_was_just_deleted() {
+    let (_home, db, _, clock) = deleted_at(usize::MAX).await;
+    db.verify().await.unwrap();
+    // The logs are looked at last, and once more if something is wrong.
+    let readings = clock.readings.load(Ordering::SeqCst);
+    for reading in [readings - 1, readings] {
+        let (_home, db, _, clock) = deleted_at(reading).await;
+        assert_eq!(db.verify().await.unwrap(), [], "deleted at the reading {reading} of {readings}");
+        assert!(clock.then.lock().unwrap().is_none(), "it was deleted");
+    }
 }
