@@ -173,7 +173,7 @@ async fn everything_on_disk_is_its_owners_alone() {
     db.append_log(task, LogChunk::new(b"x").unwrap()).await.unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&directory), mode(&directory.join("logs"))), (0o700, 0o700));
-    for file in ["journal.jsonl", "lock", &format!("logs/{task}.log")] {
+    for file in ["journal.jsonl", "lock", "turnstile", &format!("logs/{task}.log")] {
         assert_eq!(mode(&directory.join(file)), 0o600, "{file}");
     }
 }
@@ -285,8 +285,172 @@ async fn a_log_file_that_is_shorter_than_it_should_be_is_corrupt_and_verify_says
     assert!(found.iter().any(|violation| violation.rule == "L2"), "{found:?}");
 }
 
+/// A string of so many MiB.
+fn output(mib: usize) -> Json {
+    Json::parse(format!("\"{}\"", "x".repeat(mib * 1024 * 1024))).unwrap()
+}
+
+#[tokio::test]
+async fn json_of_many_lines_is_one_line_that_is_still_json() {
+    let (home, journal) = store(0).await;
+    let db = open(home.path()).await.unwrap();
+    let spec = |text| dag("a").unwrap().tasks()[0].clone().with_params(Json::parse(text).unwrap());
+    let texts = ["[\n1,\r\n2]", "[\r\r1,\t2]"];
+    for (name, text) in ["x", "y"].into_iter().zip(texts) {
+        let dag = ork_state_api::Dag::new([spec(text)]).unwrap();
+        db.create_workflow(ork_state_api::NewWorkflow::new(name.parse().unwrap(), dag)).await.unwrap();
+    }
+    let text = fs::read_to_string(&journal).unwrap();
+    assert_eq!(text.lines().count(), 4);
+    for line in text.lines() {
+        Json::parse(line).unwrap();
+    }
+    assert_eq!(open(home.path()).await.unwrap().verify().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn calls_that_share_a_commit_are_lost_together() {
+    let (home, journal) = store(1).await;
+    let db = open(home.path()).await.unwrap();
+    let workflow = only_workflow(&db).await;
+    let before = fs::read(&journal).unwrap().len();
+    let lock = OpenOptions::new().write(true).open(home.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let db = db.clone();
+            tokio::spawn(async move { db.create_run(NewRun::new(workflow)).await })
+        })
+        .collect();
+    // They are in the queue when this comes round; the store's thread holds some and waits for the lock.
+    tokio::task::yield_now().await;
+    lock.unlock().unwrap();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    let whole = fs::read(&journal).unwrap();
+    let starts: Vec<usize> = (before..whole.len()).filter(|at| whole[at - 1] == b'\n').collect();
+    assert!(starts.len() <= 2, "20 calls made {} lines", starts.len());
+    let all = count_runs(&db).await;
+    assert_eq!(all, 21);
+    // Of the last write a page never got to the disk, later ones did.
+    let (last, mut bytes) = (starts[starts.len() - 1], whole.clone());
+    bytes[last..last + 100].fill(0);
+    fs::write(&journal, bytes).unwrap();
+    let left = count_runs(&open(home.path()).await.unwrap()).await;
+    let first = whole[before..last].windows(5).filter(|bytes| bytes == b"\"run\"").count();
+    assert_eq!(left, 1 + first, "nothing of the last write counts, all of the one before does");
+}
+
 async fn only_workflow(db: &FileDatabase) -> WorkflowId {
     db.list_workflows(PageRequest::default().into()).await.unwrap().items[0].id
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_cut_short_is_corrupt() {
+    let (home, _) = store(2).await;
+    let db = open(home.path()).await.unwrap();
+    db.delete_workflow(only_workflow(&db).await).await.unwrap_err();
+    for run in db.list_runs(ListRuns::default()).await.unwrap().items {
+        db.cancel_run(run.id).await.unwrap();
+    }
+    db.delete_workflow(only_workflow(&db).await).await.unwrap();
+    fill(&db).await;
+    let snapshot = home.path().join("snapshot.jsonl");
+    let whole = fs::read(&snapshot).unwrap();
+    let ends: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').collect();
+    assert!(ends.len() > 2);
+    for end in ends {
+        for end in [end, end + 1].into_iter().filter(|end| *end < whole.len()) {
+            fs::write(&snapshot, &whole[..end]).unwrap();
+            let error = refuses(home.path()).await;
+            assert!(
+                matches!(error.kind(), ErrorKind::Corrupt { table, .. } if table.ends_with("snapshot.jsonl")),
+                "cut at {end}: {error}"
+            );
+        }
+    }
+    let mut zeroed = whole.clone();
+    let last = whole.len() - 50;
+    zeroed[last..whole.len() - 1].fill(0);
+    fs::write(&snapshot, zeroed).unwrap();
+    assert!(matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { .. }));
+    for more in [&b"{}\n"[..], b"{"] {
+        fs::write(&snapshot, [&whole[..], more].concat()).unwrap();
+        assert!(matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { .. }));
+    }
+    fs::write(&snapshot, whole).unwrap();
+    assert_eq!(open(home.path()).await.unwrap().verify().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_fold_that_fails_leaves_nothing_and_is_not_tried_at_once_again() {
+    let (home, journal) = store(0).await;
+    let db = open(home.path()).await.unwrap();
+    db.delete_workflow(only_workflow(&db).await).await.unwrap();
+    // The snapshot cannot have its name.
+    let (snapshot, staged) = (home.path().join("snapshot.jsonl"), home.path().join("snapshot.jsonl.new"));
+    fs::create_dir(&snapshot).unwrap();
+    let run = fill(&db).await;
+    assert!(!staged.exists(), "what was written for nothing is removed");
+    let length = fs::metadata(&journal).unwrap().len();
+    assert!(length > 16 * 1024 * 1024);
+    // The state is still at hand: reading all anew would fail at the snapshot.
+    let task = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap().items[2].id;
+    let claimed = db.claim_tasks(claim_request("w", LEASE).unwrap()).await.unwrap();
+    fs::remove_dir(&snapshot).unwrap();
+    let workflow = only_workflow(&db).await;
+    db.create_run(NewRun::new(workflow)).await.unwrap();
+    assert!(!snapshot.exists(), "it is too early to try again");
+    assert_eq!((claimed.len(), claimed[0].task.depends_on.len()), (1, 1), "{task}");
+    let update = TaskUpdate::succeeded(claimed[0].claim, Some(output(5)));
+    db.update_tasks(TaskUpdates::one(update).unwrap()).await.unwrap();
+    assert!(snapshot.exists() && fs::metadata(&journal).unwrap().len() < 1024, "now it was tried");
+    assert_eq!(open(home.path()).await.unwrap().verify().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn what_a_killed_process_had_staged_is_removed() {
+    let (home, _) = store(0).await;
+    let db = open(home.path()).await.unwrap();
+    let staged = ["snapshot.jsonl.new", "journal.jsonl.new"].map(|name| home.path().join(name));
+    for path in &staged {
+        fs::write(path, "half").unwrap();
+    }
+    db.create_run(NewRun::new(only_workflow(&db).await)).await.unwrap();
+    assert!(!staged.iter().any(|path| path.exists()));
+}
+
+#[tokio::test]
+async fn connecting_does_not_block_its_callers_thread() {
+    let (home, _) = store(1).await;
+    let lock = OpenOptions::new().write(true).open(home.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let options = FileOptions::directory(home.path()).with_lock_timeout(Duration::from_secs(1));
+    let connecting = tokio::spawn(options.connect());
+    // On the one thread of this runtime it comes first.
+    tokio::task::yield_now().await;
+    lock.unlock().unwrap();
+    assert_eq!(count_runs(&connecting.await.unwrap().unwrap()).await, 1);
+}
+
+#[tokio::test]
+async fn who_waits_for_the_lock_is_the_next_to_have_it() {
+    let (home, _) = store(0).await;
+    let db = FileOptions::directory(home.path()).connect().await.unwrap();
+    let workflow = only_workflow(&db).await;
+    let open = |name| OpenOptions::new().write(true).open(home.path().join(name)).unwrap();
+    let (lock, turnstile) = (open("lock"), open("turnstile"));
+    lock.lock().unwrap();
+    let call = tokio::spawn(async move { db.create_run(NewRun::new(workflow)).await });
+    // It waits in the turnstile, where it keeps others from overtaking it.
+    while !call.is_finished() && turnstile.try_lock().is_ok() {
+        turnstile.unlock().unwrap();
+        tokio::task::yield_now().await;
+    }
+    lock.unlock().unwrap();
+    call.await.unwrap().unwrap();
+    turnstile.try_lock().unwrap();
 }
 
 /// A clock that does something when it is read for the so-manieth time: after a call has brought its state up to date,
