@@ -99,13 +99,28 @@ impl FromStr for StoreUrl {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decode(name)?, decode(value)?);
-            if parameters.iter().any(|(other, _)| *other == name) {
-                return Err(bad(&format!("has the parameter `{name}` twice")));
-            }
             parameters.push((name, value));
+        }
+        let is_double = |at: &usize| parameters[..*at].iter().any(|(name, _)| *name == parameters[*at].0);
+        if let Some(at) = (0..parameters.len()).find(is_double) {
+            return Err(match name_to_show(&parameters[at].0, &parameters) {
+                Some(name) => bad(&format!("has the parameter `{name}` twice")),
+                None => bad("has a parameter twice").with_hint(QUESTION_MARK),
+            });
         }
         Ok(Self { scheme, location: location.to_owned(), parameters })
     }
+}
+
+const QUESTION_MARK: &str = "A `?` in a password must be written as `%3F`";
+
+/// A parameter's name if it may be quoted: after a password with a `?` in it, what looks like parameters is its other half.
+fn name_to_show<'a>(name: &'a str, parameters: &[(String, String)]) -> Option<&'a str> {
+    let is_plain = (1..=32).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    // Where there is such a half, the host comes after it.
+    let has_host = parameters.iter().any(|(name, value)| name.contains('@') || value.contains('@'));
+    Some(name).filter(|_| is_plain && !has_host)
 }
 
 fn decode(text: &str) -> Result<String> {
@@ -158,8 +173,13 @@ impl StoreUrl {
                     .map(|option| format!("{} ({})", option.name, option.help))
                     .collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                return Err(Error::invalid("store URL", format!("has the unknown parameter `{name}`"))
-                    .with_hint(format!("The {} backend knows: {known}", backend.name)));
+                let known = format!("The {} backend knows: {known}", backend.name);
+                return Err(match name_to_show(name, &self.parameters) {
+                    Some(name) => Error::invalid("store URL", format!("has the unknown parameter `{name}`"))
+                        .with_hint(known),
+                    None => Error::invalid("store URL", "has a parameter that is not known")
+                        .with_hint(format!("{QUESTION_MARK}. {known}")),
+                });
             }
         }
         Ok(Parameters { parameters: &self.parameters })
@@ -312,6 +332,39 @@ mod tests {
         assert_eq!(read.ok().flatten(), millis.map(Duration::from_millis));
         assert_eq!(parameters.duration("absent", Duration::ZERO..=Duration::MAX).unwrap(), None);
     }
+
+    #[rstest]
+    #[case::unknown("postgres://me:se?cret@h/db")]
+    #[case::twice("postgres://me:se?cret@h/db&cret@h/db")]
+    #[case::looks_like_a_name("postgres://me:se?cret&x@h/db")]
+    #[case::looks_like_a_pair("postgres://me:se?cret=cret@h/db")]
+    #[case::looks_like_a_name_twice("postgres://me:se?cret&cret&x@h/db")]
+    #[case::no_text("postgres://me:se?cret%ff@h/db")]
+    fn half_a_password_does_not_show(#[case] url: &str) {
+        let error = url.parse().and_then(|url: StoreUrl| url.parameters(&BACKEND).map(drop)).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("cret"), "{error}");
+    }
+
+    #[rstest]
+    #[case("memory:?schema=a", "has the unknown parameter `schema`")]
+    #[case("memory:?Schema", "has a parameter that is not known")]
+    #[case("memory:?a=1&a=2", "has the parameter `a` twice")]
+    #[case("memory:?A=1&A=2", "has a parameter twice")]
+    #[case("memory:?a@=1", "`?` in a password must be written as `%3F`")]
+    fn a_parameter_is_named_if_it_is_a_name(#[case] url: &str, #[case] says: &str) {
+        let error = url.parse().and_then(|url: StoreUrl| url.parameters(&BACKEND).map(drop)).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
+
+    static BACKEND: Backend = Backend {
+        name: "test",
+        package: "test",
+        schemes: &["memory", "postgres"],
+        example: "memory:",
+        capabilities: crate::Capabilities::all(),
+        options: &[],
+        connect: |_| Box::pin(async { Err(Error::internal("a test connects to nothing")) }),
+    };
 
     #[test]
     fn credentials_do_not_show() {

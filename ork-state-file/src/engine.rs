@@ -15,7 +15,7 @@ use ork_state_api::{Clock, Error, ErrorKind, Found, MigrationReport, Result, Tim
 use tokio::sync::oneshot;
 
 use crate::change::Change;
-use crate::journal::{JOURNAL, Journal, Locked, VERSION};
+use crate::journal::{JOURNAL, Journal, Locked, Sync, VERSION};
 use crate::logs::Logs;
 use crate::state::{News, State};
 use crate::transaction::Transaction;
@@ -48,35 +48,55 @@ pub(crate) struct Engine {
     clock: Arc<dyn Clock>,
     /// Whether there is a store to work on, as of the group that is under way.
     open: bool,
-    /// The transactions of that group.
-    group: Vec<Vec<Change>>,
+    /// What its transactions have changed. One that fails has changed nothing.
+    changes: Vec<Change>,
     hints: Arc<Hints>,
 }
 
+/// Where a store is on disk, and how it is worked on.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) directory: PathBuf,
+    pub(crate) lock_timeout: Duration,
+    pub(crate) sync: Sync,
+}
+
 impl Engine {
-    /// Reads the store, if there is one, and starts the thread.
-    pub(crate) fn start(journal: Option<Journal>, clock: Arc<dyn Clock>) -> Result<Handle> {
-        let logs =
-            journal.as_ref().map_or_else(Logs::in_memory, |journal| Logs::in_directory(journal.logs()));
-        let directory = journal.as_ref().map(|journal| journal.directory().to_owned());
+    /// Starts the thread and has it read the store, if there is one.
+    pub(crate) async fn start(place: Option<Place>, clock: Arc<dyn Clock>) -> Result<Handle> {
         let hints = Arc::new(Hints::default());
-        let mut engine = Self {
-            state: State::default(),
-            logs,
-            journal,
-            clock,
-            open: false,
-            group: Vec::new(),
-            hints: hints.clone(),
+        let (queue, calls) = channel();
+        let (opened, result) = oneshot::channel();
+        let news = hints.clone();
+        let serve = move || match Self::open(place, clock, news) {
+            Ok(engine) => {
+                let directory = engine.journal.as_ref().map(|journal| journal.directory().to_owned());
+                if opened.send(Ok(directory)).is_ok() {
+                    engine.serve(&calls);
+                }
+            }
+            // Who has stopped waiting need not know.
+            Err(error) => drop(opened.send(Err(error))),
         };
-        engine.prepare(Access::Read)?;
-        engine.state.news = News::default();
-        let (sender, receiver) = channel();
         std::thread::Builder::new()
             .name("ork-state-file".into())
-            .spawn(move || engine.serve(&receiver))
+            .spawn(serve)
             .map_err(|source| Error::unavailable("no thread can be started").with_source(source))?;
-        Ok(Handle { queue: sender, hints, directory, watcher: Arc::default() })
+        let directory = result.await.map_err(|_| ended())??;
+        Ok(Handle { queue, hints, directory, watcher: Arc::default() })
+    }
+
+    /// Reads the store, if there is one.
+    fn open(place: Option<Place>, clock: Arc<dyn Clock>, hints: Arc<Hints>) -> Result<Self> {
+        let journal = place.map(|place| Journal::new(&place.directory, place.lock_timeout, place.sync));
+        let journal = journal.transpose()?;
+        let logs =
+            journal.as_ref().map_or_else(Logs::in_memory, |journal| Logs::in_directory(journal.logs()));
+        let state = State::default();
+        let mut engine = Self { state, logs, journal, clock, open: false, changes: Vec::new(), hints };
+        engine.prepare(Access::Read)?;
+        engine.state.news = News::default();
+        Ok(engine)
     }
 
     fn serve(mut self, calls: &Receiver<Box<dyn Call>>) {
@@ -135,20 +155,17 @@ impl Engine {
     }
 
     fn commit(&mut self) -> Result<()> {
-        let group = std::mem::take(&mut self.group);
-        let Some(journal) = self.journal.as_mut().filter(|_| !group.is_empty()) else { return Ok(()) };
+        let changes = std::mem::take(&mut self.changes);
+        let Some(journal) = self.journal.as_mut().filter(|_| !changes.is_empty()) else { return Ok(()) };
         let synced = self.logs.sync().map_err(|source| crate::error::io("write a log", source));
-        if let Err(error) = synced.and_then(|()| journal.append(&group)) {
+        if let Err(error) = synced.and_then(|()| journal.append(&changes)) {
             // The state is ahead of the disk: it is read anew.
             journal.forget();
             self.logs.roll_back();
             return Err(error);
         }
         self.logs.clean_up();
-        if journal.is_long() && journal.compact(&self.state).is_err() {
-            // The journal stands as it was, only longer than it need be; the next commit tries again.
-            journal.forget();
-        }
+        journal.compact_if_long(&self.state);
         Ok(())
     }
 
@@ -172,9 +189,7 @@ impl Engine {
         let result = action(&mut tx);
         let changes = tx.changes;
         debug_assert!(result.is_ok() || changes.is_empty(), "a call failed after it had changed something");
-        if !changes.is_empty() {
-            self.group.push(changes);
-        }
+        self.changes.extend(changes);
         result
     }
 
@@ -331,10 +346,13 @@ impl Handle {
         access: Access,
         action: impl FnOnce(&mut Engine) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let ended = || Error::internal("the store's thread has ended").with_hint("Open the store again");
         let (reply, result) = oneshot::channel();
         let call = TypedCall { access, action: Some(action), result: None, reply };
         self.queue.send(Box::new(call)).map_err(|_| ended())?;
         result.await.map_err(|_| ended())?
     }
+}
+
+fn ended() -> Error {
+    Error::internal("the store's thread has ended").with_hint("Open the store again")
 }

@@ -11,12 +11,14 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    CappedAppend, Error, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Result, TaskId, log_cap_note,
+    CappedAppend, Error, ErrorKind, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Result, TaskId,
+    log_cap_note,
 };
 
 use crate::change::Change;
 use crate::database::FileDatabase;
 use crate::error;
+use crate::state::State;
 use crate::transaction::Transaction;
 
 /// Where logs are kept.
@@ -131,21 +133,31 @@ impl LogStore for FileDatabase {
     }
 
     async fn read_log(&self, task: TaskId, range: LogRange) -> Result<LogSlice> {
-        self.read_logs(move |state, logs| {
-            let length = state.task(task)?.log_length;
-            let offset = range.start_in(length);
-            let wanted = usize::try_from((length - offset).min(u64::from(range.max()))).unwrap_or(usize::MAX);
-            if wanted == 0 {
-                return Ok(LogSlice { offset, bytes: Vec::new(), length });
-            }
-            let bytes = logs.read(task, offset, wanted).map_err(|source| {
-                Error::corrupt("logs", task, "file", "is missing or shorter than the journal says")
-                    .with_source(source)
-            })?;
-            Ok(LogSlice { offset, bytes, length })
-        })
-        .await
+        let read = || self.read_logs(move |state, logs| read(state, logs, task, range));
+        match read().await {
+            // Another process may have deleted the task since the state was brought up to date. It removes the file after the journal
+            // says so: what is missing for that reason is not found the second time.
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt { .. }) => read().await,
+            done => done,
+        }
     }
+}
+
+fn read(state: &State, logs: &Logs, task: TaskId, range: LogRange) -> Result<LogSlice> {
+    let length = state.task(task)?.log_length;
+    let offset = range.start_in(length);
+    let wanted = usize::try_from((length - offset).min(u64::from(range.max()))).unwrap_or(usize::MAX);
+    if wanted == 0 {
+        return Ok(LogSlice { offset, bytes: Vec::new(), length });
+    }
+    let bytes = logs.read(task, offset, wanted).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
+            Error::corrupt("logs", task, "file", "is missing or shorter than the journal says")
+                .with_source(source)
+        }
+        _ => error::io("read a log", source),
+    })?;
+    Ok(LogSlice { offset, bytes, length })
 }
 
 fn append(

@@ -7,8 +7,8 @@ use std::time::Duration;
 use ork_state_api::{Clock, ConnectOptions, Error, OptionInfo, Result, SystemClock};
 
 use crate::database::FileDatabase;
-use crate::engine::Engine;
-use crate::journal::{Journal, Sync};
+use crate::engine::{Engine, Place};
+use crate::journal::Sync;
 use crate::{BACKEND, MEMORY_BACKEND};
 
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -119,11 +119,9 @@ impl FileOptions {
     /// understood, `SchemaMismatch` for a newer format, `Conflict` for a directory of an older Ork.
     pub async fn connect(self) -> Result<FileDatabase> {
         let backend = if self.directory.is_some() { &BACKEND } else { &MEMORY_BACKEND };
-        let journal = self
-            .directory
-            .map(|directory| Journal::new(&directory, self.lock_timeout, self.sync))
-            .transpose()?;
-        Ok(FileDatabase::new(Engine::start(journal, self.clock)?, backend, self.max_log_bytes))
+        let (lock_timeout, sync) = (self.lock_timeout, self.sync);
+        let place = self.directory.map(|directory| Place { directory, lock_timeout, sync });
+        Ok(FileDatabase::new(Engine::start(place, self.clock).await?, backend, self.max_log_bytes))
     }
 }
 

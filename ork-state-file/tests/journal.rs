@@ -5,12 +5,14 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ork_state_api::{
-    Database, Error, ErrorKind, Json, ListRuns, ListTasks, LogChunk, Maintenance, NewRun, PageRequest,
-    RunStore, StartRun, TaskStore, TaskUpdate, TaskUpdates, WorkflowStore,
+    Clock, Database, Error, ErrorKind, Json, ListRuns, ListTasks, LogChunk, LogStore, Maintenance,
+    ManualClock, NewRun, PageRequest, RunStore, StartRun, TaskId, TaskStore, TaskUpdate, TaskUpdates,
+    Timestamp, WorkflowId, WorkflowStore,
 };
 use ork_state_conformance::{LEASE, claim_request, dag};
 use ork_state_file::{FileDatabase, FileOptions};
@@ -168,10 +170,10 @@ async fn everything_on_disk_is_its_owners_alone() {
     db.migrate().await.unwrap();
     let run = started(&db).await;
     let task = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap().items[0].id;
-    ork_state_api::LogStore::append_log(&db, task, LogChunk::new(b"x").unwrap()).await.unwrap();
+    db.append_log(task, LogChunk::new(b"x").unwrap()).await.unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&directory), mode(&directory.join("logs"))), (0o700, 0o700));
-    for file in ["journal.jsonl", "lock", &format!("logs/{task}.log")] {
+    for file in ["journal.jsonl", "lock", "turnstile", &format!("logs/{task}.log")] {
         assert_eq!(mode(&directory.join(file)), 0o600, "{file}");
     }
 }
@@ -281,4 +283,242 @@ async fn a_log_file_that_is_shorter_than_it_should_be_is_corrupt_and_verify_says
     );
     let found = db.verify().await.unwrap();
     assert!(found.iter().any(|violation| violation.rule == "L2"), "{found:?}");
+}
+
+/// A string of so many MiB.
+fn output(mib: usize) -> Json {
+    Json::parse(format!("\"{}\"", "x".repeat(mib * 1024 * 1024))).unwrap()
+}
+
+#[tokio::test]
+async fn json_of_many_lines_is_one_line_that_is_still_json() {
+    let (home, journal) = store(0).await;
+    let db = open(home.path()).await.unwrap();
+    let spec = |text| dag("a").unwrap().tasks()[0].clone().with_params(Json::parse(text).unwrap());
+    let texts = ["[\n1,\r\n2]", "[\r\r1,\t2]"];
+    for (name, text) in ["x", "y"].into_iter().zip(texts) {
+        let dag = ork_state_api::Dag::new([spec(text)]).unwrap();
+        db.create_workflow(ork_state_api::NewWorkflow::new(name.parse().unwrap(), dag)).await.unwrap();
+    }
+    let text = fs::read_to_string(&journal).unwrap();
+    assert_eq!(text.lines().count(), 4);
+    for line in text.lines() {
+        Json::parse(line).unwrap();
+    }
+    assert_eq!(open(home.path()).await.unwrap().verify().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn calls_that_share_a_commit_are_lost_together() {
+    let (home, journal) = store(1).await;
+    let db = open(home.path()).await.unwrap();
+    let workflow = only_workflow(&db).await;
+    let before = fs::read(&journal).unwrap().len();
+    let lock = OpenOptions::new().write(true).open(home.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let db = db.clone();
+            tokio::spawn(async move { db.create_run(NewRun::new(workflow)).await })
+        })
+        .collect();
+    // They are in the queue when this comes round; the store's thread holds some and waits for the lock.
+    tokio::task::yield_now().await;
+    lock.unlock().unwrap();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    let whole = fs::read(&journal).unwrap();
+    let starts: Vec<usize> = (before..whole.len()).filter(|at| whole[at - 1] == b'\n').collect();
+    assert!(starts.len() <= 2, "20 calls made {} lines", starts.len());
+    let all = count_runs(&db).await;
+    assert_eq!(all, 21);
+    // Of the last write a page never got to the disk, later ones did.
+    let (last, mut bytes) = (starts[starts.len() - 1], whole.clone());
+    bytes[last..last + 100].fill(0);
+    fs::write(&journal, bytes).unwrap();
+    let left = count_runs(&open(home.path()).await.unwrap()).await;
+    let first = whole[before..last].windows(5).filter(|bytes| bytes == b"\"run\"").count();
+    assert_eq!(left, 1 + first, "nothing of the last write counts, all of the one before does");
+}
+
+async fn only_workflow(db: &FileDatabase) -> WorkflowId {
+    db.list_workflows(PageRequest::default().into()).await.unwrap().items[0].id
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_cut_short_is_corrupt() {
+    let (home, _) = store(2).await;
+    let db = open(home.path()).await.unwrap();
+    db.delete_workflow(only_workflow(&db).await).await.unwrap_err();
+    for run in db.list_runs(ListRuns::default()).await.unwrap().items {
+        db.cancel_run(run.id).await.unwrap();
+    }
+    db.delete_workflow(only_workflow(&db).await).await.unwrap();
+    fill(&db).await;
+    let snapshot = home.path().join("snapshot.jsonl");
+    let whole = fs::read(&snapshot).unwrap();
+    let ends: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').collect();
+    assert!(ends.len() > 2);
+    for end in ends {
+        for end in [end, end + 1].into_iter().filter(|end| *end < whole.len()) {
+            fs::write(&snapshot, &whole[..end]).unwrap();
+            let error = refuses(home.path()).await;
+            assert!(
+                matches!(error.kind(), ErrorKind::Corrupt { table, .. } if table.ends_with("snapshot.jsonl")),
+                "cut at {end}: {error}"
+            );
+        }
+    }
+    let mut zeroed = whole.clone();
+    let last = whole.len() - 50;
+    zeroed[last..whole.len() - 1].fill(0);
+    fs::write(&snapshot, zeroed).unwrap();
+    assert!(matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { .. }));
+    for more in [&b"{}\n"[..], b"{"] {
+        fs::write(&snapshot, [&whole[..], more].concat()).unwrap();
+        assert!(matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { .. }));
+    }
+    fs::write(&snapshot, whole).unwrap();
+    assert_eq!(open(home.path()).await.unwrap().verify().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_fold_that_fails_leaves_nothing_and_is_not_tried_at_once_again() {
+    let (home, journal) = store(0).await;
+    let db = open(home.path()).await.unwrap();
+    db.delete_workflow(only_workflow(&db).await).await.unwrap();
+    // The snapshot cannot have its name.
+    let (snapshot, staged) = (home.path().join("snapshot.jsonl"), home.path().join("snapshot.jsonl.new"));
+    fs::create_dir(&snapshot).unwrap();
+    let run = fill(&db).await;
+    assert!(!staged.exists(), "what was written for nothing is removed");
+    let length = fs::metadata(&journal).unwrap().len();
+    assert!(length > 16 * 1024 * 1024);
+    // The state is still at hand: reading all anew would fail at the snapshot.
+    let task = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap().items[2].id;
+    let claimed = db.claim_tasks(claim_request("w", LEASE).unwrap()).await.unwrap();
+    fs::remove_dir(&snapshot).unwrap();
+    let workflow = only_workflow(&db).await;
+    db.create_run(NewRun::new(workflow)).await.unwrap();
+    assert!(!snapshot.exists(), "it is too early to try again");
+    assert_eq!((claimed.len(), claimed[0].task.depends_on.len()), (1, 1), "{task}");
+    let update = TaskUpdate::succeeded(claimed[0].claim, Some(output(5)));
+    db.update_tasks(TaskUpdates::one(update).unwrap()).await.unwrap();
+    assert!(snapshot.exists() && fs::metadata(&journal).unwrap().len() < 1024, "now it was tried");
+    assert_eq!(open(home.path()).await.unwrap().verify().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn what_a_killed_process_had_staged_is_removed() {
+    let (home, _) = store(0).await;
+    let db = open(home.path()).await.unwrap();
+    let staged = ["snapshot.jsonl.new", "journal.jsonl.new"].map(|name| home.path().join(name));
+    for path in &staged {
+        fs::write(path, "half").unwrap();
+    }
+    db.create_run(NewRun::new(only_workflow(&db).await)).await.unwrap();
+    assert!(!staged.iter().any(|path| path.exists()));
+}
+
+#[tokio::test]
+async fn connecting_does_not_block_its_callers_thread() {
+    let (home, _) = store(1).await;
+    let lock = OpenOptions::new().write(true).open(home.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let options = FileOptions::directory(home.path()).with_lock_timeout(Duration::from_secs(1));
+    let connecting = tokio::spawn(options.connect());
+    // On the one thread of this runtime it comes first.
+    tokio::task::yield_now().await;
+    lock.unlock().unwrap();
+    assert_eq!(count_runs(&connecting.await.unwrap().unwrap()).await, 1);
+}
+
+#[tokio::test]
+async fn who_waits_for_the_lock_is_the_next_to_have_it() {
+    let (home, _) = store(0).await;
+    let db = FileOptions::directory(home.path()).connect().await.unwrap();
+    let workflow = only_workflow(&db).await;
+    let open = |name| OpenOptions::new().write(true).open(home.path().join(name)).unwrap();
+    let (lock, turnstile) = (open("lock"), open("turnstile"));
+    lock.lock().unwrap();
+    let call = tokio::spawn(async move { db.create_run(NewRun::new(workflow)).await });
+    // It waits in the turnstile, where it keeps others from overtaking it.
+    while !call.is_finished() && turnstile.try_lock().is_ok() {
+        turnstile.unlock().unwrap();
+        tokio::task::yield_now().await;
+    }
+    lock.unlock().unwrap();
+    call.await.unwrap().unwrap();
+    turnstile.try_lock().unwrap();
+}
+
+/// A clock that does something when it is read for the so-manieth time: after a call has brought its state up to date,
+/// and before it looks at its files.
+#[derive(Default)]
+struct Ambush {
+    clock: ManualClock,
+    readings: AtomicUsize,
+    at: AtomicUsize,
+    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Ambush {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ambush")
+    }
+}
+
+impl Clock for Ambush {
+    fn now(&self) -> Timestamp {
+        let is_due = self.readings.fetch_add(1, Ordering::SeqCst) + 1 == self.at.load(Ordering::SeqCst);
+        let then = if is_due { self.then.lock().unwrap().take() } else { None };
+        if let Some(then) = then {
+            then();
+        }
+        self.clock.now()
+    }
+}
+
+/// A store with a task that has a log, and a clock that has another process delete it at this reading.
+async fn deleted_at(reading: usize) -> (TempDir, FileDatabase, TaskId, Arc<Ambush>) {
+    let (home, _) = store(0).await;
+    let clock = Arc::new(Ambush::default());
+    let db = FileOptions::directory(home.path()).with_clock(clock.clone()).connect().await.unwrap();
+    let workflow = only_workflow(&db).await;
+    let run = db.create_run(NewRun::new(workflow)).await.unwrap().into_run().id;
+    db.start_run(StartRun::pinned(run)).await.unwrap();
+    let task = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap().items[0].id;
+    db.append_log(task, LogChunk::new(b"0123456789").unwrap()).await.unwrap();
+    db.cancel_run(run).await.unwrap();
+    let other = open(home.path()).await.unwrap();
+    let delete = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(other.delete_workflow(workflow)).unwrap();
+    };
+    *clock.then.lock().unwrap() = Some(Box::new(delete));
+    clock.readings.store(0, Ordering::SeqCst);
+    clock.at.store(reading, Ordering::SeqCst);
+    (home, db, task, clock)
+}
+
+#[tokio::test]
+async fn the_log_of_a_task_that_was_just_deleted_is_not_found() {
+    let (_home, db, task, _) = deleted_at(1).await;
+    let range = ork_state_api::LogRange::new(ork_state_api::LogPosition::Offset(0), 100).unwrap();
+    let error = db.read_log(task, range).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::NotFound { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn verify_passes_over_the_log_of_a_task_that_was_just_deleted() {
+    let (_home, db, _, clock) = deleted_at(usize::MAX).await;
+    db.verify().await.unwrap();
+    // The logs are looked at last, and once more if something is wrong.
+    let readings = clock.readings.load(Ordering::SeqCst);
+    for reading in [readings - 1, readings] {
+        let (_home, db, _, clock) = deleted_at(reading).await;
+        assert_eq!(db.verify().await.unwrap(), [], "deleted at the reading {reading} of {readings}");
+        assert!(clock.then.lock().unwrap().is_none(), "it was deleted");
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgPool, PgPool
 use sqlx::{Connection, Postgres};
 use tokio::runtime::Handle;
 
-use crate::error::{Access, Remedy, of_connecting, of_statement, remedy};
+use crate::error::{Access, Remedy, no_answer, of_connecting, of_statement, remedy};
 use crate::options::Schema;
 use crate::rows::Stamp;
 use crate::watch::{self, Listeners};
@@ -28,6 +27,8 @@ pub(crate) type Query = sqlx::query::Query<'static, Postgres, PgArguments>;
 const REPETITIONS: u32 = 8;
 /// A connection that lay idle for longer is tried before it is used: the server may be gone. Trying it costs a round trip.
 const TRUSTED_IDLE: Duration = Duration::from_secs(5);
+/// The schema is looked at again after so long.
+const TRUSTED_SCHEMA: Duration = Duration::from_secs(5);
 
 /// A store in a PostgreSQL database. Cheap to clone; clones share its connections.
 ///
@@ -46,8 +47,10 @@ pub(crate) struct Inner {
     /// What to call the store in messages.
     pub(crate) place: String,
     user: String,
-    /// The schema was seen to be this code's. It stays so, until a statement finds otherwise.
-    is_current: AtomicBool,
+    /// When the schema was last seen to be this code's.
+    current_at: Mutex<Option<Instant>>,
+    /// How long to wait for the answer to a statement.
+    call_timeout: Duration,
     /// Connections made before this are not to be used.
     distrusted: Arc<Mutex<Option<Instant>>>,
     pub(crate) listeners: Listeners,
@@ -132,10 +135,7 @@ impl PostgresDatabase {
         let inner = self.0.clone();
         let body = body(inner.clone());
         run(async move {
-            if !inner.is_current.load(Ordering::Acquire) {
-                schema::check(&inner).await?;
-                inner.is_current.store(true, Ordering::Release);
-            }
+            inner.require_current().await?;
             body.await
         })
         .await
@@ -193,7 +193,8 @@ impl Inner {
             schema: options.schema,
             clock: options.clock,
             max_log_bytes: options.max_log_bytes,
-            is_current: AtomicBool::new(false),
+            current_at: Mutex::new(None),
+            call_timeout: options.call_timeout,
             distrusted,
             listeners: Listeners::default(),
         }
@@ -217,14 +218,43 @@ impl Inner {
         of_connecting(&self.place, &self.user, error)
     }
 
+    /// Refuses any schema but this code's. One that was it a moment ago is trusted: a newer program that migrates the store is noticed
+    /// soon, and what it takes away at once.
+    async fn require_current(&self) -> Result<()> {
+        let seen = *self.current_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.is_none_or(|seen| seen.elapsed() > TRUSTED_SCHEMA) {
+            schema::check(self).await?;
+            *self.current_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+        Ok(())
+    }
+
     /// All rows of one statement, in a transaction of its own.
     pub(crate) async fn rows(&self, access: Access, query: impl Fn() -> Query + Send) -> Result<Vec<PgRow>> {
+        self.rows_within(self.call_timeout, access, query).await
+    }
+
+    /// The same, with another limit of how long to wait for the answer.
+    pub(crate) async fn rows_within(
+        &self,
+        limit: Duration,
+        access: Access,
+        query: impl Fn() -> Query + Send,
+    ) -> Result<Vec<PgRow>> {
         let mut repetition = 0;
         loop {
             let mut connection = self.acquire().await?;
-            let error = match query().fetch_all(&mut *connection).await {
-                Ok(rows) => return Ok(rows),
-                Err(error) => error,
+            let answer = tokio::time::timeout(limit, query().fetch_all(&mut *connection)).await;
+            let error = match answer {
+                Ok(Ok(rows)) => return Ok(rows),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    // The server may have gone without a word. The connection is in the middle of something: it does not go
+                    // back to the pool, and is not closed in order, which might wait as long again.
+                    drop(connection.detach());
+                    self.distrust_connections();
+                    return Err(no_answer(&self.place, access, limit));
+                }
             };
             // Other statements may have it while this one waits or gives up.
             drop(connection);
@@ -237,7 +267,7 @@ impl Inner {
                 Remedy::Repeat | Remedy::Tell => {}
                 Remedy::Reconnect => self.distrust_connections(),
                 Remedy::LookAtSchema => {
-                    self.is_current.store(false, Ordering::Release);
+                    *self.current_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     // If it can be told what is wrong with the schema, that is the error.
                     schema::check(self).await?;
                 }

@@ -153,6 +153,18 @@ pub(crate) fn of_statement(place: &str, access: Access, error: sqlx::Error) -> E
     .with_source(said)
 }
 
+/// The error of a statement that got no answer.
+pub(crate) fn no_answer(place: &str, access: Access, limit: std::time::Duration) -> Error {
+    let reason = format!("no answer from {place} within {limit:?}");
+    let error = match access {
+        Access::Read => Error::unavailable(reason),
+        Access::Write => Error::unknown_outcome(reason),
+    };
+    error.with_hint(
+        "The server or the network may be gone, or the call is too large for the option `call_timeout`",
+    )
+}
+
 /// The error of not getting a connection to the store at `place`, as this user.
 pub(crate) fn of_connecting(place: &str, user: &str, error: sqlx::Error) -> Error {
     let Some(said) = error.as_database_error() else {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::PostgresDatabase;
 use crate::claims::{int_limit, interval};
 use crate::error::Access;
-use crate::options::Schema;
+use crate::options::{LONGEST_STATEMENT, Schema};
 use crate::rows::Reader;
 use crate::schema::{Intent, sql};
 
@@ -267,7 +267,9 @@ impl Maintenance for PostgresDatabase {
         let mut found = verify::observe(self).await?;
         let hidden = self
             .call(|db| async move {
-                let rows = db.rows(Access::Read, || query(db.sql.maintenance.verify.clone())).await?;
+                // It reads everything.
+                let verify = || query(db.sql.maintenance.verify.clone());
+                let rows = db.rows_within(LONGEST_STATEMENT, Access::Read, verify).await?;
                 rows.iter().map(violation).collect::<Result<Vec<_>>>()
             })
             .await?;

@@ -40,6 +40,10 @@ const OPTIONS: &[OptionInfo] = &[
         help: "how long to wait for a connection, 100ms to 10m, default 10s",
     },
     OptionInfo {
+        name: "call_timeout",
+        help: "how long to wait for the server's answer before the connection is given up, 100ms to 60m, default 60s",
+    },
+    OptionInfo {
         name: "statement_timeout",
         help: "the longest a statement may take, 10ms to 60m, default that of the server",
     },
@@ -94,7 +98,7 @@ const SSL_MODES: &[(&str, ())] = &[
 ];
 
 /// An hour: more than that is a job, not a statement.
-const LONGEST_STATEMENT: Duration = Duration::from_secs(3600);
+pub(crate) const LONGEST_STATEMENT: Duration = Duration::from_secs(3600);
 
 /// Where the store is and how to use it.
 ///
@@ -118,6 +122,7 @@ pub struct PostgresOptions {
     pub(crate) schema: Schema,
     pub(crate) max_connections: u32,
     pub(crate) connect_timeout: Duration,
+    pub(crate) call_timeout: Duration,
     pub(crate) statement_timeout: Option<Duration>,
     pub(crate) lock_timeout: Option<Duration>,
     pub(crate) max_log_bytes: Option<u64>,
@@ -132,6 +137,7 @@ impl fmt::Debug for PostgresOptions {
             .field("schema", &self.schema.name())
             .field("max_connections", &self.max_connections)
             .field("connect_timeout", &self.connect_timeout)
+            .field("call_timeout", &self.call_timeout)
             .field("statement_timeout", &self.statement_timeout)
             .field("lock_timeout", &self.lock_timeout)
             .field("max_log_bytes", &self.max_log_bytes)
@@ -167,6 +173,9 @@ impl PostgresOptions {
             connect_timeout: parameters
                 .duration("connect_timeout", Duration::from_millis(100)..=Duration::from_secs(600))?
                 .unwrap_or(Duration::from_secs(10)),
+            call_timeout: parameters
+                .duration("call_timeout", Duration::from_millis(100)..=LONGEST_STATEMENT)?
+                .unwrap_or(Duration::from_secs(60)),
             statement_timeout: timeout("statement_timeout")?,
             lock_timeout: timeout("lock_timeout")?,
             max_log_bytes: parameters.number("max_log_bytes", 0..=1 << 62)?,

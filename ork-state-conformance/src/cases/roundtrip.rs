@@ -1,5 +1,6 @@
 use ork_state_api::{
-    Dag, Json, Label, NewRun, NewWorkflow, StartRun, TaskSpec, TaskUpdate, Text, WorkflowName,
+    ClaimJobs, Dag, DeferTask, JobUpdate, JobUpdates, Json, Label, LeaseTime, NewDeferredJob, NewRun,
+    NewWorkflow, StartRun, Target, TaskSpec, TaskUpdate, Text, UpdateWorkflow, WorkflowName,
 };
 
 use crate::Ctx;
@@ -41,6 +42,9 @@ case! { G5, g5_json_comes_back_as_it_was(t, text: &str) {
     twenty_digits => "12345678901234567890",
     beyond_float_range => "1e400",
     key_order_and_space => r#"{"b": 1, "a": [ ], "": {}}"#,
+    line_feeds => "[\n\n1,\n2 ]",
+    line_ends_of_every_kind => "{\"a\":\r\n\r1,\n\r\"b\"\t:\t[\r\r\t]}",
+    pretty_printed => "{\n  \"rows\": 3,\n  \"of\": [\n    \"a\\nb\"\n  ]\n}",
     escapes => r#""\u0000 \ud83d\ude00 \/ \" \\ \n""#,
     lone_surrogate => r#""\ud800""#,
     unicode => "\"\u{e9} \u{1F600} \u{202e}\"",
@@ -48,6 +52,47 @@ case! { G5, g5_json_comes_back_as_it_was(t, text: &str) {
     empty_string => "\"\"",
     false_value => "false",
 }
+
+/// Text that takes more than one line.
+const LINES: &str = "{\r\n  \"rows\": [\n\t1,\r2\n]\n}";
+
+case! { [G5, G2] needs [Durable], g5_json_of_many_lines_is_there_after_reopening(t) {
+    let json = Json::parse(LINES)?;
+    let spec = |name: &str| Ok::<_, ork_state_api::Error>(TaskSpec::new(name.parse()?, "process".parse()?));
+    let dag = Dag::new([spec("a")?.with_params(json.clone()).with_signature(json.clone()), spec("b")?])?;
+    let mut new = NewWorkflow::new("w".parse()?, dag.clone());
+    new.target.params = Some(json.clone());
+    let target: Target = new.target.clone();
+    let workflow = t.db().create_workflow(new).await?;
+    let run = t.db().create_run(NewRun::new(workflow.id)).await?.into_run();
+    t.db().start_run(StartRun::pinned(run.id)).await?;
+    let a = t.claim_one().await?;
+    t.update([TaskUpdate::succeeded(a.claim, Some(json.clone()))]).await?;
+    t.db().update_workflow(UpdateWorkflow::new(workflow.id).with_target(target.clone())).await?;
+    let db = t.reopen().await?;
+    assert_eq!(db.get_workflow(workflow.id).await?.target, target);
+    assert_eq!(db.get_snapshot(workflow.snapshot).await?.dag, dag);
+    let task = db.get_task(a.task.id).await?;
+    assert_eq!(task.params.as_ref().map(Json::as_str), Some(LINES));
+    assert_eq!(task.output.as_ref().map(Json::as_str), Some(LINES));
+    // Both go on: neither lost its place in what is stored.
+    t.claim_one().await?;
+    assert_eq!(db.list_tasks(ork_state_api::ListTasks::of(run.id, Default::default())).await?.items, t.tasks(run.id).await?);
+    Ok(())
+}}
+
+case! { [G5, D1] needs [Durable, DeferredJobs], g5_a_jobs_json_of_many_lines_is_there_after_reopening(t) {
+    let json = Json::parse(LINES)?;
+    t.start("a").await?;
+    let a = t.claim_one().await?;
+    let job = NewDeferredJob::new("bigquery".parse()?, Text::new("1")?, json.clone());
+    t.db().defer_task(DeferTask::new(a.claim, [job])?).await?;
+    let claimed = t.db().claim_jobs(ClaimJobs::new("p".parse()?, LeaseTime::new(crate::LEASE)?)).await?.remove(0);
+    t.db().update_jobs(JobUpdates::new(vec![JobUpdate::completed(claimed.claim, Some(json.clone()))])?).await?;
+    let job = t.reopen().await?.list_jobs(a.task.id).await?.remove(0);
+    assert_eq!((job.job_data.as_str(), job.output.as_ref().map(Json::as_str)), (LINES, Some(LINES)));
+    Ok(())
+}}
 
 case! { G5, g5_json_nested_a_hundred_deep_comes_back(t) {
     json_comes_back(&t, &format!("{}1{}", r#"{"k":["#.repeat(50), "]}".repeat(50))).await
