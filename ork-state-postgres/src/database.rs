@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ pub(crate) type Query = sqlx::query::Query<'static, Postgres, PgArguments>;
 const REPETITIONS: u32 = 8;
 /// A connection that lay idle for longer is tried before it is used: the server may be gone. Trying it costs a round trip.
 const TRUSTED_IDLE: Duration = Duration::from_secs(5);
+/// How long the server may take to show that a connection which comes back to the pool still works.
+const RETURN_PATIENCE: Duration = Duration::from_secs(5);
 /// The schema is looked at again after so long.
 const TRUSTED_SCHEMA: Duration = Duration::from_secs(5);
 
@@ -205,8 +208,8 @@ impl Inner {
         self.clock.as_ref().map(|clock| Stamp(clock.now()))
     }
 
-    pub(crate) async fn acquire(&self) -> Result<PoolConnection<Postgres>> {
-        self.pool.acquire().await.map_err(|error| self.cannot_connect(error))
+    pub(crate) async fn acquire(&self) -> Result<Held> {
+        self.pool.acquire().await.map(Held).map_err(|error| self.cannot_connect(error))
     }
 
     /// How to open a connection of one's own.
@@ -251,7 +254,7 @@ impl Inner {
                 Err(_) => {
                     // The server may have gone without a word. The connection is in the middle of something: it does not go
                     // back to the pool, and is not closed in order, which might wait as long again.
-                    drop(connection.detach());
+                    connection.give_up();
                     self.distrust_connections();
                     return Err(no_answer(&self.place, access, limit));
                 }
@@ -288,6 +291,43 @@ impl Inner {
     /// After a failover the server behind a connection may live on as a standby.
     fn distrust_connections(&self) {
         *self.distrusted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+}
+
+/// A connection out of the pool.
+///
+/// The pool tries a connection when it comes back, without a limit of time: one to a server that has gone silent would never be back,
+/// and its place in the pool taken for ever. So its return is given a limit here.
+pub(crate) struct Held(PoolConnection<Postgres>);
+
+impl Held {
+    /// Closes it, not in order, and frees its place.
+    fn give_up(&mut self) {
+        drop(self.0.return_to_pool());
+    }
+}
+
+impl Deref for Held {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Held {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Dropping the future closes the connection.
+        let returning = tokio::time::timeout(RETURN_PATIENCE, self.0.return_to_pool());
+        if let Ok(runtime) = Handle::try_current() {
+            drop(runtime.spawn(returning));
+        }
     }
 }
 
