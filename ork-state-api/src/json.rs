@@ -50,6 +50,12 @@ impl Json {
         Ok(if trimmed.len() == text.len() { Self(text) } else { Self(trimmed.into()) })
     }
 
+    /// JSON `null`.
+    #[must_use]
+    pub fn null() -> Self {
+        Self("null".into())
+    }
+
     /// Serialises a value.
     ///
     /// # Errors

@@ -140,6 +140,15 @@ impl Text {
 }
 
 impl Label {
+    /// Makes the best of any text, for what must be kept whatever it holds: NUL becomes U+FFFD, what is too long is cut, and an empty one is
+    /// `unknown`.
+    #[must_use]
+    pub fn lossy(text: &str) -> Self {
+        let mut clean = text.replace('\0', "\u{fffd}");
+        clean.truncate(clean.floor_char_boundary(MAX_LABEL_BYTES));
+        Self(if clean.is_empty() { "unknown".into() } else { clean.into() })
+    }
+
     /// A label of this crate's own, which is sound.
     pub(crate) fn constant(text: &'static str) -> Self {
         Self(text.into())
@@ -228,6 +237,13 @@ mod tests {
         let text = Text::lossy(&"é\0".repeat(MAX_TEXT_BYTES));
         assert!(text.len() <= MAX_TEXT_BYTES && text.ends_with("[cut]"));
         assert!(Text::new(text.as_str()).is_ok());
+    }
+
+    #[test]
+    fn lossy_labels_fit_whatever_comes() {
+        for text in ["", "a\0b", &"é".repeat(MAX_LABEL_BYTES)] {
+            assert!(Label::new(Label::lossy(text).as_str()).is_ok());
+        }
     }
 
     #[test]

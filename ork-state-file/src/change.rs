@@ -156,14 +156,17 @@ pub(crate) struct TaskPatch {
 impl TaskPatch {
     /// The task as it is.
     pub(crate) fn of(row: &TaskRow) -> Self {
-        let task = &row.task;
+        Self::of_task(&row.task, row.token)
+    }
+
+    pub(crate) fn of_task(task: &Task, token: Token) -> Self {
         Self {
             id: task.id,
             status: task.status,
             unmet_dependencies: task.unmet_dependencies,
             open_jobs: task.open_jobs,
             attempts: task.attempts,
-            token: row.token,
+            token,
             lease: task.lease.clone(),
             execution_name: task.execution_name.clone(),
             error: task.error.clone(),

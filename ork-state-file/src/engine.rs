@@ -15,6 +15,7 @@ use ork_state_api::{Clock, Error, ErrorKind, Found, MigrationReport, Result, Tim
 use tokio::sync::oneshot;
 
 use crate::change::Change;
+use crate::import::{Imported, import, is_orks};
 use crate::journal::{JOURNAL, Journal, Locked, Sync, VERSION};
 use crate::logs::Logs;
 use crate::state::{News, State};
@@ -194,12 +195,18 @@ impl Engine {
     }
 
     fn migrate(&mut self) -> Result<MigrationReport> {
-        let report = self.plan_migration()?;
+        let (report, imported) = self.look_at_what_is_there()?;
         if report.applied.is_empty() {
             return Ok(report);
         }
         if let Some(journal) = &mut self.journal {
-            journal.create()?;
+            // The logs first: once the journal is there, the store is.
+            for (task, log) in imported.logs {
+                let written = self.logs.write(task, 0, log.as_bytes());
+                written.map_err(|source| crate::error::io("write a log", source))?;
+            }
+            self.logs.sync().map_err(|source| crate::error::io("write a log", source))?;
+            journal.create(&imported.transactions)?;
             journal.catch_up(&mut self.state)?;
         }
         self.open = true;
@@ -207,11 +214,24 @@ impl Engine {
     }
 
     fn plan_migration(&mut self) -> Result<MigrationReport> {
-        let (found, applied) = match self.open {
-            true => (Found::OrkState(VERSION), vec![]),
-            false => (Found::Nothing, vec!["001_journal".to_owned()]),
-        };
-        Ok(MigrationReport { found, to: VERSION, applied, adjusted: vec![] })
+        Ok(self.look_at_what_is_there()?.0)
+    }
+
+    fn look_at_what_is_there(&self) -> Result<(MigrationReport, Imported)> {
+        let report =
+            |found, applied: Vec<String>| MigrationReport { found, to: VERSION, applied, adjusted: vec![] };
+        if self.open {
+            return Ok((report(Found::OrkState(VERSION), vec![]), Imported::default()));
+        }
+        match self.journal.as_ref().filter(|journal| is_orks(journal.directory())) {
+            None => Ok((report(Found::Nothing, vec!["001_journal".to_owned()]), Imported::default())),
+            Some(journal) => {
+                let mut imported = import(journal.directory(), self.clock.now())?;
+                let adjusted = std::mem::take(&mut imported.adjusted);
+                let applied = vec!["001_journal".to_owned(), "import of Ork's JSON files".to_owned()];
+                Ok((MigrationReport { adjusted, ..report(Found::OrkFiles, applied) }, imported))
+            }
+        }
     }
 }
 

@@ -168,10 +168,6 @@ impl Journal {
                 format!("names {}, which is not a directory", directory.display()),
             ));
         }
-        if !directory.join(JOURNAL).exists() && directory.join("workflows").is_dir() {
-            return Err(Error::conflict(format!("{} holds JSON files of an older Ork", directory.display()))
-                .with_hint("This version does not take them over yet: choose another directory"));
-        }
         make_directory(&directory.join(LOGS))?;
         let open = |name| {
             let path = directory.join(name);
@@ -242,13 +238,17 @@ impl Journal {
     }
 
     /// Makes an empty journal unless there is one; says whether it did. With the lock held.
-    pub(crate) fn create(&mut self) -> Result<bool> {
-        let path = self.directory.join(JOURNAL);
-        if path.exists() {
-            return Ok(false);
+    pub(crate) fn create(&mut self, transactions: &[Vec<Change>]) -> Result<()> {
+        if self.directory.join(JOURNAL).exists() {
+            return Ok(());
         }
-        self.replace(JOURNAL, |file| write_header(file, 0))?;
-        Ok(true)
+        self.replace(JOURNAL, |file| {
+            write_header(file, 0)?;
+            for (seq, changes) in (1..).zip(transactions) {
+                file.write_all(encode(seq, changes).map_err(io::Error::other)?.as_bytes())?;
+            }
+            Ok(())
+        })
     }
 
     /// The name under which a file is written before it gets its own.

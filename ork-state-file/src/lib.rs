@@ -5,6 +5,7 @@ mod database;
 mod deferred_jobs;
 mod engine;
 mod error;
+mod import;
 mod journal;
 mod logs;
 mod maintenance;

@@ -43,7 +43,7 @@ impl Logs {
         Self::Directory { path, dirty: Vec::new(), gone: Vec::new() }
     }
 
-    fn write(&mut self, task: TaskId, at: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&mut self, task: TaskId, at: u64, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Memory(logs) => {
                 let log = logs.entry(task).or_default();

@@ -128,15 +128,6 @@ async fn a_file_that_is_no_journal_is_refused() {
 }
 
 #[tokio::test]
-async fn json_files_of_an_older_ork_are_refused() {
-    let home = TempDir::new().unwrap();
-    fs::create_dir(home.path().join("workflows")).unwrap();
-    let error = refuses(home.path()).await;
-    assert!(matches!(error.kind(), ErrorKind::Conflict { .. }), "{error}");
-    assert!(!home.path().join("lock").exists(), "nothing is written into it");
-}
-
-#[tokio::test]
 async fn a_place_that_cannot_be_a_store_is_named() {
     let home = TempDir::new().unwrap();
     let missing = home.path().join("not/there");
