@@ -299,7 +299,8 @@ case! { [R4, R5], r4_what_the_attempts_left_stays(t, paused: bool) {
     t.advance(Duration::from_secs(1));
     let cancelled = t.db().cancel_run(run.id).await?;
 
-    let counts = TaskCounts { unfinished: 0, ..before.tasks };
+    let cancelled_tasks = before.tasks.cancelled + before.tasks.unfinished;
+    let counts = TaskCounts { unfinished: 0, cancelled: cancelled_tasks, ..before.tasks };
     let expected = Run { status: Cancelled, finished_at: Some(t.now()), tasks: counts, ..before };
     assert_eq!((counts.total, counts.failed, expected.error.as_deref()), (5, 1, Some("task \"failed\" failed")));
     assert_eq!((&cancelled, &t.db().get_run(run.id).await?), (&expected, &expected));
