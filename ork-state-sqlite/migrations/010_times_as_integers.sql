@@ -1,5 +1,5 @@
--- Every table but deferred_jobs made anew: STRICT, times as microseconds since 1970, DAGs as snapshots only, and
--- with the columns that runs and tasks are counted, retried and fenced by. Foreign keys are off while
+-- Every table made anew: STRICT, times as microseconds since 1970, DAGs as snapshots only, and
+-- with the columns that runs, tasks and deferred jobs are counted, retried and fenced by. Foreign keys are off while
 -- this runs, so nothing cascades.
 --
 -- Old times are UTC text in several forms, such as 2026-02-01T11:23:51.947Z, 2026-02-01 11:23:51 and
@@ -90,6 +90,7 @@ CREATE TABLE runs_new (
     tasks_total INTEGER NOT NULL DEFAULT 0,
     tasks_unfinished INTEGER NOT NULL DEFAULT 0,
     tasks_failed INTEGER NOT NULL DEFAULT 0,
+    tasks_cancelled INTEGER NOT NULL DEFAULT 0,
     created_at INTEGER NOT NULL,
     started_at INTEGER,
     finished_at INTEGER,
@@ -118,6 +119,7 @@ CREATE TABLE tasks_new (
     status TEXT NOT NULL
         CHECK (status IN ('pending', 'dispatched', 'running', 'success', 'failed', 'cancelled')),
     unmet_dependencies INTEGER NOT NULL DEFAULT 0,
+    open_jobs INTEGER NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0,
     max_retries INTEGER NOT NULL DEFAULT 0,
     timeout_seconds INTEGER,
@@ -160,7 +162,53 @@ SELECT
     task_name, executor_type, execution_name, depends_on, error, params, output
 FROM tasks;
 
--- Indexes go with their tables; the ones that a query of ours uses come with the next step.
+-- A job is to be polled from `poll_at` on, and is open while it has one. Whoever claims it sets that to the end of the lease, so
+-- one that is not reported on is due again by itself. `deferral` is the token of the claim that the task was deferred under: it
+-- tells the jobs of one attempt from those of another. No foreign key: whoever deletes a run deletes its jobs.
+CREATE TABLE deferred_jobs_new (
+    id BLOB NOT NULL PRIMARY KEY,
+    task_id BLOB NOT NULL,
+    run_id BLOB NOT NULL,
+    job_index INTEGER NOT NULL,
+    deferral INTEGER NOT NULL,
+    status TEXT NOT NULL
+        CHECK (status IN ('pending', 'polling', 'completed', 'failed', 'cancelled')),
+    -- The last token that it was claimed with.
+    token INTEGER NOT NULL DEFAULT 0,
+    poll_at INTEGER,
+    created_at INTEGER NOT NULL,
+    started_at INTEGER,
+    last_polled_at INTEGER,
+    finished_at INTEGER,
+    owner TEXT,
+    service_type TEXT NOT NULL,
+    job_id TEXT NOT NULL,
+    error TEXT,
+    job_data TEXT NOT NULL,
+    output TEXT
+) STRICT;
+
+INSERT INTO deferred_jobs_new (
+    id, task_id, run_id, job_index, deferral, status, service_type, job_id, error, job_data,
+    created_at, started_at, last_polled_at, finished_at
+)
+SELECT
+    j.id, j.task_id, t.run_id,
+    row_number() OVER (PARTITION BY j.task_id ORDER BY j.created_at, j.id) - 1,
+    0, j.status, j.service_type, j.job_id, j.error, j.job_data,
+    unixepoch(substr(j.created_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(j.created_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(j.started_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(j.started_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(j.last_polled_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(j.last_polled_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER),
+    unixepoch(substr(j.finished_at, 1, 19)) * 1000000
+        + CAST(substr(rtrim(substr(replace(j.finished_at, '+00:00', ''), 21), 'Z') || '000000', 1, 6) AS INTEGER)
+FROM deferred_jobs AS j
+JOIN tasks AS t ON t.id = j.task_id;
+
+-- Indexes go with their tables; the ones that a query of ours uses come with the next steps.
+DROP TABLE deferred_jobs;
 DROP TABLE workflow_tasks;
 DROP TABLE tasks;
 DROP TABLE runs;
@@ -171,3 +219,4 @@ ALTER TABLE workflows_new RENAME TO workflows;
 ALTER TABLE workflow_snapshots_new RENAME TO workflow_snapshots;
 ALTER TABLE runs_new RENAME TO runs;
 ALTER TABLE tasks_new RENAME TO tasks;
+ALTER TABLE deferred_jobs_new RENAME TO deferred_jobs;

@@ -19,7 +19,7 @@ CREATE TABLE ready_tasks (
     PRIMARY KEY (ready_at, run_id, task_index)
 ) STRICT, WITHOUT ROWID;
 
--- Exactly the dispatched and running tasks.
+-- Exactly the dispatched and running tasks, but for those that wait for deferred jobs.
 CREATE TABLE task_leases (
     task_id BLOB NOT NULL PRIMARY KEY,
     run_id BLOB NOT NULL,
@@ -31,7 +31,16 @@ CREATE TABLE task_leases (
 -- The key follows by itself: this is the order of expiry.
 CREATE INDEX idx_task_leases_expires_at ON task_leases (expires_at);
 
-CREATE UNIQUE INDEX idx_runs_idempotency_key ON runs (workflow_id, idempotency_key)
-    WHERE idempotency_key IS NOT NULL;
-CREATE INDEX idx_runs_created_at ON runs (created_at, id);
-CREATE INDEX idx_runs_workflow ON runs (workflow_id, created_at, id);
+-- Exactly the running tasks that may not run for ever.
+CREATE TABLE task_timeouts (
+    task_id BLOB NOT NULL PRIMARY KEY,
+    deadline INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX idx_task_timeouts_deadline ON task_timeouts (deadline);
+
+CREATE INDEX idx_deferred_jobs_due ON deferred_jobs (poll_at, id) WHERE poll_at IS NOT NULL;
+CREATE INDEX idx_deferred_jobs_task ON deferred_jobs (task_id);
+
+CREATE INDEX idx_workflows_due ON workflows (next_scheduled_at, id)
+    WHERE schedule IS NOT NULL AND schedule_enabled = 1 AND next_scheduled_at IS NOT NULL;

@@ -1,5 +1,7 @@
 //! Batches of any size as one statement's parameters.
 
+use std::collections::BTreeSet;
+
 use ork_state_api::Error;
 use serde_json::Value;
 use sqlx::Sqlite;
@@ -12,6 +14,16 @@ use crate::error::Attempt;
 pub(crate) fn json(rows: &[Value]) -> Attempt<String> {
     serde_json::to_string(rows)
         .map_err(|source| Error::internal("a batch does not serialise").with_source(source).into())
+}
+
+/// A set of statuses as JSON, if there is one.
+pub(crate) fn words<S>(
+    statuses: Option<BTreeSet<S>>,
+    word: fn(S) -> &'static str,
+) -> Attempt<Option<String>> {
+    let Some(statuses) = statuses else { return Ok(None) };
+    let words: Vec<Value> = statuses.into_iter().map(|status| Value::from(word(status))).collect();
+    json(&words).map(Some)
 }
 
 /// A statement whose first parameter is a batch.

@@ -1,8 +1,8 @@
 //! The store: its connections, and running calls on them.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ork_state_api::{Backend, Clock, Database, Error, Result, TaskUpdates, UpdateReport};
@@ -13,6 +13,7 @@ use crate::error::{self, Fault, Stage};
 use crate::gather::Gather;
 use crate::options::{BACKEND, Location, SqliteOptions};
 use crate::schema::{self, Schema};
+use crate::watch::{FileWatcher, Signal};
 use crate::writer::{Work, Writer, guarded, reading};
 
 /// Older versions can corrupt the file when two connections reset the WAL at the same moment.
@@ -28,8 +29,11 @@ pub struct SqliteDatabase {
     location: Location,
     clock: Arc<dyn Clock>,
     max_log_bytes: Option<u64>,
-    /// Whether the schema was seen to be the one that this code needs.
-    is_current: AtomicBool,
+    /// Whether the schema was seen, in all of its steps, to be the one that this code needs. That it still is, each transaction checks.
+    is_current: Arc<AtomicBool>,
+    signal: Signal,
+    /// What watches the file that other processes touch, while somebody watches the store.
+    watcher: Arc<Mutex<Weak<FileWatcher>>>,
 }
 
 impl SqliteDatabase {
@@ -62,15 +66,48 @@ impl SqliteDatabase {
         if readers.is_some() {
             connection = connect(&options, &opened).await.map_err(fail)?;
         }
+        let signal = Signal::new(&options.location);
         Ok(Self {
             readers,
             location: options.location.clone(),
             clock: Arc::clone(&options.clock),
             max_log_bytes: options.max_log_bytes,
-            is_current: AtomicBool::new(schema == Schema::Current),
-            writer: Writer::start(options.location, opened, connection),
+            is_current: Arc::new(AtomicBool::new(schema == Schema::Current)),
+            writer: Writer::start(options.location, opened, connection, signal.clone()),
+            signal,
             updates: Arc::default(),
+            watcher: Arc::default(),
         })
+    }
+
+    /// Another handle of the same store, with the same connections.
+    pub(crate) fn another(&self) -> Self {
+        Self {
+            writer: self.writer.clone(),
+            updates: Arc::clone(&self.updates),
+            readers: self.readers.clone(),
+            location: self.location.clone(),
+            clock: Arc::clone(&self.clock),
+            max_log_bytes: self.max_log_bytes,
+            is_current: Arc::clone(&self.is_current),
+            signal: self.signal.clone(),
+            watcher: Arc::clone(&self.watcher),
+        }
+    }
+
+    pub(crate) const fn signal(&self) -> &Signal {
+        &self.signal
+    }
+
+    /// Watches the file that other processes touch after they have committed. There is none for a store in memory.
+    pub(crate) fn file_watcher(&self) -> Option<Arc<FileWatcher>> {
+        let mut shared = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watcher) = shared.upgrade() {
+            return Some(watcher);
+        }
+        let watcher = Arc::new(FileWatcher::new(&self.signal)?);
+        *shared = Arc::downgrade(&watcher);
+        Some(watcher)
     }
 
     pub(crate) fn clock(&self) -> Arc<dyn Clock> {
@@ -127,7 +164,17 @@ impl SqliteDatabase {
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
     {
         self.require_current().await?;
-        self.read_any(work).await
+        if self.readers.is_none() {
+            // The writer checks the schema.
+            return self.writer.run(work).await;
+        }
+        self.read_any(move |connection| {
+            Box::pin(async move {
+                schema::check(connection).await?;
+                work(connection).await
+            })
+        })
+        .await
     }
 
     /// Runs work that reads by several statements, on one state of the store.
@@ -137,19 +184,28 @@ impl SqliteDatabase {
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
     {
         self.require_current().await?;
-        match self.readers {
-            Some(_) => self.read_any(move |connection| Box::pin(reading(connection, work))).await,
-            // The writer runs it within a transaction.
-            None => self.read_any(work).await,
+        if self.readers.is_none() {
+            // The writer checks the schema, and runs it within a transaction.
+            return self.writer.run(work).await;
         }
+        self.read_any(move |connection| {
+            Box::pin(reading(connection, move |connection| {
+                Box::pin(async move {
+                    schema::check(connection).await?;
+                    work(connection).await
+                })
+            }))
+        })
+        .await
     }
 
+    /// Runs work that reads, whatever the schema is.
     async fn read_any<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
     {
-        let Some(readers) = self.readers.clone() else { return self.writer.run(work).await };
+        let Some(readers) = self.readers.clone() else { return self.writer.run_alone(work).await };
         // In a task of its own: dropping the caller's future must not give a connection back to the pool in the
         // middle of something (rule G9).
         let task = tokio::spawn(async move {

@@ -25,8 +25,8 @@ pub(crate) type Attempt<T> = Result<T, Fault>;
 pub(crate) enum Fault {
     /// The answer to the caller.
     Answer(Error),
-    /// The driver failed.
-    Driver(sqlx::Error),
+    /// The driver failed. Shared, because it may be the answer to all calls of a transaction.
+    Driver(Arc<sqlx::Error>),
 }
 
 impl From<Error> for Fault {
@@ -37,7 +37,7 @@ impl From<Error> for Fault {
 
 impl From<sqlx::Error> for Fault {
     fn from(error: sqlx::Error) -> Self {
-        Self::Driver(error)
+        Self::Driver(Arc::new(error))
     }
 }
 
@@ -45,7 +45,7 @@ impl Fault {
     pub(crate) fn into_error(self, location: &Location) -> Error {
         match self {
             Self::Answer(error) => error,
-            Self::Driver(error) => describe(location, &Arc::new(error), Stage::Work),
+            Self::Driver(error) => describe(location, &error, Stage::Work),
         }
     }
 }

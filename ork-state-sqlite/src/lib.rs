@@ -2,7 +2,9 @@
 
 mod batch;
 mod claims;
+mod counts;
 mod database;
+mod deferred_jobs;
 mod error;
 mod gather;
 mod held;
@@ -11,10 +13,12 @@ mod maintenance;
 mod options;
 mod rows;
 mod runs;
+mod schedules;
 mod schema;
 mod settle;
 mod tasks;
 mod updates;
+mod watch;
 mod workflows;
 mod writer;
 

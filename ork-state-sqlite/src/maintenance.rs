@@ -1,23 +1,58 @@
 //! Looking after a store.
 
 use async_trait::async_trait;
-use ork_state_api::{Maintenance, MigrationReport, Result, Violation};
+use ork_state_api::{
+    JobStatus, Maintenance, MigrationReport, Prune, Pruned, Result, RunStatus, Stats, TaskStatus, Timestamp,
+    Topic, Violation, Watch,
+};
+use serde_json::Value;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
 use crate::SqliteDatabase;
+use crate::batch;
+use crate::counts::count_ended;
 use crate::error::Attempt;
-use crate::schema;
+use crate::rows::{Cells, hex};
+use crate::runs::delete_runs_sql;
+use crate::schema::{self, Migrate};
+use crate::watch::Source;
 
 #[async_trait]
 impl Maintenance for SqliteDatabase {
     async fn migrate(&self) -> Result<MigrationReport> {
         let clock = self.clock();
         self.write_alone(move |connection| {
-            Box::pin(async move { schema::migrate(connection, clock.as_ref()).await })
+            Box::pin(async move { schema::migrate(connection, clock.as_ref(), Migrate::Commit).await })
         })
         .await
+    }
+
+    async fn plan_migration(&self) -> Result<MigrationReport> {
+        let clock = self.clock();
+        self.write_alone(move |connection| {
+            Box::pin(async move { schema::migrate(connection, clock.as_ref(), Migrate::Plan).await })
+        })
+        .await
+    }
+
+    async fn prune(&self, prune: Prune) -> Result<Pruned> {
+        let clock = self.clock();
+        self.write(move |connection| {
+            Box::pin(async move { delete_ended(connection, prune, clock.now()).await })
+        })
+        .await
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        let clock = self.clock();
+        self.read_one_state(move |connection| Box::pin(async move { stats(connection, clock.now()).await }))
+            .await
+    }
+
+    async fn watch(&self, topic: Topic) -> Result<Watch> {
+        Ok(Watch::new(Source::new(self, topic).await?))
     }
 
     async fn verify(&self) -> Result<Vec<Violation>> {
@@ -27,12 +62,100 @@ impl Maintenance for SqliteDatabase {
     }
 }
 
+/// Deletes the runs that ended longest ago, with all that is theirs.
+async fn delete_ended(connection: &mut SqliteConnection, prune: Prune, now: Timestamp) -> Attempt<Pruned> {
+    const DELETES: [&str; 9] = delete_runs_sql!("SELECT unhex(value) FROM json_each(?1)");
+    let before = now.saturating_sub(prune.ended_before);
+    let found = sqlx::query(ENDED)
+        .bind(before.as_micros())
+        .bind(i64::try_from(prune.limit.get()).unwrap_or(i64::MAX))
+        .fetch_all(&mut *connection)
+        .await?;
+    let ids = found.iter().map(|row| Ok(Value::from(hex(Cells::new(row, "runs").uuid("id")?))));
+    let ids = ids.collect::<Result<Vec<_>>>()?;
+    if ids.is_empty() {
+        return Ok(Pruned::default());
+    }
+    count_ended(connection, &ids, -1).await?;
+    let json = batch::json(&ids)?;
+    let mut deleted = [0; DELETES.len()];
+    for (statement, deleted) in DELETES.into_iter().zip(&mut deleted) {
+        let done = sqlx::query(statement).bind(json.clone()).execute(&mut *connection).await?;
+        *deleted = done.rows_affected();
+    }
+    let [.., tasks, runs] = deleted;
+    Ok(Pruned { runs, tasks })
+}
+
+/// Reads the index of ended runs from its beginning.
+pub(crate) const ENDED: &str = "SELECT id FROM runs WHERE finished_at < ?1 ORDER BY finished_at, id LIMIT ?2";
+
+/// Counts what lives, and adds what was counted when it ended (rule M3).
+async fn stats(connection: &mut SqliteConnection, now: Timestamp) -> Attempt<Stats> {
+    const WORKFLOWS: &str = "SELECT count(*) FROM workflows";
+    const ENDED: &str = "SELECT kind, status, number FROM ended_counts WHERE kind IN ('run', 'task')";
+    const LEASED: &str =
+        "SELECT t.status, count(*) FROM task_leases AS l CROSS JOIN tasks AS t ON t.id = l.task_id
+         GROUP BY t.status";
+    const JOBS: &str = "SELECT status, count(*) FROM deferred_jobs WHERE poll_at IS NOT NULL GROUP BY status";
+    const DEFERRED: &str = "SELECT count(DISTINCT task_id) FROM deferred_jobs WHERE poll_at IS NOT NULL";
+    const OLDEST: &str = "SELECT min(ready_at) FROM ready_tasks WHERE ready_at <= ?1";
+    let mut stats = Stats::none();
+    let number = |number: i64| u64::try_from(number).unwrap_or(0);
+
+    stats.workflows = number(sqlx::query_scalar(WORKFLOWS).fetch_one(&mut *connection).await?);
+    for row in sqlx::query(ENDED).fetch_all(&mut *connection).await? {
+        let cells = Cells::new(&row, "ended_counts").identified_by("kind");
+        let counted = number(cells.required("number")?);
+        match cells.required("kind")? {
+            "run" => *stats.runs.entry(cells.text("status")?).or_default() += counted,
+            _ => *stats.tasks.entry(cells.text("status")?).or_default() += counted,
+        }
+    }
+    let mut unfinished = 0;
+    for row in sqlx::query(LIVE).fetch_all(&mut *connection).await? {
+        let cells = Cells::new(&row, "runs");
+        let status: RunStatus = cells.text("status")?;
+        *stats.runs.entry(status).or_default() += number(cells.required("runs")?);
+        for (status, column) in [
+            (TaskStatus::Success, "succeeded"),
+            (TaskStatus::Failed, "failed"),
+            (TaskStatus::Cancelled, "cancelled"),
+        ] {
+            *stats.tasks.entry(status).or_default() += number(cells.required(column)?);
+        }
+        unfinished += number(cells.required("unfinished")?);
+    }
+    let mut claimed = number(sqlx::query_scalar(DEFERRED).fetch_one(&mut *connection).await?);
+    *stats.tasks.entry(TaskStatus::Running).or_default() += claimed;
+    let leased: Vec<(String, i64)> = sqlx::query_as(LEASED).fetch_all(&mut *connection).await?;
+    for (status, tasks) in leased {
+        *stats.tasks.entry(status.parse()?).or_default() += number(tasks);
+        claimed += number(tasks);
+    }
+    // Of the unfinished ones, what is not claimed waits.
+    *stats.tasks.entry(TaskStatus::Pending).or_default() += unfinished.saturating_sub(claimed);
+    let jobs: Vec<(String, i64)> = sqlx::query_as(JOBS).fetch_all(&mut *connection).await?;
+    for (status, jobs) in jobs {
+        stats.open_jobs.insert(status.parse::<JobStatus>()?, number(jobs));
+    }
+    let oldest: Option<i64> = sqlx::query_scalar(OLDEST).bind(now.as_micros()).fetch_one(connection).await?;
+    stats.oldest_ready_at = oldest.map(Timestamp::from_micros).transpose()?;
+    Ok(stats)
+}
+
+/// Reads the live runs only, by the index of statuses.
+pub(crate) const LIVE: &str = "SELECT status, count(*) AS runs, sum(tasks_unfinished) AS unfinished,
+         sum(tasks_total - tasks_unfinished - tasks_failed - tasks_cancelled) AS succeeded,
+         sum(tasks_failed) AS failed, sum(tasks_cancelled) AS cancelled
+     FROM runs WHERE status IN ('pending', 'running', 'paused') GROUP BY status";
+
 /// Something that only SQL sees: the rows are the entity's kind and id and what is wrong with it.
 struct Check {
     rule: &'static str,
     entity: &'static str,
     problem: &'static str,
-    /// Gives the ids of the entities that have the problem.
+    /// Gives the ids of the entities that have the problem, or what they are called.
     sql: &'static str,
 }
 
@@ -64,6 +187,64 @@ const CHECKS: &[Check] = &[
                   SELECT 1 FROM tasks AS t
                   WHERE t.id = l.task_id AND t.status IN ('dispatched', 'running') AND t.run_id = l.run_id
                       AND t.token = l.token)",
+    },
+    Check {
+        rule: "T8",
+        entity: "task_timeouts",
+        problem: "has a row for a task that does not run or may run for ever, or with another time than the task's",
+        sql: "SELECT o.task_id FROM task_timeouts AS o WHERE NOT EXISTS (
+                  SELECT 1 FROM tasks AS t
+                  WHERE t.id = o.task_id AND t.status = 'running'
+                      AND o.deadline = min(t.started_at + t.timeout_seconds * 1000000, 253402300799999999))",
+    },
+    Check {
+        rule: "T8",
+        entity: "tasks",
+        problem: "runs, may not run for ever, and is not in task_timeouts",
+        sql: "SELECT t.id FROM runs AS r JOIN tasks AS t ON t.run_id = r.id
+              WHERE r.status IN ('running', 'paused') AND t.status = 'running' AND t.timeout_seconds IS NOT NULL
+                  AND t.id NOT IN (SELECT task_id FROM task_timeouts)",
+    },
+    Check {
+        rule: "D1",
+        entity: "deferred_jobs",
+        problem: "has a time to be polled and has ended, or the other way round",
+        sql: "SELECT id FROM deferred_jobs WHERE (poll_at IS NULL) = (status IN ('pending', 'polling'))",
+    },
+    Check {
+        rule: "D1",
+        entity: "deferred_jobs",
+        problem: "is of a task that is not there, or names another run than the task's",
+        sql: "SELECT j.id FROM deferred_jobs AS j LEFT JOIN tasks AS t ON t.id = j.task_id
+              WHERE t.run_id IS NOT j.run_id",
+    },
+    Check {
+        rule: "D1",
+        entity: "tasks",
+        problem: "waits for another number of deferred jobs than are open",
+        sql: "SELECT t.id
+              FROM (
+                  SELECT task_id, count(*) AS number FROM deferred_jobs WHERE poll_at IS NOT NULL GROUP BY task_id
+              ) AS open
+              JOIN tasks AS t ON t.id = open.task_id
+              WHERE t.open_jobs <> open.number",
+    },
+    Check {
+        rule: "M3",
+        entity: "ended_counts",
+        problem: "has another number than there are",
+        sql: "SELECT kind || ' ' || status FROM (
+                  SELECT kind, status, number FROM ended_counts WHERE kind IN ('run', 'task')
+                  UNION ALL SELECT 'run', status, -1 FROM runs WHERE status IN ('success', 'failed', 'cancelled')
+                  UNION ALL SELECT 'task', 'success', tasks_failed + tasks_cancelled - tasks_total FROM runs
+                      WHERE status IN ('success', 'failed', 'cancelled')
+                  UNION ALL SELECT 'task', 'failed', -tasks_failed FROM runs
+                      WHERE status IN ('success', 'failed', 'cancelled')
+                  UNION ALL SELECT 'task', 'cancelled', -tasks_cancelled FROM runs
+                      WHERE status IN ('success', 'failed', 'cancelled')
+              )
+              GROUP BY kind, status
+              HAVING sum(number) <> 0",
     },
     Check {
         rule: "T1",
@@ -119,7 +300,8 @@ async fn check(connection: &mut SqliteConnection) -> Attempt<Vec<Violation>> {
     for Check { rule, entity, problem, sql } in CHECKS {
         for row in sqlx::query(*sql).fetch_all(&mut *connection).await? {
             let id: Vec<u8> = row.try_get(0)?;
-            let id = Uuid::from_slice(&id).map_or_else(|_| format!("{id:02x?}"), |id| id.to_string());
+            let text = || std::str::from_utf8(&id).map_or_else(|_| format!("{id:02x?}"), str::to_owned);
+            let id = Uuid::from_slice(&id).map_or_else(|_| text(), |id| id.to_string());
             found.push(Violation::new(rule, format!("{entity} {id}"), *problem));
         }
     }

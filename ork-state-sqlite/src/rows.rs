@@ -1,11 +1,10 @@
 //! Rows as the contract's types. What does not parse is `Corrupt`, naming table, id and column (rule G8).
 
 use std::str::FromStr;
-use std::sync::Arc;
 
 use ork_state_api::{
-    Dag, Error, Json, Lease, Result, Run, RunId, Snapshot, SnapshotId, Target, Task, TaskCounts, TaskId,
-    Timestamp, Token, Workflow, WorkflowId,
+    Dag, DeferredJob, Error, JobId, Json, Lease, Result, Run, RunId, Schedule, Snapshot, SnapshotId, Target,
+    Task, TaskCounts, TaskId, Timestamp, Token, Workflow, WorkflowId,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Row as _, Sqlite, Type};
@@ -15,26 +14,33 @@ use uuid::Uuid;
 macro_rules! workflow_columns {
     () => {
         "id, name, description, executor_type, job_name, region, project, task_params, current_snapshot_id,
-         created_at, updated_at"
+         created_at, updated_at, schedule, schedule_enabled, last_scheduled_at, next_scheduled_at"
     };
 }
 /// The columns of a run.
 macro_rules! run_columns {
     () => {
         "id, workflow_id, snapshot_id, status, triggered_by, idempotency_key, error, tasks_total,
-         tasks_unfinished, tasks_failed, created_at, started_at, finished_at"
+         tasks_unfinished, tasks_failed, tasks_cancelled, created_at, started_at, finished_at"
     };
 }
 /// The columns of a task `t` with its lease `l`.
 macro_rules! task_columns {
     () => {
         "t.id, t.run_id, t.task_index, t.task_name, t.executor_type, t.depends_on, t.unmet_dependencies,
-         t.status, t.attempts, t.max_retries, t.timeout_seconds, t.execution_name, t.error, t.created_at,
+         t.open_jobs, t.status, t.attempts, t.max_retries, t.timeout_seconds, t.execution_name, t.error, t.created_at,
          t.ready_at, t.retry_at, t.dispatched_at, t.started_at, t.finished_at,
          l.owner AS lease_owner, l.token AS lease_token, l.expires_at AS lease_expires_at"
     };
 }
-pub(crate) use {run_columns, task_columns, workflow_columns};
+/// The columns of a deferred job.
+macro_rules! job_columns {
+    () => {
+        "id, task_id, run_id, job_index, service_type, job_id, job_data, status, owner, poll_at, output, error,
+         created_at, started_at, last_polled_at, finished_at"
+    };
+}
+pub(crate) use {job_columns, run_columns, task_columns, workflow_columns};
 
 /// A row of a table, read column by column.
 #[derive(Clone, Copy)]
@@ -84,6 +90,12 @@ impl<'r> Cells<'r> {
 
     fn check<T>(&self, column: &str, value: Result<T>) -> Result<T> {
         value.map_err(|error| self.corrupt(column, &error).with_source(error))
+    }
+
+    /// A text that need not be valid; empty if it is not there.
+    pub(crate) fn lossy(&self, column: &str) -> Result<String> {
+        let bytes: Option<&[u8]> = self.optional(column)?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default())
     }
 
     /// A value that is stored as text.
@@ -153,9 +165,20 @@ pub(crate) fn workflow(row: &SqliteRow) -> Result<Workflow> {
             params: cells.json("task_params")?,
         },
         snapshot: SnapshotId::from_uuid(cells.uuid("current_snapshot_id")?),
+        schedule: schedule(cells)?,
         created_at: cells.time("created_at")?,
         updated_at: cells.time("updated_at")?,
     })
+}
+
+fn schedule(cells: Cells<'_>) -> Result<Option<Schedule>> {
+    let Some(expression) = cells.optional_text("schedule")? else { return Ok(None) };
+    Ok(Some(Schedule {
+        expression,
+        enabled: cells.required("schedule_enabled")?,
+        last_at: cells.optional_time("last_scheduled_at")?,
+        next_at: cells.optional_time("next_scheduled_at")?,
+    }))
 }
 
 pub(crate) fn snapshot(row: &SqliteRow) -> Result<Snapshot> {
@@ -164,7 +187,7 @@ pub(crate) fn snapshot(row: &SqliteRow) -> Result<Snapshot> {
         id: SnapshotId::from_uuid(cells.uuid("id")?),
         workflow: WorkflowId::from_uuid(cells.uuid("workflow_id")?),
         content_hash: cells.required("content_hash")?,
-        dag: Arc::new(dag(cells, "tasks_json")?),
+        dag: dag(cells, "tasks_json")?,
         created_at: cells.time("created_at")?,
     })
 }
@@ -188,6 +211,7 @@ pub(crate) fn run(row: &SqliteRow) -> Result<Run> {
             total: cells.number("tasks_total")?,
             unfinished: cells.number("tasks_unfinished")?,
             failed: cells.number("tasks_failed")?,
+            cancelled: cells.number("tasks_cancelled")?,
         },
         created_at: cells.time("created_at")?,
         started_at: cells.optional_time("started_at")?,
@@ -207,6 +231,7 @@ pub(crate) fn task(row: &SqliteRow) -> Result<Task> {
             cells.corrupt("depends_on", "is not a list of task names").with_source(source)
         })?,
         unmet_dependencies: cells.number("unmet_dependencies")?,
+        open_jobs: cells.number("open_jobs")?,
         status: cells.text("status")?,
         attempts: cells.number("attempts")?,
         max_retries: cells.number("max_retries")?,
@@ -232,4 +257,26 @@ pub(crate) fn lease(row: &SqliteRow) -> Result<Option<Lease>> {
         token: Token::from_stored(cells.required("lease_token")?),
         expires_at: cells.time("lease_expires_at")?,
     }))
+}
+
+pub(crate) fn job(row: &SqliteRow) -> Result<DeferredJob> {
+    let cells = Cells::new(row, "deferred_jobs");
+    Ok(DeferredJob {
+        id: JobId::from_uuid(cells.uuid("id")?),
+        task: TaskId::from_uuid(cells.uuid("task_id")?),
+        run: RunId::from_uuid(cells.uuid("run_id")?),
+        index: cells.number("job_index")?,
+        service_type: cells.text("service_type")?,
+        job_id: cells.text("job_id")?,
+        job_data: cells.json("job_data")?.ok_or_else(|| cells.corrupt("job_data", "is missing"))?,
+        status: cells.text("status")?,
+        owner: cells.optional_text("owner")?,
+        poll_at: cells.optional_time("poll_at")?,
+        output: cells.json("output")?,
+        error: cells.optional_text("error")?,
+        created_at: cells.time("created_at")?,
+        started_at: cells.optional_time("started_at")?,
+        last_polled_at: cells.optional_time("last_polled_at")?,
+        finished_at: cells.optional_time("finished_at")?,
+    })
 }

@@ -2,16 +2,17 @@
 
 use async_trait::async_trait;
 use ork_state_api::{
-    CreatedRun, Dag, Entity, Error, Json, ListRuns, NewRun, Page, Result, Run, RunId, RunKey, RunStatus,
-    RunStore, SnapshotId, StartRun, TaskId, Timestamp,
+    CreatedRun, Dag, Entity, Error, Json, ListRuns, NewRun, Page, Result, RetryPlan, RetryRun, Run,
+    RunFilter, RunId, RunKey, RunStatus, RunStore, SnapshotId, StartRun, TaskId, Timestamp,
 };
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
 
 use crate::SqliteDatabase;
 use crate::batch::{self, Texts};
+use crate::counts::count_ended;
 use crate::error::Attempt;
-use crate::rows::{self, Cells, bytes, hex, run_columns};
+use crate::rows::{self, Cells, bytes, hex, run_columns, task_columns};
 use crate::workflows::one_more;
 
 #[async_trait]
@@ -27,37 +28,11 @@ impl RunStore for SqliteDatabase {
     }
 
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>> {
-        const ALL: &str = concat!(
-            "SELECT ",
-            run_columns!(),
-            " FROM runs WHERE (created_at, id) < (?1, ?2) ORDER BY created_at DESC, id DESC LIMIT ?3"
-        );
-        const OF_WORKFLOW: &str = concat!(
-            "SELECT ",
-            run_columns!(),
-            " FROM runs WHERE workflow_id = ?4 AND (created_at, id) < (?1, ?2)
-             ORDER BY created_at DESC, id DESC LIMIT ?3"
-        );
-        self.read(move |connection| {
-            Box::pin(async move {
-                let limit = list.page.limit;
-                // No run comes before the first page's key: no time is that late.
-                let (created_at, id) = match list.page.after {
-                    Some(key) => (key.created_at.as_micros(), bytes(key.id.as_uuid())),
-                    None => (i64::MAX, Vec::new()),
-                };
-                let query = sqlx::query(if list.workflow.is_some() { OF_WORKFLOW } else { ALL });
-                let query = query.bind(created_at).bind(id).bind(one_more(limit));
-                let query = match list.workflow {
-                    Some(workflow) => query.bind(bytes(workflow.as_uuid())),
-                    None => query,
-                };
-                let found = query.fetch_all(connection).await?;
-                let runs = found.iter().map(rows::run).collect::<Result<_>>()?;
-                Ok(Page::from_rows(runs, limit, RunKey::of))
-            })
-        })
-        .await
+        self.read(move |connection| Box::pin(list_runs(connection, list))).await
+    }
+
+    async fn count_runs(&self, filter: RunFilter) -> Result<u64> {
+        self.read(move |connection| Box::pin(count_runs(connection, filter))).await
     }
 
     async fn start_run(&self, start: StartRun) -> Result<Run> {
@@ -96,11 +71,114 @@ impl RunStore for SqliteDatabase {
         let clock = self.clock();
         self.write(move |connection| Box::pin(async move { resume(connection, id, clock.now()).await })).await
     }
+
+    async fn retry_run(&self, retry: RetryRun) -> Result<Run> {
+        let clock = self.clock();
+        self.write(move |connection| {
+            Box::pin(async move { set_going_again(connection, &retry, clock.now()).await })
+        })
+        .await
+    }
+}
+
+/// What every list of runs asks for. Parameters 1 and 2 are the key to begin after, 3 is how many, 4 and 5 are the times, 6 is the
+/// trigger, 7 are the statuses, 8 is the workflow.
+macro_rules! matching {
+    () => {
+        "(created_at, id) < (?1, ?2) AND created_at >= ?4 AND created_at < ?5
+         AND (?6 IS NULL OR triggered_by = ?6)"
+    };
+}
+
+/// Newest first, by the index of ages.
+pub(crate) const LIST: &str = concat!(
+    "SELECT ",
+    run_columns!(),
+    " FROM runs WHERE ",
+    matching!(),
+    " ORDER BY created_at DESC, id DESC LIMIT ?3"
+);
+
+/// By the index of the workflow's runs.
+pub(crate) const LIST_OF_WORKFLOW: &str = concat!(
+    "SELECT ",
+    run_columns!(),
+    " FROM runs WHERE workflow_id = ?8 AND ",
+    matching!(),
+    " AND (?7 IS NULL OR status IN (SELECT value FROM json_each(?7)))
+     ORDER BY created_at DESC, id DESC LIMIT ?3"
+);
+
+/// For each status one range of its index, no longer than the page; then they are merged.
+pub(crate) const LIST_OF_STATUSES: &str = concat!(
+    "SELECT ",
+    run_columns!(),
+    " FROM runs WHERE rowid IN (
+         SELECT first.rowid FROM json_each(?7) AS asked CROSS JOIN runs AS first
+         WHERE first.rowid IN (
+             SELECT rowid FROM runs WHERE status = asked.value AND ",
+    matching!(),
+    "        ORDER BY created_at DESC, id DESC LIMIT ?3))
+     ORDER BY created_at DESC, id DESC LIMIT ?3"
+);
+
+async fn list_runs(connection: &mut SqliteConnection, list: ListRuns) -> Attempt<Page<Run, RunKey>> {
+    let ListRuns { filter, page } = list;
+    // No run comes before the first page's key: no time is that late.
+    let (created_at, id) = match page.after {
+        Some(key) => (key.created_at.as_micros(), bytes(key.id.as_uuid())),
+        None => (i64::MAX, Vec::new()),
+    };
+    let found = sqlx::query(match (filter.workflow, &filter.statuses) {
+        (Some(_), _) => LIST_OF_WORKFLOW,
+        (None, Some(_)) => LIST_OF_STATUSES,
+        (None, None) => LIST,
+    })
+    .bind(created_at)
+    .bind(id)
+    .bind(one_more(page.limit))
+    .bind(filter.created_from.map_or(i64::MIN, Timestamp::as_micros))
+    .bind(filter.created_before.map_or(i64::MAX, Timestamp::as_micros))
+    .bind(filter.triggered_by.map(String::from))
+    .bind(batch::words(filter.statuses, RunStatus::as_str)?)
+    .bind(filter.workflow.map(|workflow| bytes(workflow.as_uuid())))
+    .fetch_all(connection)
+    .await?;
+    let runs = found.iter().map(rows::run).collect::<Result<_>>()?;
+    Ok(Page::from_rows(runs, page.limit, RunKey::of))
+}
+
+async fn count_runs(connection: &mut SqliteConnection, filter: RunFilter) -> Attempt<u64> {
+    const COUNT: &str = "SELECT count(*) FROM runs WHERE created_at >= ?1 AND created_at < ?2
+         AND (?3 IS NULL OR triggered_by = ?3)";
+    const COUNT_OF_WORKFLOW: &str = "SELECT count(*) FROM runs
+         WHERE workflow_id = ?5 AND created_at >= ?1 AND created_at < ?2 AND (?3 IS NULL OR triggered_by = ?3)
+             AND (?4 IS NULL OR +status IN (SELECT value FROM json_each(?4)))";
+    const COUNT_OF_STATUSES: &str = "SELECT count(*) FROM runs
+         WHERE status IN (SELECT value FROM json_each(?4)) AND created_at >= ?1 AND created_at < ?2
+             AND (?3 IS NULL OR triggered_by = ?3)";
+    let number: i64 = sqlx::query_scalar(match (filter.workflow, &filter.statuses) {
+        (Some(_), _) => COUNT_OF_WORKFLOW,
+        (None, Some(_)) => COUNT_OF_STATUSES,
+        (None, None) => COUNT,
+    })
+    .bind(filter.created_from.map_or(i64::MIN, Timestamp::as_micros))
+    .bind(filter.created_before.map_or(i64::MAX, Timestamp::as_micros))
+    .bind(filter.triggered_by.map(String::from))
+    .bind(batch::words(filter.statuses, RunStatus::as_str)?)
+    .bind(filter.workflow.map(|workflow| bytes(workflow.as_uuid())))
+    .fetch_one(connection)
+    .await?;
+    Ok(u64::try_from(number).unwrap_or(0))
 }
 
 /// Rows of a run that are in the queue. `tasks.ready_at` is the same value, by which they are found.
 const LEAVE_QUEUE: &str = "DELETE FROM ready_tasks WHERE (ready_at, run_id, task_index) IN (
          SELECT ready_at, run_id, task_index FROM tasks WHERE run_id = ?1 AND ready_at IS NOT NULL)";
+
+/// Puts a run's tasks into the queue at their `ready_at`.
+const ENTER_QUEUE: &str = "INSERT OR REPLACE INTO ready_tasks (ready_at, run_id, task_index, task_id)
+     SELECT ready_at, run_id, task_index, id FROM tasks WHERE run_id = ?1 AND ready_at IS NOT NULL";
 
 async fn get(connection: &mut SqliteConnection, id: RunId) -> Attempt<Run> {
     const GET: &str = concat!("SELECT ", run_columns!(), " FROM runs WHERE id = ?1");
@@ -109,7 +187,11 @@ async fn get(connection: &mut SqliteConnection, id: RunId) -> Attempt<Run> {
     Ok(rows::run(&row)?)
 }
 
-async fn create(connection: &mut SqliteConnection, new: &NewRun, now: Timestamp) -> Attempt<CreatedRun> {
+pub(crate) async fn create(
+    connection: &mut SqliteConnection,
+    new: &NewRun,
+    now: Timestamp,
+) -> Attempt<CreatedRun> {
     const EXISTING: &str =
         concat!("SELECT ", run_columns!(), " FROM runs WHERE workflow_id = ?1 AND idempotency_key = ?2");
     const INSERT: &str = concat!(
@@ -220,8 +302,6 @@ async fn begin(connection: &mut SqliteConnection, id: RunId, rows: TaskRows, now
     const EDGES: &str = "INSERT INTO task_edges (run_id, task_index, dependent_index)
          SELECT ?1, dependency.key, dependent.value
          FROM json_each(?2) AS dependency JOIN json_each(dependency.value) AS dependent";
-    const QUEUE: &str = "INSERT INTO ready_tasks (ready_at, run_id, task_index, task_id)
-         SELECT ready_at, run_id, task_index, id FROM tasks WHERE run_id = ?1 AND ready_at IS NOT NULL";
     let key = bytes(id.as_uuid());
     let total = i64::try_from(rows.total).unwrap_or(i64::MAX);
     let started = sqlx::query(START)
@@ -249,21 +329,30 @@ async fn begin(connection: &mut SqliteConnection, id: RunId, rows: TaskRows, now
             .persistent(false)
             .execute(&mut *connection)
             .await?;
-        sqlx::query(QUEUE).bind(key).execute(connection).await?;
+        sqlx::query(ENTER_QUEUE).bind(key).execute(connection).await?;
+    } else {
+        count_ended(connection, &[Value::from(hex(id.as_uuid()))], 1).await?;
     }
     Ok(run)
 }
 
 async fn cancel(connection: &mut SqliteConnection, id: RunId, now: Timestamp) -> Attempt<Run> {
     const CANCEL: &str = concat!(
-        "UPDATE runs SET status = 'cancelled', tasks_unfinished = 0, finished_at = ?2
+        "UPDATE runs SET status = 'cancelled', tasks_cancelled = tasks_cancelled + tasks_unfinished,
+             tasks_unfinished = 0, finished_at = ?2
          WHERE id = ?1 AND status IN ('pending', 'running', 'paused')
          RETURNING ",
         run_columns!()
     );
     const LEASES: &str = "DELETE FROM task_leases WHERE task_id IN (SELECT id FROM tasks WHERE run_id = ?1)";
+    const TIMEOUTS: &str =
+        "DELETE FROM task_timeouts WHERE task_id IN (SELECT id FROM tasks WHERE run_id = ?1)";
+    const JOBS: &str =
+        "UPDATE deferred_jobs SET status = 'cancelled', finished_at = ?2, poll_at = NULL, owner = NULL
+         WHERE task_id IN (SELECT id FROM tasks WHERE run_id = ?1 AND open_jobs > 0) AND poll_at IS NOT NULL";
     const TASKS: &str =
-        "UPDATE tasks SET status = 'cancelled', finished_at = ?2, ready_at = NULL, retry_at = NULL
+        "UPDATE tasks SET status = 'cancelled', finished_at = ?2, ready_at = NULL, retry_at = NULL,
+             open_jobs = 0
          WHERE run_id = ?1 AND status IN ('pending', 'dispatched', 'running')";
     let key = bytes(id.as_uuid());
     let cancelled =
@@ -277,7 +366,10 @@ async fn cancel(connection: &mut SqliteConnection, id: RunId, now: Timestamp) ->
     };
     sqlx::query(LEAVE_QUEUE).bind(key.clone()).execute(&mut *connection).await?;
     sqlx::query(LEASES).bind(key.clone()).execute(&mut *connection).await?;
-    sqlx::query(TASKS).bind(key).bind(now.as_micros()).execute(connection).await?;
+    sqlx::query(TIMEOUTS).bind(key.clone()).execute(&mut *connection).await?;
+    sqlx::query(JOBS).bind(key.clone()).bind(now.as_micros()).execute(&mut *connection).await?;
+    sqlx::query(TASKS).bind(key).bind(now.as_micros()).execute(&mut *connection).await?;
+    count_ended(connection, &[Value::from(hex(id.as_uuid()))], 1).await?;
     Ok(rows::run(&row)?)
 }
 
@@ -305,16 +397,70 @@ async fn resume(connection: &mut SqliteConnection, id: RunId, now: Timestamp) ->
     // The scalar max of NULL is NULL: a task without a retry time is ready from now.
     const TASKS: &str = "UPDATE tasks SET ready_at = max(?2, coalesce(retry_at, ?2))
          WHERE run_id = ?1 AND status = 'pending' AND unmet_dependencies = 0";
-    const QUEUE: &str = "INSERT OR REPLACE INTO ready_tasks (ready_at, run_id, task_index, task_id)
-         SELECT ready_at, run_id, task_index, id FROM tasks WHERE run_id = ?1 AND ready_at IS NOT NULL";
     let key = bytes(id.as_uuid());
     let resumed = sqlx::query(RESUME).bind(key.clone()).fetch_optional(&mut *connection).await?;
     let Some(row) = resumed else {
         return unless_already(get(connection, id).await?, RunStatus::Running);
     };
     sqlx::query(TASKS).bind(key.clone()).bind(now.as_micros()).execute(&mut *connection).await?;
-    sqlx::query(QUEUE).bind(key).execute(connection).await?;
+    sqlx::query(ENTER_QUEUE).bind(key).execute(connection).await?;
     Ok(rows::run(&row)?)
+}
+
+/// Sets an ended run going again (rule R6).
+async fn set_going_again(
+    connection: &mut SqliteConnection,
+    retry: &RetryRun,
+    now: Timestamp,
+) -> Attempt<Run> {
+    const GET_TASKS: &str = concat!(
+        "SELECT ",
+        task_columns!(),
+        " FROM tasks AS t LEFT JOIN task_leases AS l ON l.task_id = t.id WHERE t.run_id = ?1 ORDER BY t.task_index"
+    );
+    const RESET: &str = "UPDATE tasks SET
+             status = 'pending',
+             unmet_dependencies = new.value ->> 1,
+             ready_at = iif(new.value ->> 1 = 0, ?3, NULL),
+             attempts = 0,
+             open_jobs = 0,
+             execution_name = NULL,
+             error = NULL,
+             output = NULL,
+             retry_at = NULL,
+             dispatched_at = NULL,
+             started_at = NULL,
+             finished_at = NULL
+         FROM json_each(?2) AS new
+         WHERE tasks.run_id = ?1 AND tasks.task_index = new.value ->> 0";
+    const STORE: &str = "UPDATE runs SET status = ?2, error = ?3, tasks_unfinished = ?4, tasks_failed = ?5, tasks_cancelled = ?6,
+             finished_at = NULL
+         WHERE id = ?1";
+    let key = bytes(retry.run.as_uuid());
+    let mut run = get(connection, retry.run).await?;
+    let found = sqlx::query(GET_TASKS).bind(key.clone()).fetch_all(&mut *connection).await?;
+    let tasks = found.iter().map(rows::task).collect::<Result<Vec<_>>>()?;
+    let plan = RetryPlan::new(retry, &run, &tasks)?;
+    count_ended(connection, &[Value::from(hex(retry.run.as_uuid()))], -1).await?;
+    plan.apply_to(&mut run);
+    let rows: Vec<Value> = plan.again.iter().map(|(index, unmet)| json!([index, unmet])).collect();
+    sqlx::query(RESET)
+        .bind(key.clone())
+        .bind(batch::json(&rows)?)
+        .bind(now.as_micros())
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(STORE)
+        .bind(key.clone())
+        .bind(run.status.as_str())
+        .bind(run.error.as_ref().map(ToString::to_string))
+        .bind(run.tasks.unfinished)
+        .bind(run.tasks.failed)
+        .bind(run.tasks.cancelled)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(ENTER_QUEUE).bind(key).execute(connection).await?;
+    Ok(run)
 }
 
 /// A run that has the wanted status already is left as it is; one with any other cannot get it.
@@ -324,3 +470,47 @@ fn unless_already(run: Run, wanted: RunStatus) -> Attempt<Run> {
     }
     Err(Error::invalid_transition(Entity::Run, run.id, run.status, wanted).into())
 }
+
+/// The statements that delete runs with all that is theirs, in this order; the last two delete the tasks and the runs themselves. Which
+/// runs says a query that gives their ids and has one parameter, `?1`. The runs must have been taken out of the counts.
+macro_rules! delete_runs_sql {
+    ($runs:literal) => {
+        [
+            concat!(
+                "DELETE FROM task_log_chunks WHERE task_id IN (SELECT id FROM tasks WHERE run_id IN (",
+                $runs,
+                "))"
+            ),
+            concat!(
+                "DELETE FROM task_logs WHERE task_id IN (SELECT id FROM tasks WHERE run_id IN (",
+                $runs,
+                "))"
+            ),
+            concat!(
+                "DELETE FROM deferred_jobs WHERE task_id IN (SELECT id FROM tasks WHERE run_id IN (",
+                $runs,
+                "))"
+            ),
+            concat!(
+                "DELETE FROM task_leases WHERE task_id IN (SELECT id FROM tasks WHERE run_id IN (",
+                $runs,
+                "))"
+            ),
+            concat!(
+                "DELETE FROM task_timeouts WHERE task_id IN (SELECT id FROM tasks WHERE run_id IN (",
+                $runs,
+                "))"
+            ),
+            concat!(
+                "DELETE FROM ready_tasks WHERE (ready_at, run_id, task_index) IN (
+                     SELECT ready_at, run_id, task_index FROM tasks WHERE run_id IN (",
+                $runs,
+                ") AND ready_at IS NOT NULL)"
+            ),
+            concat!("DELETE FROM task_edges WHERE run_id IN (", $runs, ")"),
+            concat!("DELETE FROM tasks WHERE run_id IN (", $runs, ")"),
+            concat!("DELETE FROM runs WHERE id IN (", $runs, ")"),
+        ]
+    };
+}
+pub(crate) use delete_runs_sql;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ork_state_api::{Clock, Error, ErrorKind, MigrationReport};
+use ork_state_api::{Clock, Error, ErrorKind, Found, MigrationReport};
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::sqlite::SqliteConnection;
 
@@ -93,24 +93,47 @@ pub(crate) async fn look(connection: &mut SqliteConnection) -> Attempt<Schema> {
     Ok(if found == needed() { Schema::Current } else { Schema::Older { found } })
 }
 
+/// Refuses any schema but the one that this code needs, by one look at its version: for every transaction. A step that is not ours
+/// was seen when the store was opened.
+pub(crate) async fn check(connection: &mut SqliteConnection) -> Attempt<()> {
+    const VERSION: &str = "SELECT max(version) FROM ork_state_migrations";
+    // It fails where there is no such table.
+    let found: Option<i64> = sqlx::query_scalar(VERSION).fetch_one(&mut *connection).await.unwrap_or(None);
+    if found == Some(needed()) {
+        return Ok(());
+    }
+    match look(connection).await? {
+        Schema::Current => Ok(()),
+        refused => Err(refused.error().into()),
+    }
+}
+
+/// What becomes of the steps that were applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Migrate {
+    Commit,
+    /// They are taken back.
+    Plan,
+}
+
 /// Applies the steps that are missing, in one transaction, under the write lock.
 ///
 /// The connection must be in no transaction.
 pub(crate) async fn migrate(
     connection: &mut SqliteConnection,
     clock: &dyn Clock,
+    how: Migrate,
 ) -> Attempt<MigrationReport> {
-    let nothing = MigrationReport { from: needed(), to: needed(), applied: Vec::new() };
     match look(connection).await? {
         // No lock for a look: a process that starts does not wait for those that write.
-        Schema::Current => return Ok(nothing),
+        Schema::Current => return Ok(report(needed(), Vec::new())),
         Schema::Older { .. } => {}
         refused => return Err(refused.error().into()),
     }
     // Tables are made anew with foreign keys off, as SQLite's documentation tells: dropping the old one would
     // delete what refers to it. It can only be set outside of a transaction.
     run_sql(connection, "PRAGMA foreign_keys = OFF").await?;
-    let result = migrate_locked(connection, clock).await;
+    let result = migrate_locked(connection, clock, how).await;
     if result.is_err() {
         // Fails if the transaction did not begin.
         let _ = run_sql(connection, "ROLLBACK").await;
@@ -119,7 +142,17 @@ pub(crate) async fn migrate(
     result
 }
 
-async fn migrate_locked(connection: &mut SqliteConnection, clock: &dyn Clock) -> Attempt<MigrationReport> {
+/// Nothing of what an older version of this project wrote has to be adjusted.
+fn report(found: i64, applied: Vec<String>) -> MigrationReport {
+    let found = if found == 0 { Found::Nothing } else { Found::OrkState(found) };
+    MigrationReport { found, to: needed(), applied, adjusted: Vec::new() }
+}
+
+async fn migrate_locked(
+    connection: &mut SqliteConnection,
+    clock: &dyn Clock,
+    how: Migrate,
+) -> Attempt<MigrationReport> {
     const CREATE: &str = "CREATE TABLE IF NOT EXISTS ork_state_migrations (
              version INTEGER NOT NULL PRIMARY KEY,
              name TEXT NOT NULL,
@@ -139,8 +172,12 @@ async fn migrate_locked(connection: &mut SqliteConnection, clock: &dyn Clock) ->
         apply(connection, step, clock).await?;
         applied.push(name(step));
     }
-    run_sql(connection, "COMMIT").await?;
-    Ok(MigrationReport { from: found, to: needed(), applied })
+    let end = match how {
+        Migrate::Commit => "COMMIT",
+        Migrate::Plan => "ROLLBACK",
+    };
+    run_sql(connection, end).await?;
+    Ok(report(found, applied))
 }
 
 /// Takes the write lock. Polls, with an end: a `busy_timeout` of zero must not fail one of two that migrate at once.

@@ -1,23 +1,25 @@
-//! What follows when claimed tasks change: the one core of [`update_tasks`](ork_state_api::TaskStore::update_tasks) and
-//! [`expire_leases`](ork_state_api::TaskStore::expire_leases).
+//! What follows when claimed tasks change: the one core of [`update_tasks`](ork_state_api::TaskStore::update_tasks),
+//! [`expire_leases`](ork_state_api::TaskStore::expire_leases), [`expire_timeouts`](ork_state_api::TaskStore::expire_timeouts) and
+//! [`update_jobs`](ork_state_api::DeferredJobStore::update_jobs).
 //!
 //! What becomes of each task is worked out in memory by the methods of [`Held`]; [`settle`] writes it, with all
-//! that follows (rules R3, T1, T5): leases, dependents, the failure of whatever depends on a failed task, counts,
-//! ends of runs. The number of statements does not depend on the number of tasks.
+//! that follows (rules R3, T1, T5, D2): leases, deadlines, deferred jobs, dependents, the failure of whatever depends on a failed
+//! task, counts, ends of runs. The number of statements does not depend on the number of tasks.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use ork_state_api::{
-    EndedRun, Json, Label, Result, RunId, RunStatus, TaskName, TaskStatus, Timestamp,
-    dependency_failed_message, task_failed_message,
+    EndedRun, Json, Label, Result, RunId, RunStatus, TaskStatus, Timestamp, dependency_failed_message,
+    task_failed_message,
 };
 use serde_json::{Value, json};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use crate::batch::{self, Texts};
+use crate::counts::count_ended;
 use crate::error::Attempt;
-use crate::held::{Held, NewError};
+use crate::held::{Again, End, Held, RunFound};
 use crate::rows::{Cells, hex};
 
 /// Writes what became of tasks, with all that follows. Answers the runs that ended, by id, each with the call that
@@ -27,42 +29,69 @@ pub(crate) async fn settle(
     tasks: impl IntoIterator<Item = Held>,
     now: Timestamp,
 ) -> Attempt<Vec<(usize, EndedRun)>> {
-    let mut tasks: Vec<Held> = tasks.into_iter().filter(|task| task.changed).collect();
+    let mut tasks: Vec<Held> = tasks.into_iter().filter(|task| task.changed_by.is_some()).collect();
     if tasks.is_empty() {
         return Ok(Vec::new());
     }
     // The order of culprits: of several that fail in one call it is the one with the lowest index.
-    tasks.sort_by_key(|task| (task.run, task.ended_by, task.index));
+    tasks.sort_by_key(|task| (task.run, task.changed_by, task.index));
     store(connection, &tasks, now).await?;
-    end_leases(connection, &tasks).await?;
+    end_attempts(connection, &tasks, now).await?;
+    let running: Vec<Value> = tasks
+        .iter()
+        .filter(|task| task.began && task.end.is_none() && task.has_timeout())
+        .map(|task| Value::from(task.row))
+        .collect();
+    set_deadlines(connection, &running).await?;
 
     let mut queued: Vec<Value> =
-        tasks.iter().filter(|task| task.ready_at.is_some()).map(|task| Value::from(task.row)).collect();
+        tasks.iter().filter(|task| ready_at(task).is_some()).map(|task| Value::from(task.row)).collect();
     queued.extend(release_dependents(connection, &tasks, now).await?);
     enqueue(connection, &queued).await?;
 
     let mut counts = RunCounts::default();
-    for task in tasks.iter().filter(|task| task.status.is_terminal()) {
-        counts.ended(task.run, task.status == TaskStatus::Failed, task.ended_by);
-        if task.status == TaskStatus::Failed {
-            counts.culprit(task.run, &task.name);
+    for task in &tasks {
+        match task.new_status() {
+            Some(TaskStatus::Success) => counts.ended(task, false),
+            Some(TaskStatus::Failed) => {
+                counts.ended(task, true);
+                counts.culprit(task);
+            }
+            _ => {}
         }
     }
     for culprit in fail_dependents(connection, &tasks, now).await? {
-        counts.ended(culprit.run, true, culprit.ended_by);
+        counts.ended(culprit, true);
     }
     counts.store(connection, now).await
 }
 
+/// When a task is ready again, if its attempt ended so.
+const fn ready_at(task: &Held) -> Option<Timestamp> {
+    match &task.end {
+        Some(End::Failed { again: Some(Again { ready_at, .. }), .. } | End::Released { ready_at }) => {
+            *ready_at
+        }
+        _ => None,
+    }
+}
+
 /// Writes the tasks' own rows.
 async fn store(connection: &mut SqliteConnection, tasks: &[Held], now: Timestamp) -> Attempt<()> {
-    // Which error: 0 keeps the old one, anything else replaces it. An output comes with success only.
+    // Fields: row, status, execution name, whether it runs or has ended, whether it is released, whether the attempt is over, times,
+    // which error (0 keeps the old one), the error, the output. A claimed task has no `ready_at` or `retry_at`, and no
+    // `finished_at`.
     const STORE: &str = "UPDATE tasks SET
-             status = new.value ->> 1,
-             attempts = new.value ->> 2,
-             execution_name = new.value ->> 3,
-             dispatched_at = new.value ->> 4,
-             started_at = new.value ->> 5,
+             status = coalesce(new.value ->> 1, status),
+             attempts = max(attempts - (new.value ->> 4), 0),
+             open_jobs = iif(new.value ->> 5, 0, open_jobs),
+             execution_name = iif(new.value ->> 4, NULL, coalesce(new.value ->> 2, execution_name)),
+             dispatched_at = iif(new.value ->> 4, NULL, dispatched_at),
+             started_at = CASE
+                 WHEN new.value ->> 4 THEN NULL
+                 WHEN new.value ->> 3 THEN coalesce(started_at, ?3)
+                 ELSE started_at
+             END,
              ready_at = new.value ->> 6,
              retry_at = new.value ->> 7,
              finished_at = new.value ->> 8,
@@ -77,23 +106,27 @@ async fn store(connection: &mut SqliteConnection, tasks: &[Held], now: Timestamp
     let rows: Vec<Value> = tasks
         .iter()
         .map(|task| {
-            let (replace_error, error) = match &task.error {
-                NewError::Keep => (0, None),
-                NewError::Clear => (1, None),
-                NewError::Set(error) => (1, Some(error.as_str())),
+            let status = task.new_status();
+            let (replace_error, error, output, retry_at) = match &task.end {
+                None | Some(End::Released { .. }) => (0, None, None, None),
+                Some(End::Succeeded { output }) => (1, None, output.as_ref().map(Json::as_str), None),
+                Some(End::Failed { error, again }) => {
+                    (1, Some(error.as_str()), None, again.and_then(|again| again.retry_at))
+                }
             };
+            let is_released = matches!(task.end, Some(End::Released { .. }));
             let [error_at, error_len] = texts.add(error);
-            let [output_at, output_len] = texts.add(task.output.as_ref().map(Json::as_str));
+            let [output_at, output_len] = texts.add(output);
             json!([
                 task.row,
-                task.status.as_str(),
-                task.attempts,
+                status.map(TaskStatus::as_str),
                 task.execution_name.as_ref().map(Label::as_str),
-                micros(task.dispatched_at),
-                micros(task.started_at),
-                micros(task.ready_at),
-                micros(task.retry_at),
-                micros(Some(now).filter(|_| task.status.is_terminal())),
+                i32::from(task.began || task.end.is_some()),
+                i32::from(is_released),
+                i32::from(task.end.is_some()),
+                micros(ready_at(task)),
+                micros(retry_at),
+                micros(Some(now).filter(|_| status.is_some_and(TaskStatus::is_terminal))),
                 replace_error,
                 error_at,
                 error_len,
@@ -104,19 +137,51 @@ async fn store(connection: &mut SqliteConnection, tasks: &[Held], now: Timestamp
         .collect();
     let (rows, texts) = (batch::json(&rows)?, texts.into_blob());
     let keep_prepared = batch::is_small(rows.len() + texts.len());
-    sqlx::query(STORE).bind(rows).bind(texts).persistent(keep_prepared).execute(connection).await?;
+    sqlx::query(STORE)
+        .bind(rows)
+        .bind(texts)
+        .bind(now.as_micros())
+        .persistent(keep_prepared)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
-async fn end_leases(connection: &mut SqliteConnection, tasks: &[Held]) -> Attempt<()> {
-    const DELETE: &str = "DELETE FROM task_leases WHERE task_id IN (SELECT unhex(value) FROM json_each(?1))";
-    let ended: Vec<Value> = tasks
-        .iter()
-        .filter(|task| task.lease.is_none())
-        .map(|task| Value::from(hex(task.id.as_uuid())))
-        .collect();
-    if !ended.is_empty() {
-        batch::query(DELETE, &ended)?.execute(connection).await?;
+/// Removes what goes with an attempt: its lease, its deadline, and its jobs if it ends without them (rule D2).
+async fn end_attempts(connection: &mut SqliteConnection, tasks: &[Held], now: Timestamp) -> Attempt<()> {
+    const LEASES: &str = "DELETE FROM task_leases WHERE task_id IN (SELECT unhex(value) FROM json_each(?1))";
+    const TIMEOUTS: &str =
+        "DELETE FROM task_timeouts WHERE task_id IN (SELECT unhex(value) FROM json_each(?1))";
+    const JOBS: &str =
+        "UPDATE deferred_jobs SET status = 'cancelled', finished_at = ?2, poll_at = NULL, owner = NULL
+         WHERE task_id IN (SELECT unhex(value) FROM json_each(?1)) AND poll_at IS NOT NULL";
+    let ended = |also: fn(&Held) -> bool| -> Vec<Value> {
+        let ended = tasks.iter().filter(|task| task.end.is_some() && also(task));
+        ended.map(|task| Value::from(hex(task.id.as_uuid()))).collect()
+    };
+    let all = ended(|_| true);
+    if all.is_empty() {
+        return Ok(());
+    }
+    batch::query(LEASES, &all)?.execute(&mut *connection).await?;
+    let timed = ended(Held::has_timeout);
+    if !timed.is_empty() {
+        batch::query(TIMEOUTS, &timed)?.execute(&mut *connection).await?;
+    }
+    let deferred = ended(|task| task.open_jobs > 0);
+    if !deferred.is_empty() {
+        batch::query(JOBS, &deferred)?.bind(now.as_micros()).execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// Notes when the attempts of these tasks, which run, are overdue (rule T8). One that has a deadline keeps it.
+pub(crate) async fn set_deadlines(connection: &mut SqliteConnection, rows: &[Value]) -> Attempt<()> {
+    const DEADLINES: &str = "INSERT OR IGNORE INTO task_timeouts (task_id, deadline)
+         SELECT id, min(started_at + timeout_seconds * 1000000, ?2) FROM tasks
+         WHERE rowid IN (SELECT value FROM json_each(?1)) AND timeout_seconds IS NOT NULL";
+    if !rows.is_empty() {
+        batch::query(DEADLINES, rows)?.bind(Timestamp::MAX.as_micros()).execute(connection).await?;
     }
     Ok(())
 }
@@ -147,7 +212,7 @@ async fn release_dependents(
          RETURNING rowid, ready_at IS NOT NULL";
     let succeeded: Vec<Value> = tasks
         .iter()
-        .filter(|task| task.status == TaskStatus::Success)
+        .filter(|task| task.new_status() == Some(TaskStatus::Success))
         .map(|task| Value::from(task.row))
         .collect();
     if succeeded.is_empty() {
@@ -206,7 +271,7 @@ async fn fail_dependents<'a>(
              retry_at = NULL
          FROM json_each(?1) AS new
          WHERE tasks.rowid = new.value ->> 0";
-    let culprits: Vec<&Held> = tasks.iter().filter(|task| task.status == TaskStatus::Failed).collect();
+    let culprits: Vec<&Held> = tasks.iter().filter(|task| task.has_failed()).collect();
     if culprits.is_empty() {
         return Ok(Vec::new());
     }
@@ -230,15 +295,15 @@ async fn fail_dependents<'a>(
 /// The live tasks behind failed ones, with the edges between them.
 #[derive(Default)]
 struct Behind {
-    dependents: HashMap<(RunId, u32), Vec<u32>>,
+    dependents: HashMap<(RunId, i64), Vec<i64>>,
     /// The rows of those that are live.
-    live: HashMap<(RunId, u32), i64>,
+    live: HashMap<(RunId, i64), i64>,
 }
 
 impl Behind {
     fn add(&mut self, row: &SqliteRow) -> Result<()> {
         let cells = Cells::new(row, "task_edges").identified_by("run_id");
-        let key = (RunId::from_uuid(cells.uuid("run_id")?), cells.number("task_index")?);
+        let key = (RunId::from_uuid(cells.uuid("run_id")?), cells.required("task_index")?);
         let dependents = serde_json::from_str(cells.required("dependents")?)
             .map_err(|source| cells.corrupt("dependent_index", "is no task index").with_source(source))?;
         if let Some(row) = row.try_get("task_row").ok().flatten() {
@@ -271,25 +336,36 @@ impl Behind {
 #[derive(Default)]
 struct RunCounts(BTreeMap<RunId, RunCount>);
 
-#[derive(Default)]
 struct RunCount {
-    ended: u32,
-    failed: u32,
+    found: RunFound,
+    ended: i64,
+    failed: i64,
     error: Option<String>,
     last_call: usize,
 }
 
 impl RunCounts {
-    fn ended(&mut self, run: RunId, failed: bool, call: usize) {
-        let count = self.0.entry(run).or_default();
-        count.last_call = count.last_call.max(call);
+    fn of(&mut self, task: &Held) -> &mut RunCount {
+        self.0.entry(task.run).or_insert_with(|| RunCount {
+            found: task.of_run.clone(),
+            ended: 0,
+            failed: 0,
+            error: None,
+            last_call: 0,
+        })
+    }
+
+    /// Counts a task that ended, by itself or because of this one.
+    fn ended(&mut self, task: &Held, failed: bool) {
+        let count = self.of(task);
+        count.last_call = count.last_call.max(task.changed_by.unwrap_or(0));
         count.ended += 1;
-        count.failed += u32::from(failed);
+        count.failed += i64::from(failed);
     }
 
     /// The first one named is blamed.
-    fn culprit(&mut self, run: RunId, name: &TaskName) {
-        self.0.entry(run).or_default().error.get_or_insert_with(|| task_failed_message(name));
+    fn culprit(&mut self, task: &Held) {
+        self.of(task).error.get_or_insert_with(|| task_failed_message(&task.name));
     }
 
     /// Counts, and ends the runs whose last task has ended (rule R3).
@@ -303,35 +379,38 @@ impl RunCounts {
                  tasks_unfinished = tasks_unfinished - (new.value ->> 1),
                  tasks_failed = tasks_failed + (new.value ->> 2),
                  error = coalesce(error, new.value ->> 3),
-                 status = CASE
-                     WHEN tasks_unfinished > new.value ->> 1 THEN status
-                     WHEN tasks_failed + (new.value ->> 2) = 0 THEN 'success'
-                     ELSE 'failed'
-                 END,
-                 finished_at = iif(tasks_unfinished > new.value ->> 1, NULL, ?2)
+                 status = coalesce(new.value ->> 4, status),
+                 finished_at = iif(new.value ->> 4 IS NULL, finished_at, ?2)
              FROM json_each(?1) AS new
-             WHERE runs.id = unhex(new.value ->> 0)
-             RETURNING id, status";
+             WHERE runs.id = unhex(new.value ->> 0)";
         if self.0.is_empty() {
             return Ok(Vec::new());
         }
-        let rows: Vec<Value> = self
-            .0
-            .iter()
-            .map(|(run, count)| json!([hex(run.as_uuid()), count.ended, count.failed, count.error]))
-            .collect();
-        let counted = batch::query(COUNT, &rows)?.bind(now.as_micros()).fetch_all(connection).await?;
+        let mut rows = Vec::with_capacity(self.0.len());
         let mut ended = Vec::new();
-        for row in &counted {
-            let cells = Cells::new(row, "runs");
-            let status: RunStatus = cells.text("status")?;
-            if status.is_terminal() {
-                let run = RunId::from_uuid(cells.uuid("id")?);
-                let call = self.0.get(&run).map_or(0, |count| count.last_call);
-                ended.push((call, EndedRun { run, status }));
+        for (run, count) in self.0 {
+            let status = count.end();
+            if let Some(status) = status {
+                ended.push((count.last_call, EndedRun { run, status }));
             }
+            let status = status.map(RunStatus::as_str);
+            rows.push(json!([hex(run.as_uuid()), count.ended, count.failed, count.error, status]));
         }
-        ended.sort_unstable_by_key(|(_, run)| *run);
+        batch::query(COUNT, &rows)?.bind(now.as_micros()).execute(&mut *connection).await?;
+        let runs: Vec<Value> = ended.iter().map(|(_, ended)| Value::from(hex(ended.run.as_uuid()))).collect();
+        if !runs.is_empty() {
+            count_ended(connection, &runs, 1).await?;
+        }
         Ok(ended)
+    }
+}
+
+impl RunCount {
+    /// How the run ends with these tasks, if it does.
+    fn end(&self) -> Option<RunStatus> {
+        if !self.found.is_live() || self.found.unfinished > self.ended {
+            return None;
+        }
+        Some(if self.found.failed + self.failed == 0 { RunStatus::Success } else { RunStatus::Failed })
     }
 }

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 use ork_state_api::{
-    ClaimTasks, ClaimedTask, Entity, Error, ExpiredLeases, Heartbeat, HeartbeatOutcome, Json, Limit, Page,
-    PageRequest, ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates,
-    Timestamp, UpdateReport, limits::MAX_BATCH_ITEMS,
+    ClaimTasks, ClaimedTask, Entity, Error, ExpiredTasks, Heartbeat, HeartbeatOutcome, Json, Limit,
+    ListTasks, Page, ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStatus, TaskStore,
+    TaskUpdates, Timestamp, UpdateReport, check_batch_len,
 };
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -61,10 +61,18 @@ impl TaskStore for SqliteDatabase {
         .await
     }
 
-    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredLeases> {
+    async fn expire_leases(&self, limit: Limit) -> Result<ExpiredTasks> {
         let clock = self.clock();
         self.write(move |connection| {
-            Box::pin(async move { updates::expire(connection, limit, clock.now()).await })
+            Box::pin(async move { updates::expire_leases(connection, limit, clock.now()).await })
+        })
+        .await
+    }
+
+    async fn expire_timeouts(&self, limit: Limit) -> Result<ExpiredTasks> {
+        let clock = self.clock();
+        self.write(move |connection| {
+            Box::pin(async move { updates::expire_timeouts(connection, limit, clock.now()).await })
         })
         .await
     }
@@ -99,19 +107,23 @@ impl TaskStore for SqliteDatabase {
         .await
     }
 
-    async fn list_tasks(&self, run: RunId, page: PageRequest<u32>) -> Result<Page<Task, u32>> {
+    async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>> {
         const LIST: &str = concat!(
             "SELECT ",
             task_columns!(),
             " FROM tasks AS t LEFT JOIN task_leases AS l ON l.task_id = t.id
-             WHERE t.run_id = ?1 AND t.task_index > ?2 ORDER BY t.task_index LIMIT ?3"
+             WHERE t.run_id = ?1 AND t.task_index > ?2
+                 AND (?4 IS NULL OR t.status IN (SELECT value FROM json_each(?4)))
+             ORDER BY t.task_index LIMIT ?3"
         );
+        let ListTasks { run, statuses, page } = list;
         self.read(move |connection| {
             Box::pin(async move {
                 let found = sqlx::query(LIST)
                     .bind(bytes(run.as_uuid()))
                     .bind(page.after.map_or(-1, i64::from))
                     .bind(one_more(page.limit))
+                    .bind(batch::words(statuses, TaskStatus::as_str)?)
                     .fetch_all(&mut *connection)
                     .await?;
                 if found.is_empty() {
@@ -127,10 +139,7 @@ impl TaskStore for SqliteDatabase {
     async fn task_outputs(&self, run: RunId, names: &[TaskName]) -> Result<BTreeMap<TaskName, Option<Json>>> {
         const OUTPUTS: &str = "SELECT id, task_name, output FROM tasks
              WHERE run_id = ?1 AND task_name IN (SELECT value FROM json_each(?2))";
-        if names.len() > MAX_BATCH_ITEMS {
-            let reason = format!("has {} names, at most {MAX_BATCH_ITEMS} are allowed", names.len());
-            return Err(Error::invalid("list of tasks", reason));
-        }
+        check_batch_len("list of tasks", names.len())?;
         let names: Vec<Value> = names.iter().map(|name| Value::from(name.as_str())).collect();
         self.read(move |connection| {
             Box::pin(async move {

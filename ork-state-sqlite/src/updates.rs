@@ -1,12 +1,11 @@
-//! Reporting what became of claimed tasks, and taking back what nobody reports on.
+//! Reporting what became of claimed tasks, and ending what nobody reports on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ork_state_api::{
-    ExpiredLeases, Limit, Result, TaskStatus, TaskUpdates, Timestamp, UpdateOutcome, UpdateReport,
-};
+use ork_state_api::{ExpiredTasks, Limit, Result, TaskUpdates, Timestamp, UpdateOutcome, UpdateReport};
 use serde_json::Value;
+use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::batch;
@@ -39,14 +38,11 @@ pub(crate) async fn update(
     let mut tasks: HashMap<_, _> = tasks.into_iter().map(|task| (task.id, task)).collect();
     let mut reports = Vec::with_capacity(batches.len());
     for (call, batch) in batches.iter().enumerate() {
-        let outcomes: Vec<UpdateOutcome> = batch
-            .steps()
-            .iter()
-            .map(|step| match tasks.get_mut(&step.claim.task) {
-                None => UpdateOutcome::NotFound,
-                Some(task) => task.apply(step, call, now),
-            })
-            .collect();
+        let outcomes = batch.steps().iter().map(|step| match tasks.get_mut(&step.claim.task) {
+            None => Ok(UpdateOutcome::NotFound),
+            Some(task) => task.apply(step, call, now),
+        });
+        let outcomes = outcomes.collect::<Result<Vec<_>>>()?;
         reports.push(UpdateReport { outcomes: batch.outcomes(&outcomes), ended_runs: Vec::new() });
     }
     for (call, run) in settle(connection, tasks.into_values(), now).await? {
@@ -58,29 +54,11 @@ pub(crate) async fn update(
 }
 
 /// Takes lapsed leases back, see [`expire_leases`](ork_state_api::TaskStore::expire_leases).
-pub(crate) async fn expire(
+pub(crate) async fn expire_leases(
     connection: &mut SqliteConnection,
     limit: Limit,
     now: Timestamp,
-) -> Attempt<ExpiredLeases> {
-    let mut tasks = lapsed(connection, limit, now).await?;
-    let mut expired = ExpiredLeases::default();
-    for task in &mut tasks {
-        task.lapse(now);
-        match task.status {
-            TaskStatus::Failed => expired.failed.push(task.id),
-            _ => expired.requeued.push(task.id),
-        }
-    }
-    expired.failed.sort_unstable();
-    expired.requeued.sort_unstable();
-    let ended = settle(connection, tasks, now).await?;
-    expired.ended_runs = ended.into_iter().map(|(_, run)| run).collect();
-    Ok(expired)
-}
-
-/// The longest lapsed tasks. One that cannot be read is passed over, for `verify` to report (rule G8).
-async fn lapsed(connection: &mut SqliteConnection, limit: Limit, now: Timestamp) -> Attempt<Vec<Held>> {
+) -> Attempt<ExpiredTasks> {
     // The index on expires_at, which ends with the key, gives the order.
     const LAPSED: &str = concat!(
         "SELECT ",
@@ -93,11 +71,64 @@ async fn lapsed(connection: &mut SqliteConnection, limit: Limit, now: Timestamp)
          ORDER BY l.expires_at, l.task_id
          LIMIT ?4"
     );
+    expire(connection, LAPSED, Held::lapse, limit, now).await
+}
+
+/// Ends attempts that are overdue, see [`expire_timeouts`](ork_state_api::TaskStore::expire_timeouts).
+pub(crate) async fn expire_timeouts(
+    connection: &mut SqliteConnection,
+    limit: Limit,
+    now: Timestamp,
+) -> Attempt<ExpiredTasks> {
+    const OVERDUE: &str = concat!(
+        "SELECT ",
+        held_columns!(),
+        ", o.deadline AS key_time, o.task_id AS key_id
+         FROM task_timeouts AS o
+         LEFT JOIN tasks AS t ON t.id = o.task_id
+         LEFT JOIN task_leases AS l ON l.task_id = t.id
+         LEFT JOIN runs AS r ON r.id = t.run_id
+         WHERE o.deadline <= ?1 AND (o.deadline, o.task_id) > (?2, ?3)
+         ORDER BY o.deadline, o.task_id
+         LIMIT ?4"
+    );
+    expire(connection, OVERDUE, Held::time_out, limit, now).await
+}
+
+async fn expire(
+    connection: &mut SqliteConnection,
+    due: &'static str,
+    end: fn(&mut Held, Timestamp),
+    limit: Limit,
+    now: Timestamp,
+) -> Attempt<ExpiredTasks> {
+    let mut tasks = first_due(connection, due, limit, now).await?;
+    let mut expired = ExpiredTasks::default();
+    for task in &mut tasks {
+        end(task, now);
+        let list = if task.has_failed() { &mut expired.failed } else { &mut expired.requeued };
+        list.push(task.id);
+    }
+    expired.failed.sort_unstable();
+    expired.requeued.sort_unstable();
+    let ended = settle(connection, tasks, now).await?;
+    expired.ended_runs = ended.into_iter().map(|(_, run)| run).collect();
+    Ok(expired)
+}
+
+/// The tasks that are due for the longest. What has no task, or one that cannot be read, is passed over, for `verify` to report
+/// (rule G8): so this takes another round for each time that such rows filled one.
+async fn first_due(
+    connection: &mut SqliteConnection,
+    due: &'static str,
+    limit: Limit,
+    now: Timestamp,
+) -> Attempt<Vec<Held>> {
     let mut tasks = Vec::new();
     let mut after: (i64, Vec<u8>) = (i64::MIN, Vec::new());
     loop {
         let wanted = limit.get() - tasks.len();
-        let found = sqlx::query(LAPSED)
+        let found = sqlx::query(due)
             .bind(now.as_micros())
             .bind(after.0)
             .bind(after.1.clone())
@@ -107,7 +138,6 @@ async fn lapsed(connection: &mut SqliteConnection, limit: Limit, now: Timestamp)
         tasks.extend(found.iter().filter_map(|row| Held::from_row(row).ok()));
         match found.last() {
             Some(last) if found.len() == wanted && tasks.len() < limit.get() => {
-                use sqlx::Row as _;
                 after = (last.try_get("key_time")?, last.try_get("key_id")?);
             }
             _ => return Ok(tasks),

@@ -16,8 +16,10 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::{self, Attempt, Stage};
+use crate::error::{self, Attempt, Fault, Stage};
 use crate::options::Location;
+use crate::schema;
+use crate::watch::Signal;
 
 /// Most calls in one transaction: bounds how long the first of them waits for the last.
 const MAX_CALLS: usize = 128;
@@ -41,9 +43,10 @@ impl Writer {
         location: Location,
         opened: SqliteConnectOptions,
         connection: SqliteConnection,
+        signal: Signal,
     ) -> Self {
         let (queue, jobs) = mpsc::unbounded_channel();
-        tokio::spawn(Serving { location, opened, connection: Some(connection) }.serve(jobs));
+        tokio::spawn(Serving { location, opened, connection: Some(connection), signal }.serve(jobs));
         Self { queue }
     }
 
@@ -103,6 +106,8 @@ trait Job: Send {
         &'a mut self,
         connection: &'a mut SqliteConnection,
     ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+    /// What the driver failed with when it was run, if it did.
+    fn driver_fault(&self) -> Option<Arc<sqlx::Error>>;
     /// Answers the caller: with its result, unless the transaction came to nothing.
     fn answer(self: Box<Self>, location: &Location, failure: Option<&Failure>);
 }
@@ -134,11 +139,18 @@ where
         })
     }
 
+    fn driver_fault(&self) -> Option<Arc<sqlx::Error>> {
+        match &self.result {
+            Some(Err(Fault::Driver(error))) => Some(Arc::clone(error)),
+            _ => None,
+        }
+    }
+
     fn answer(self: Box<Self>, location: &Location, failure: Option<&Failure>) {
         let answer = match (self.result, failure) {
-            (Some(Err(fault)), _) => Err(fault.into_error(location)),
-            (_, Some(failure)) => Err(error::describe(location, &failure.cause, failure.stage)),
-            (Some(Ok(value)), None) => Ok(value),
+            // What it would have been answered may come from what another call had written.
+            (_, Some(failure)) => Err(failure.describe(location)),
+            (Some(result), None) => result.map_err(|fault| fault.into_error(location)),
             (None, None) => Err(Error::internal("a call was not run")),
         };
         // The caller may have gone: what it asked for is done all the same.
@@ -158,13 +170,34 @@ pub(crate) async fn guarded<T>(mut work: Work<'_, T>) -> Attempt<T> {
 
 /// Why a transaction came to nothing.
 struct Failure {
-    cause: Arc<sqlx::Error>,
+    cause: Fault,
     stage: Stage,
 }
 
 impl Failure {
-    fn new(cause: sqlx::Error, stage: Stage) -> Self {
-        Self { cause: Arc::new(cause), stage }
+    fn new(cause: impl Into<Fault>, stage: Stage) -> Self {
+        Self { cause: cause.into(), stage }
+    }
+
+    /// The statement between two calls failed, because of what came before if that failed.
+    fn caused(first: Option<Arc<sqlx::Error>>, then: sqlx::Error) -> Self {
+        Self { cause: Fault::Driver(first.unwrap_or_else(|| Arc::new(then))), stage: Stage::Work }
+    }
+
+    fn describe(&self, location: &Location) -> Error {
+        match &self.cause {
+            Fault::Answer(error) => error::repeated(error),
+            Fault::Driver(cause) => error::describe(location, cause, self.stage),
+        }
+    }
+
+    /// Whether the connection is as it was before the transaction.
+    fn left_nothing(&self) -> bool {
+        match &self.cause {
+            Fault::Answer(_) => true,
+            // A lock that was not to be had.
+            Fault::Driver(cause) => self.stage == Stage::Work && error::is_busy(cause),
+        }
     }
 }
 
@@ -174,6 +207,7 @@ struct Serving {
     opened: SqliteConnectOptions,
     /// None after an error that may have left the connection in disorder.
     connection: Option<SqliteConnection>,
+    signal: Signal,
 }
 
 impl Serving {
@@ -214,10 +248,14 @@ impl Serving {
                 (batch.len(), None)
             }
             Ok(connection) => match transaction(connection, batch).await {
-                Ok(ran) => (ran, None),
+                Ok(Ran { calls, committed }) => {
+                    if committed {
+                        self.signal.committed();
+                    }
+                    (calls, None)
+                }
                 Err(failure) => {
-                    // A lock that was not to be had leaves nothing behind.
-                    if failure.stage == Stage::Commit || !error::is_busy(&failure.cause) {
+                    if !failure.left_nothing() {
                         self.restore().await;
                     }
                     (batch.len(), Some(failure))
@@ -249,38 +287,51 @@ impl Serving {
     }
 }
 
+/// What a transaction did.
+struct Ran {
+    calls: usize,
+    committed: bool,
+}
+
 /// Runs the jobs of a batch, each in a savepoint of one transaction, and commits. Says how many it ran: those that hand out leases
 /// stay behind if the others took long.
 ///
 /// The statement that ends a savepoint and the one that begins the next travel together.
-async fn transaction(
-    connection: &mut SqliteConnection,
-    batch: &mut [Box<dyn Job>],
-) -> Result<usize, Failure> {
-    let at_work = |error| Failure::new(error, Stage::Work);
-    let mut next = "BEGIN IMMEDIATE; SAVEPOINT call";
-    let mut any_went_well = false;
-    let (mut ran, mut began) = (0, None);
+async fn transaction(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Result<Ran, Failure> {
+    run_sql(connection, "BEGIN IMMEDIATE").await.map_err(|error| Failure::new(error, Stage::Work))?;
+    // Under the write lock, so that nobody migrates from here on.
+    if let Err(cause) = schema::check(connection).await {
+        let refused = matches!(cause, Fault::Answer(_));
+        if refused {
+            run_sql(connection, "ROLLBACK").await.map_err(|error| Failure::new(error, Stage::Work))?;
+        }
+        return Err(Failure { cause, stage: Stage::Work });
+    }
+    // The wait for the write lock does not count.
+    let began = Instant::now();
+    let mut next = "SAVEPOINT call";
+    let (mut calls, mut committed) = (0, false);
+    // What the driver failed with first: if that made SQLite roll everything back by itself, as when the disk is full, the next
+    // statement fails because there is no savepoint any more, which is not why.
+    let mut first_fault = None;
     for job in batch {
-        if job.mode() == Mode::Lease && began.is_some_and(|began: Instant| began.elapsed() > SOON) {
+        if job.mode() == Mode::Lease && calls > 0 && began.elapsed() > SOON {
             break;
         }
-        run_sql(connection, next).await.map_err(at_work)?;
-        // The wait for the write lock does not count.
-        began.get_or_insert_with(Instant::now);
-        ran += 1;
+        run_sql(connection, next).await.map_err(|error| Failure::caused(first_fault.take(), error))?;
+        calls += 1;
         let went_well = job.run(connection).await;
-        any_went_well |= went_well;
-        // A savepoint that is rolled back to stays open. If SQLite has rolled everything back by itself, as
-        // when the disk is full, there is none, and so the batch fails here.
+        committed |= went_well;
+        first_fault = first_fault.or_else(|| job.driver_fault());
+        // A savepoint that is rolled back to stays open.
         next = if went_well { "RELEASE call; SAVEPOINT call" } else { "ROLLBACK TO call" };
     }
     if next == "ROLLBACK TO call" {
-        run_sql(connection, next).await.map_err(at_work)?;
+        run_sql(connection, next).await.map_err(|error| Failure::caused(first_fault.take(), error))?;
     }
-    let end = if any_went_well { "COMMIT" } else { "ROLLBACK" };
+    let end = if committed { "COMMIT" } else { "ROLLBACK" };
     run_sql(connection, end).await.map_err(|error| Failure::new(error, Stage::Commit))?;
-    Ok(ran)
+    Ok(Ran { calls, committed })
 }
 
 /// Runs statements that give no rows. They are not kept prepared, which makes the driver drop what the last such
@@ -317,8 +368,10 @@ mod tests {
 
     async fn start(options: &SqliteOptions) -> Writer {
         let mut connection = options.writer().connect().await.unwrap();
+        schema::migrate(&mut connection, options.clock.as_ref(), schema::Migrate::Commit).await.unwrap();
         run_sql(&mut connection, "CREATE TABLE IF NOT EXISTS t (x)").await.unwrap();
-        Writer::start(options.location.clone(), options.writer(), connection)
+        let signal = Signal::new(&options.location);
+        Writer::start(options.location.clone(), options.writer(), connection, signal)
     }
 
     async fn in_a_file() -> (tempfile::TempDir, SqliteOptions) {

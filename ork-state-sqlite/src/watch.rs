@@ -1,0 +1,190 @@
+//! Hints that something has happened (rule M5).
+//!
+//! The writer says after each commit that there was one: to this process through a channel, to others by a small write to a file
+//! beside the database, which they have the system watch. (The WAL itself is written before the commit can be seen.) Whoever is told
+//! looks by one cheap query whether it concerns him.
+
+use std::fs::File;
+use std::io::{Seek as _, Write as _};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use notify::{RecursiveMode, Watcher as _};
+use ork_state_api::{Result, Topic, WatchSource};
+use tokio::sync::watch::{Receiver, Sender};
+
+use crate::SqliteDatabase;
+use crate::error;
+use crate::options::Location;
+
+/// How often a watcher looks without being told: when the system has no watch to give, that is how late a hint from another process is.
+const FALLBACK: Duration = Duration::from_secs(1);
+
+/// After a look that found nothing the next one waits so long: a busy store commits all the time.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Where commits are told of.
+#[derive(Debug, Clone)]
+pub(crate) struct Signal(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    commits: Sender<()>,
+    /// What other processes watch; none for a database in memory.
+    path: Option<PathBuf>,
+    /// The same, once it was written.
+    file: Mutex<Option<File>>,
+}
+
+impl Signal {
+    pub(crate) fn new(location: &Location) -> Self {
+        let path = match location {
+            Location::File(path) => {
+                let mut path = path.clone().into_os_string();
+                path.push("-watch");
+                Some(path.into())
+            }
+            Location::Memory => None,
+        };
+        Self(Arc::new(Inner { commits: Sender::default(), path, file: Mutex::default() }))
+    }
+
+    /// Says that there was a commit.
+    pub(crate) fn committed(&self) {
+        self.0.commits.send_replace(());
+        let mut file = self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if file.is_none() {
+            *file = self.open();
+        }
+        // It is a hint: if it cannot be given, what was committed is so all the same.
+        let given = file.as_mut().map(|file| file.rewind().and_then(|()| file.write_all(b".")));
+        if !matches!(given, Some(Ok(()))) {
+            *file = None;
+        }
+    }
+
+    /// The file, which is made if it is not there, for the owner of the database alone.
+    fn open(&self) -> Option<File> {
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        options.open(self.0.path.as_ref()?).ok()
+    }
+}
+
+/// Has the system tell of what is written to the file, for as long as this lives.
+pub(crate) struct FileWatcher(
+    #[expect(dead_code, reason = "it watches until it is dropped")] notify::RecommendedWatcher,
+);
+
+impl FileWatcher {
+    /// None if there is no file, or the system has no watch to give: then the fallback must do.
+    pub(crate) fn new(signal: &Signal) -> Option<Self> {
+        let path = signal.0.path.as_ref()?;
+        signal.open()?;
+        let commits = signal.0.commits.clone();
+        let tell = move |event: notify::Result<notify::Event>| {
+            // An error, such as a queue that ran over, may hide a write.
+            if event.map_or(true, |event| !event.kind.is_access()) {
+                commits.send_replace(());
+            }
+        };
+        let mut watcher = notify::recommended_watcher(tell).ok()?;
+        watcher.watch(path, RecursiveMode::NonRecursive).ok()?;
+        Some(Self(watcher))
+    }
+}
+
+impl std::fmt::Debug for FileWatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FileWatcher")
+    }
+}
+
+/// A caller's watch.
+pub(crate) struct Source {
+    db: SqliteDatabase,
+    topic: Topic,
+    commits: Receiver<()>,
+    /// Keeps the file watched.
+    _watcher: Option<Arc<FileWatcher>>,
+    /// How many runs had ever ended when it was looked last.
+    seen: i64,
+    /// Whether there was a commit since.
+    must_look: bool,
+}
+
+impl Source {
+    pub(crate) async fn new(db: &SqliteDatabase, topic: Topic) -> Result<Self> {
+        // What is committed after this is told of; what is ended before it is seen.
+        let commits = db.signal().0.commits.subscribe();
+        let watcher = db.file_watcher();
+        let db = db.another();
+        let seen = ever_ended(&db).await?;
+        Ok(Self { db, topic, commits, _watcher: watcher, seen, must_look: false })
+    }
+
+    /// Whether there is something.
+    async fn look(&mut self) -> Result<bool> {
+        match self.topic {
+            Topic::Ready => any_is_ready(&self.db).await,
+            Topic::RunEnded => {
+                let before = self.seen;
+                self.seen = ever_ended(&self.db).await?;
+                Ok(self.seen != before)
+            }
+        }
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        let is_memory = *self.db.location() == Location::Memory;
+        let told = if is_memory {
+            self.commits.changed().await
+        } else {
+            tokio::time::timeout(FALLBACK, self.commits.changed()).await.unwrap_or(Ok(()))
+        };
+        told.map_err(|_| error::gone())
+    }
+}
+
+#[async_trait]
+impl WatchSource for Source {
+    async fn changed(&mut self) -> Result<()> {
+        loop {
+            if !self.must_look {
+                self.commit().await?;
+                self.must_look = true;
+            }
+            match self.look().await {
+                Ok(found) => {
+                    self.must_look = false;
+                    if found {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+                // Such as a lock that was held for too long.
+                Err(error) if error.is_retryable() => tokio::time::sleep(FALLBACK).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+async fn any_is_ready(db: &SqliteDatabase) -> Result<bool> {
+    const READY: &str = "SELECT EXISTS (SELECT 1 FROM ready_tasks WHERE ready_at <= ?1)";
+    let now = db.clock().now().as_micros();
+    db.read(move |connection| {
+        Box::pin(async move { Ok(sqlx::query_scalar(READY).bind(now).fetch_one(connection).await?) })
+    })
+    .await
+}
+
+async fn ever_ended(db: &SqliteDatabase) -> Result<i64> {
+    const EVER: &str = "SELECT coalesce(sum(number), 0) FROM ended_counts WHERE kind = 'ever'";
+    db.read(|connection| Box::pin(async move { Ok(sqlx::query_scalar(EVER).fetch_one(connection).await?) }))
+        .await
+}
