@@ -421,7 +421,7 @@ impl Import {
         for run in runs {
             let tasks = tasks_of.remove(&run.id).unwrap_or_default();
             match known.get(&WorkflowId::from_uuid(run.workflow_id)) {
-                Some(workflow) => self.run(run, tasks, &mut jobs_of, workflow),
+                Some(workflow) => self.run(&run, tasks, &mut jobs_of, workflow),
                 None => {
                     let problem = format!(
                         "belongs to workflow {}, which is not there: it is not taken over",
@@ -445,7 +445,7 @@ impl Import {
 
     fn run(
         &mut self,
-        old: OldRun,
+        old: &OldRun,
         mut tasks: Vec<OldTask>,
         jobs: &mut HashMap<Uuid, Vec<OldJob>>,
         workflow: &Known,

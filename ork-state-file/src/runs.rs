@@ -24,7 +24,7 @@ impl RunStore for FileDatabase {
     }
 
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>> {
-        self.read(move |state, _| Ok(list_runs(state, list))).await
+        self.read(move |state, _| Ok(list_runs(state, &list))).await
     }
 
     async fn count_runs(&self, filter: RunFilter) -> Result<u64> {
@@ -64,7 +64,7 @@ pub(crate) fn create(tx: &mut Transaction<'_>, new: NewRun) -> Result<CreatedRun
     Ok(CreatedRun::New(run))
 }
 
-fn list_runs(state: &State, list: ListRuns) -> Page<Run, RunKey> {
+fn list_runs(state: &State, list: &ListRuns) -> Page<Run, RunKey> {
     let rows = runs(state, &list.filter, list.page.after).take(list.page.limit.get() + 1).cloned().collect();
     Page::from_rows(rows, list.page.limit, RunKey::of)
 }

@@ -56,8 +56,8 @@ fn one_more<K: Ord>(counts: &mut BTreeMap<K, u64>, status: K) {
     *counts.entry(status).or_default() += 1;
 }
 
-fn one_less<K: Ord>(counts: &mut BTreeMap<K, u64>, status: K) {
-    if let Some(count) = counts.get_mut(&status) {
+fn one_less<K: Ord>(counts: &mut BTreeMap<K, u64>, status: &K) {
+    if let Some(count) = counts.get_mut(status) {
         *count = count.saturating_sub(1);
     }
 }
@@ -237,7 +237,7 @@ impl State {
         if let Some(poll_at) = row.job.poll_at {
             self.polls.remove(&(poll_at, id));
         }
-        one_less(&mut self.counts.jobs, row.job.status);
+        one_less(&mut self.counts.jobs, &row.job.status);
         edit(row);
         one_more(&mut self.counts.jobs, row.job.status);
         self.polls.extend(row.job.poll_at.map(|poll_at| (poll_at, id)));
@@ -271,7 +271,7 @@ impl State {
         let (status, finished_at) = (run.status, run.finished_at);
         edit(run);
         if run.status != status {
-            one_less(&mut self.counts.runs, status);
+            one_less(&mut self.counts.runs, &status);
             one_more(&mut self.counts.runs, run.status);
             self.news.ended |= run.status.is_terminal();
         }
@@ -346,7 +346,7 @@ impl State {
     }
 
     fn unplace(&mut self, before: &Places, id: TaskId) {
-        one_less(&mut self.counts.tasks, before.status);
+        one_less(&mut self.counts.tasks, &before.status);
         before.ready.map(|ready| self.ready.remove(&ready));
         before.lease.map(|expires_at| self.leases.remove(&(expires_at, id)));
         before.deadline.map(|deadline| self.deadlines.remove(&(deadline, id)));
@@ -379,7 +379,7 @@ impl State {
         if let Some(keys) = self.workflow_runs.get_mut(&run.workflow) {
             keys.remove(&key);
         }
-        one_less(&mut self.counts.runs, run.status);
+        one_less(&mut self.counts.runs, &run.status);
         run.finished_at.map(|finished_at| self.ended.remove(&(finished_at, id)));
         if let Some(idempotency_key) = run.idempotency_key {
             self.idempotency_keys.remove(&(run.workflow, idempotency_key));
@@ -390,7 +390,7 @@ impl State {
             self.unplace(&Places::of(&row.task), *id);
             for job in row.jobs {
                 let Some(JobRow { job, .. }) = self.jobs.remove(&job) else { continue };
-                one_less(&mut self.counts.jobs, job.status);
+                one_less(&mut self.counts.jobs, &job.status);
                 job.poll_at.map(|poll_at| self.polls.remove(&(poll_at, job.id)));
             }
             logged.extend((row.log_length > 0).then_some(*id));

@@ -113,7 +113,7 @@ async fn listen(
             Ok(mut listener) => {
                 match listening.take() {
                     Some(first) => drop(first.send(Ok(()))),
-                    None => drop(told.send_replace(())),
+                    None => told.send_replace(()),
                 }
                 // An error, or none and no notification: the connection is gone.
                 while let Ok(Some(_)) = listener.try_recv().await {

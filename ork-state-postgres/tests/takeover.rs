@@ -83,7 +83,10 @@ impl OldTask<'_> {
     }
 }
 
-const RUNS: &[(u128, &str, &[(&str, &str)])] = &[
+/// A run's number and status, and the status and dependencies of each of its tasks.
+type OldRun = (u128, &'static str, &'static [(&'static str, &'static str)]);
+
+const RUNS: &[OldRun] = &[
     (1, "success", &[("success", "{}"), ("success", "{task_0}")]),
     // Every task has finished, and nobody ended the run.
     (2, "running", &[("success", "{}"), ("success", "{}")]),
@@ -101,7 +104,7 @@ const RUNS: &[(u128, &str, &[(&str, &str)])] = &[
     (7, "failed", &[]),
 ];
 
-const RUNS_WITH_DEPENDENCIES: &[(u128, &str, &[(&str, &str)])] = &[
+const RUNS_WITH_DEPENDENCIES: &[OldRun] = &[
     // On no task; what follows it; and one that has nothing to do with it.
     (20, "running", &[("pending", "{gone}"), ("pending", "{task_0}"), ("pending", "{}")]),
     (

@@ -79,7 +79,7 @@ case! { D1 needs [DeferredJobs], d1_a_due_job_is_given_to_one_poller(t) {
     assert_eq!((job.status, job.owner.as_deref(), job.poll_at, job.started_at), (JobStatus::Polling, Some("poller"), Some(until), Some(t.now())));
     assert_eq!(claim.job, job.id);
     assert!(poll(&t).await?.is_empty());
-    assert_eq!(t.db().list_jobs(job.task).await?, [job.clone()]);
+    assert_eq!(t.db().list_jobs(job.task).await?, std::slice::from_ref(job));
     Ok(())
 }}
 
