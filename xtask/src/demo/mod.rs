@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use ork_state_api::{
-    Capability, Database, ListTasks, LogPosition, LogRange, NewRun, NewWorkflow, PageRequest, Run, RunStatus,
-    StartRun, Task, TaskStatus,
+    Capability, Database, ListRuns, ListTasks, LogPosition, LogRange, NewWorkflow, PageRequest, Run,
+    RunFilter, RunStatus, Schedule, Task, TaskStatus, WorkflowId,
 };
 use tokio::process::{Child, Command};
 
@@ -68,12 +68,17 @@ async fn show(url: &str, directory: &Path) -> TaskResult {
     std::fs::write(directory.join("orders.csv"), include_str!("../../data/orders.csv"))?;
     let new = NewWorkflow::new("orders-etl".parse()?, workflow::dag(directory)?);
     let workflow = db.create_workflow(new).await?;
-    let run = db.create_run(NewRun::new(workflow.id)).await?.into_run();
-    let run = db.start_run(StartRun::pinned(run.id)).await?;
-    println!("workflow `{}`, run {}: {} tasks\n", workflow.name, run.id, run.tasks.total);
+    // Due now: whichever scheduler sees it first makes the run.
+    let schedule = Schedule::new("once".parse()?, Some(workflow.created_at));
+    db.set_schedule(workflow.id, Some(schedule)).await?;
 
     let (first, _second) = (start_scheduler(url, "scheduler-1")?, start_scheduler(url, "scheduler-2")?);
     let mut story = Story { begun: Instant::now(), tasks: Vec::new(), log_offset: 0 };
+    let run = story.wait_for_the_run(&db, workflow.id).await?;
+    println!(
+        "workflow `{}`, run {} by {}: {} tasks\n",
+        workflow.name, run.id, run.triggered_by, run.tasks.total
+    );
     story.watch_until_it_holds_tasks(&db, &run, "scheduler-1").await?;
     kill(first).await?;
     story.say("scheduler-1 is killed with SIGKILL; what it held comes back when its leases lapse");
@@ -90,7 +95,13 @@ async fn show(url: &str, directory: &Path) -> TaskResult {
 
 async fn check_store(db: &dyn Database) -> Result<(), Box<dyn std::error::Error>> {
     let name = db.backend().name;
-    for capability in [Capability::MultiProcess, Capability::Logs] {
+    for capability in [
+        Capability::MultiProcess,
+        Capability::Logs,
+        Capability::Schedules,
+        Capability::DeferredJobs,
+        Capability::Notifications,
+    ] {
         if !db.backend().capabilities.has(capability) {
             return Err(
                 format!("the demo needs {capability}, which the {name} backend does not support").into()
@@ -124,6 +135,22 @@ struct Story {
 impl Story {
     fn say(&self, what: &str) {
         println!("{:6.2} s  {what}", self.begun.elapsed().as_secs_f64());
+    }
+
+    async fn wait_for_the_run(
+        &self,
+        db: &Arc<dyn Database>,
+        workflow: WorkflowId,
+    ) -> Result<Run, Box<dyn std::error::Error>> {
+        let filter = RunFilter::of(workflow).with_statuses([RunStatus::Running]);
+        loop {
+            let runs = db.list_runs(ListRuns { filter: filter.clone(), ..ListRuns::default() }).await?;
+            match runs.items.into_iter().next() {
+                Some(run) => return Ok(run),
+                None if self.begun.elapsed() > PATIENCE => return Err("no scheduler has made the run".into()),
+                None => tokio::time::sleep(LOOK).await,
+            }
+        }
     }
 
     async fn watch_until_it_holds_tasks(
@@ -166,7 +193,10 @@ impl Story {
         let tasks = db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await?.items;
         for task in &tasks {
             let before = self.tasks.get(task.index as usize);
-            if before.is_none_or(|before| (before.status, before.attempts) != (task.status, task.attempts)) {
+            if before.is_none_or(|before| {
+                (before.status, before.attempts, before.open_jobs)
+                    != (task.status, task.attempts, task.open_jobs)
+            }) {
                 self.tell(before, task);
             }
         }
@@ -192,6 +222,9 @@ impl Story {
                 self.say(&format!("{name} will be tried again: {error}"));
             }
             TaskStatus::Pending | TaskStatus::Dispatched => {}
+            TaskStatus::Running if task.open_jobs > 0 => {
+                self.say(&format!("{name} waits for a job elsewhere"))
+            }
             TaskStatus::Running => self.say(&format!("{name} runs on {owner}, attempt {}", task.attempts)),
             TaskStatus::Success => self.say(&format!("{name} succeeded")),
             TaskStatus::Failed | TaskStatus::Cancelled => {

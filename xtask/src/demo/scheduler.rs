@@ -1,19 +1,21 @@
-//! A scheduler: takes ready tasks from the store, runs them as shell commands, and reports what became of them. Any number
-//! of them may work on one store, and any of them may die at any moment.
+//! A scheduler: fires what is scheduled, takes ready tasks from the store, runs them as shell commands, polls jobs that run elsewhere, and reports what
+//! became of all that. Any number of them may work on one store, and any of them may die at any moment.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ork_state_api::{
-    ClaimTasks, ClaimedTask, Database, Delay, Heartbeat, HeartbeatOutcome, Json, Label, LeaseTime, Limit,
-    LogChunk, TaskName, TaskUpdate, TaskUpdates, Text,
+    ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, Database, DeferTask, Delay, FireSchedule, Heartbeat,
+    HeartbeatOutcome, JobUpdate, JobUpdates, Json, Label, LeaseTime, Limit, ListRuns, LogChunk,
+    NewDeferredJob, RunFilter, RunStatus, StartRun, TaskName, TaskUpdate, TaskUpdates, Text, Topic,
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::task::JoinSet;
 
-use super::workflow::Command;
+use super::workflow::{Command, WAREHOUSE};
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -21,8 +23,10 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 const LEASE: Duration = Duration::from_secs(2);
 /// How often leases are renewed: often enough that two heartbeats may be lost.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// How often an idle scheduler looks for work.
-const IDLE: Duration = Duration::from_millis(100);
+/// How often a scheduler looks for what time brings and no hint tells: lapsed leases, due slots, jobs to be polled.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long a job elsewhere is left alone between two polls.
+const POLL_AFTER: Duration = Duration::from_millis(200);
 /// How long a failed task waits for its next attempt.
 const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// How many tasks run at the same time.
@@ -32,8 +36,10 @@ const SLOTS: usize = 2;
 pub(crate) async fn work(db: Arc<dyn Database>, name: &str) -> Result<(), AnyError> {
     let owner = Label::new(name)?;
     let mut running = JoinSet::new();
+    // Before the first look, so that nothing is missed between looking and waiting.
+    let mut ready = db.watch(Topic::Ready).await?;
     loop {
-        match take(&*db, &owner, SLOTS - running.len()).await {
+        match look(&*db, &owner, SLOTS - running.len()).await {
             Ok(tasks) => {
                 for task in tasks {
                     running.spawn(run_task(db.clone(), owner.clone(), task));
@@ -42,22 +48,66 @@ pub(crate) async fn work(db: Arc<dyn Database>, name: &str) -> Result<(), AnyErr
             Err(error) if error.is_retryable() => eprintln!("{owner}: {error}"),
             Err(error) => return Err(error.into()),
         }
-        match tokio::time::timeout(IDLE, running.join_next()).await {
-            // A slot is free: look for work at once.
-            Ok(Some(Ok(Ok(())))) => {}
-            // Its task comes back when the lease lapses.
-            Ok(Some(Ok(Err(error)))) => eprintln!("{owner}: a task is given up: {error}"),
-            Ok(Some(Err(panicked))) => return Err(panicked.into()),
-            Ok(None) => tokio::time::sleep(IDLE).await,
-            Err(_idle) => {}
+        tokio::select! {
+            Some(ended) = running.join_next() => {
+                if let Err(error) = ended? {
+                    // The task comes back when the lease lapses.
+                    eprintln!("{owner}: a task is given up: {error}");
+                }
+            }
+            hint = ready.changed() => hint?,
+            () = tokio::time::sleep(LOOK) => {}
         }
     }
 }
 
+/// Does what is due, and takes up to so many tasks.
+async fn look(db: &dyn Database, owner: &Label, slots: usize) -> ork_state_api::Result<Vec<ClaimedTask>> {
+    fire_schedules(db).await?;
+    start_pending_runs(db).await?;
+    poll_jobs(db, owner).await?;
+    // Whoever finds a lapsed lease or an overdue task takes it back, whosever it was.
+    db.expire_leases(Limit::default()).await?;
+    db.expire_timeouts(Limit::default()).await?;
+    take(db, owner, slots).await
+}
+
+/// Fires the slots that are due. Of several schedulers that see one, one makes the run.
+async fn fire_schedules(db: &dyn Database) -> ork_state_api::Result<()> {
+    for due in db.due_schedules(Limit::default()).await? {
+        // Here a cron library would work the next slot out of `due.expression`. This demo runs once.
+        db.fire_schedule(FireSchedule::new(due.workflow, due.slot, None)?).await?;
+    }
+    Ok(())
+}
+
+/// Starts runs that a schedule or a person created, also those whose creator died before it could.
+async fn start_pending_runs(db: &dyn Database) -> ork_state_api::Result<()> {
+    let filter = RunFilter::all().with_statuses([RunStatus::Pending]);
+    for run in db.list_runs(ListRuns { filter, ..ListRuns::default() }).await?.items {
+        db.start_run(StartRun::pinned(run.id)).await?;
+    }
+    Ok(())
+}
+
+/// Asks after the jobs whose time has come. The one job's end is its task's.
+async fn poll_jobs(db: &dyn Database, owner: &Label) -> ork_state_api::Result<()> {
+    let mut updates = Vec::new();
+    for ClaimedJob { claim, job } in
+        db.claim_jobs(ClaimJobs::new(owner.clone(), LeaseTime::new(LEASE)?)).await?
+    {
+        let result: PathBuf = job.job_data.to()?;
+        updates.push(match tokio::fs::read_to_string(&result).await {
+            Ok(output) => JobUpdate::completed(claim, Json::parse(output).ok()),
+            Err(_) => JobUpdate::polled(claim, Delay::new(POLL_AFTER)?),
+        });
+    }
+    db.update_jobs(JobUpdates::new(updates)?).await?;
+    Ok(())
+}
+
 /// Takes up to so many tasks.
 async fn take(db: &dyn Database, owner: &Label, slots: usize) -> ork_state_api::Result<Vec<ClaimedTask>> {
-    // Whoever finds a lapsed lease takes the task back, whosever it was.
-    db.expire_leases(Limit::default()).await?;
     if slots == 0 {
         return Ok(Vec::new());
     }
@@ -71,6 +121,9 @@ async fn run_task(db: Arc<dyn Database>, owner: Label, task: ClaimedTask) -> Res
     let execution = Label::new(format!("{owner}/{}", std::process::id()))?;
     let begins = vec![TaskUpdate::dispatched(task.claim, Some(execution)), TaskUpdate::running(task.claim)];
     report(&*db, &task, TaskUpdates::new(begins)?).await?;
+    if *task.task.executor_type == *WAREHOUSE {
+        return defer(&*db, &task).await;
+    }
 
     let retry_after = Delay::new(RETRY_AFTER)?;
     let update = tokio::select! {
@@ -82,6 +135,25 @@ async fn run_task(db: Arc<dyn Database>, owner: Label, task: ClaimedTask) -> Res
         lost = keep_lease(&*db, &task) => return lost,
     };
     report(&*db, &task, TaskUpdates::one(update)?).await
+}
+
+/// Starts a job elsewhere and has the task wait for it. From here on any scheduler may poll it; this one need not live.
+async fn defer(db: &dyn Database, task: &ClaimedTask) -> Result<(), AnyError> {
+    let command = command(task)?;
+    let job = format!("{}-{}", task.task.name, task.claim.token);
+    let result = Path::new(&command.directory).join(format!("{job}.json"));
+    // "Elsewhere" is a process group of its own, which outlives us.
+    tokio::process::Command::new("sh")
+        .args(["-c", &command.run])
+        .current_dir(&command.directory)
+        .env("RESULT", &result)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .process_group(0)
+        .spawn()?;
+    let new = NewDeferredJob::new(WAREHOUSE.parse()?, Text::new(job)?, Json::from_value(&result)?);
+    db.defer_task(DeferTask::new(task.claim, [new])?).await?;
+    Ok(())
 }
 
 /// Tells the store about a task.
@@ -98,7 +170,7 @@ async fn report(db: &dyn Database, task: &ClaimedTask, updates: TaskUpdates) -> 
                 return Ok(());
             }
             // Repeating it is safe also if it was applied and only the answer was lost (rule T7).
-            Err(error) if error.is_retryable() => tokio::time::sleep(IDLE).await,
+            Err(error) if error.is_retryable() => tokio::time::sleep(LOOK).await,
             Err(error) => return Err(error.into()),
         }
     }
@@ -118,10 +190,13 @@ async fn keep_lease(db: &dyn Database, task: &ClaimedTask) -> Result<(), AnyErro
     }
 }
 
+fn command(task: &ClaimedTask) -> Result<Command, AnyError> {
+    Ok(task.params.as_ref().ok_or("the task has no parameters")?.to()?)
+}
+
 /// Runs the task's command, its output going to the task's log as it comes. Gives the exit status and what it printed.
 async fn execute(db: &dyn Database, task: &ClaimedTask) -> Result<(ExitStatus, String), AnyError> {
-    let params = task.params.as_ref().ok_or("the task has no parameters")?;
-    let command: Command = params.to()?;
+    let command = command(task)?;
     let mut child = tokio::process::Command::new("sh")
         .args(["-c", &command.run])
         .current_dir(&command.directory)

@@ -22,14 +22,19 @@ pub(crate) struct Command {
 /// The task whose log the demo follows.
 pub(crate) const FOLLOWED: &str = "validate";
 
-/// Thirteen tasks:
+/// The executor of tasks that start a job elsewhere and wait for it.
+pub(crate) const WAREHOUSE: &str = "warehouse";
+
+/// Fourteen tasks:
 ///
 /// ```text
 ///            ┌► split-north ► sum-north ┐
 /// validate ──┼► split-south ► sum-south ┼► join ► report ► archive
 ///            ├► split-east  ► sum-east  │
 ///            └► split-west  ► sum-west  │
-/// rates (fails once) ───────────────────┘
+/// rates (fails once) ───────────────────┘           │
+///                                                   ▼
+///                                          publish (a job elsewhere)
 /// ```
 pub(crate) fn dag(directory: &Path) -> Result<Dag> {
     let task = |name: &str, after: &[String], run: &str| -> Result<TaskSpec> {
@@ -94,5 +99,13 @@ pub(crate) fn dag(directory: &Path) -> Result<Dag> {
         &["report".to_owned()],
         "tar -czf archive.$$ orders.csv totals.txt report.txt && mv archive.$$ archive.tar.gz && wc -c < archive.tar.gz",
     )?);
+    // What it starts writes its result where it is told, some time later.
+    let mut publish = task(
+        "publish",
+        &["report".to_owned()],
+        "sleep 0.7; wc -l < report.txt > $RESULT.$$; mv $RESULT.$$ $RESULT",
+    )?;
+    publish.executor_type = WAREHOUSE.parse()?;
+    tasks.push(publish);
     Dag::new(tasks)
 }
