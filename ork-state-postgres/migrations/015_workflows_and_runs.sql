@@ -3,6 +3,9 @@
 -- JSON columns become `json`: `jsonb` rewrites numbers and drops white space, and what goes in must come out equal.
 -- Names are ordered byte by byte whatever the database's collation.
 
+-- What is not as it was afterwards, in rows of Ork's, but for what a rule computes from it: the migration reports it.
+CREATE TEMP TABLE ork_adjusted (rule text NOT NULL, entity text NOT NULL, problem text NOT NULL) ON COMMIT DROP;
+
 -- A workflow whose tasks are not in a snapshot gets one, and so do runs from before there were any. The content hash is made good when a
 -- database of Ork is taken over: no statement can work it out.
 WITH made AS (

@@ -6,6 +6,20 @@
 
 UPDATE tasks SET status = 'pending' WHERE status = 'paused';
 
+-- A name is there once in a run.
+CREATE TEMP TABLE IF NOT EXISTS ork_adjusted (rule text NOT NULL, entity text NOT NULL, problem text NOT NULL) ON COMMIT DROP;
+WITH renamed AS (
+    UPDATE tasks t
+    SET task_name = t.task_name || ' #' || t.task_index
+    FROM (
+        SELECT k.id, row_number() OVER (PARTITION BY k.run_id, k.task_name ORDER BY k.task_index) AS place FROM tasks k
+    ) p
+    WHERE p.id = t.id AND p.place > 1
+    RETURNING t.id, t.task_name
+)
+INSERT INTO ork_adjusted
+SELECT 'R2', 'task ' || r.id, format('is called %L now: another task of its run has its name', r.task_name) FROM renamed r;
+
 DROP INDEX idx_tasks_run_id;
 DROP INDEX idx_tasks_status;
 DROP INDEX idx_tasks_status_run_id;

@@ -1,8 +1,7 @@
 -- Rows of databases that Ork made before ork-state, as the rules want them. A new store has none, and nothing happens here.
---
--- Whatever is not as it was afterwards, but for what a rule computes from it, is told of in `ork_adjusted`, which the migration reports.
 
-CREATE TEMP TABLE ork_adjusted (rule text NOT NULL, entity text NOT NULL, problem text NOT NULL) ON COMMIT DROP;
+-- If our own earlier steps were applied in another transaction.
+CREATE TEMP TABLE IF NOT EXISTS ork_adjusted (rule text NOT NULL, entity text NOT NULL, problem text NOT NULL) ON COMMIT DROP;
 
 -- What no type of the API can hold.
 UPDATE runs SET triggered_by = 'manual' WHERE triggered_by = '';

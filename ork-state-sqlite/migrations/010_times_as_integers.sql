@@ -4,8 +4,61 @@
 --
 -- Old times are UTC text in several forms, such as 2026-02-01T11:23:51.947Z, 2026-02-01 11:23:51 and
 -- 2026-02-01T11:23:51.947123456+00:00: whole seconds from the first 19 characters, microseconds from the next digits.
--- Stores made by Ork before ork-state are not opened yet. What taking them over needs beyond these casts (counts,
--- edges, ready tasks, snapshots for runs without) is left to the step that does it.
+-- What databases of Ork need beyond these casts comes with 013.
+
+-- What is not as it was afterwards, in rows of Ork's, but for what a rule computes from it: the migration reports it.
+CREATE TEMP TABLE IF NOT EXISTS ork_adjusted (rule TEXT NOT NULL, entity TEXT NOT NULL, id BLOB NOT NULL, problem TEXT NOT NULL);
+
+-- A workflow whose tasks are not in a snapshot gets one, and so do runs without. The content hash is made good by the
+-- code that takes the database over: no statement can work it out.
+CREATE TEMP TABLE ork_made AS
+SELECT w.id AS workflow_id, randomblob(16) AS id
+FROM workflows AS w
+WHERE w.current_snapshot_id IS NULL
+    OR NOT EXISTS (SELECT 1 FROM workflow_snapshots AS s WHERE s.id = w.current_snapshot_id);
+INSERT INTO workflow_snapshots (id, workflow_id, content_hash, tasks_json, created_at)
+SELECT
+    m.id, m.workflow_id, 'of ' || hex(m.id),
+    (
+        SELECT json_group_array(json(t.task))
+        FROM (
+            SELECT json_object(
+                'task_index', row_number() OVER (ORDER BY k.task_index, k.id) - 1,
+                'task_name', k.task_name,
+                'executor_type', k.executor_type,
+                'depends_on', json(iif(json_valid(k.depends_on), k.depends_on, '[]')),
+                'params', json(iif(json_valid(k.params), k.params, 'null')),
+                'signature', json(iif(json_valid(k.signature), k.signature, 'null'))
+            ) AS task
+            FROM workflow_tasks AS k
+            WHERE k.workflow_id = m.workflow_id
+            ORDER BY k.task_index, k.id
+        ) AS t
+    ),
+    w.updated_at
+FROM temp.ork_made AS m
+JOIN workflows AS w ON w.id = m.workflow_id;
+UPDATE workflows SET current_snapshot_id = m.id FROM temp.ork_made AS m WHERE m.workflow_id = workflows.id;
+DROP TABLE temp.ork_made;
+UPDATE runs SET snapshot_id = w.current_snapshot_id
+FROM workflows AS w
+WHERE w.id = runs.workflow_id
+    AND NOT EXISTS (
+        SELECT 1 FROM workflow_snapshots AS s WHERE s.id = runs.snapshot_id AND s.workflow_id = runs.workflow_id
+    );
+
+-- A name is there once in a run.
+CREATE TEMP TABLE ork_doubles AS
+SELECT d.id, d.task_index
+FROM (
+    SELECT t.id, t.task_index, row_number() OVER (PARTITION BY t.run_id, t.task_name ORDER BY t.task_index) AS place
+    FROM tasks AS t
+) AS d
+WHERE d.place > 1;
+INSERT INTO temp.ork_adjusted
+SELECT 'R2', 'task', d.id, 'has another name now: another task of its run had the same' FROM temp.ork_doubles AS d;
+UPDATE tasks SET task_name = task_name || ' #' || task_index WHERE id IN (SELECT d.id FROM temp.ork_doubles AS d);
+DROP TABLE temp.ork_doubles;
 
 -- Logs come out of their column before it goes.
 CREATE TABLE task_logs (

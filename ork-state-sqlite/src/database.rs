@@ -48,7 +48,9 @@ impl SqliteDatabase {
         let is_ours = match schema {
             Schema::Newer { .. } => return Err(schema.error()),
             Schema::Current | Schema::Older { .. } | Schema::Changed { .. } => true,
-            Schema::Legacy | Schema::Foreign { .. } => false,
+            // Of a database of Ork that cannot be taken over nothing is changed, not even the journal mode.
+            Schema::Ork { .. } => schema.can_be_taken_over(),
+            Schema::Foreign { .. } => false,
         };
         let readers = (is_ours && matches!(options.location, Location::File(_))).then(|| {
             SqlitePoolOptions::new()

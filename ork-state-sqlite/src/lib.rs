@@ -16,6 +16,7 @@ mod runs;
 mod schedules;
 mod schema;
 mod settle;
+mod takeover;
 mod tasks;
 mod updates;
 mod watch;
@@ -24,6 +25,7 @@ mod writer;
 
 pub use database::SqliteDatabase;
 pub use options::{BACKEND, SqliteOptions, Synchronous};
+pub use schema::MIGRATOR;
 
 ork_state_api::register_backend!(BACKEND);
 

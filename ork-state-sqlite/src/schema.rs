@@ -7,14 +7,20 @@ use sqlx::migrate::{Migration, Migrator};
 use sqlx::sqlite::SqliteConnection;
 
 use crate::error::{Attempt, is_busy};
+use crate::takeover;
 use crate::writer::run_sql;
 
-/// The steps of the schema, by number.
-static MIGRATOR: Migrator = sqlx::migrate!();
+/// The migrations of this crate, for programs that carry them themselves. Up to 009 they have the numbers, names and effects of Ork's own.
+///
+/// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate) applies them, and takes databases of Ork over, which takes more than these statements.
+pub static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// How long a migration waits for another's, and how often it looks: each look waits for `busy_timeout` itself.
 const PATIENCE: Duration = Duration::from_secs(30);
 const BETWEEN_TRIES: Duration = Duration::from_millis(20);
+
+/// The last version of Ork's own migrations. Ours bear the same numbers up to it.
+const LAST_OF_ORK: i64 = 9;
 
 /// How a database's schema stands to this code.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +33,8 @@ pub(crate) enum Schema {
     Newer { found: i64 },
     /// A step has our number but is not ours.
     Changed { name: String },
-    /// It was made by Ork before there was this crate.
-    Legacy,
+    /// It was made by Ork before there was this crate; the first of Ork's own migrations that did not succeed, if there is one.
+    Ork { version: i64, failed: Option<i64> },
     /// It is something else's.
     Foreign { table: String },
 }
@@ -39,6 +45,10 @@ pub(crate) fn needed() -> i64 {
 }
 
 impl Schema {
+    pub(crate) fn can_be_taken_over(&self) -> bool {
+        matches!(self, Self::Ork { version, failed: None } if *version <= LAST_OF_ORK)
+    }
+
     /// Why a call on a database with this schema is refused.
     pub(crate) fn error(&self) -> Error {
         let needed = needed();
@@ -51,9 +61,17 @@ impl Schema {
                 Error::conflict(format!("the database was migrated by another form of the step {name}"))
                     .with_hint("Use the version of this crate that migrated it")
             }
-            Self::Legacy => Error::conflict("the database was made by Ork before ork-state").with_hint(
-                "Taking over such databases is not supported by this version yet; choose another file",
-            ),
+            Self::Ork { failed: Some(failed), .. } => {
+                Error::conflict(format!("Ork's own migration {failed} of the database did not succeed"))
+                    .with_hint("Finish or undo it with the Ork that began it, then migrate again")
+            }
+            Self::Ork { version, .. } if *version > LAST_OF_ORK => Error::conflict(format!(
+                "the database is at version {version} of Ork, this code knows it up to {LAST_OF_ORK}"
+            ))
+            .with_hint("Deploy the newer code, which can take it over"),
+            Self::Ork { .. } => {
+                mismatch(0).with_hint("Call `migrate` first: it takes the database of Ork over")
+            }
             Self::Foreign { table } => {
                 Error::conflict(format!("the database is not a store of Ork's: it has the table {table:?}"))
                     .with_hint("Choose another file")
@@ -68,14 +86,20 @@ pub(crate) async fn look(connection: &mut SqliteConnection) -> Attempt<Schema> {
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
          ORDER BY name";
     const APPLIED: &str = "SELECT version, name, checksum FROM ork_state_migrations ORDER BY version";
-    const LEGACY: [&str; 4] = ["_sqlx_migrations", "runs", "tasks", "workflows"];
+    const OF_ORK: &str = "SELECT version, success FROM _sqlx_migrations ORDER BY version";
 
     let tables: Vec<String> = sqlx::query_scalar(TABLES).fetch_all(&mut *connection).await?;
     if !tables.iter().any(|table| table == "ork_state_migrations") {
+        if ["_sqlx_migrations", "runs", "tasks"]
+            .iter()
+            .all(|wanted| tables.iter().any(|table| table == wanted))
+        {
+            let versions: Vec<(i64, bool)> = sqlx::query_as(OF_ORK).fetch_all(connection).await?;
+            let failed = versions.iter().find(|(_, success)| !success).map(|(version, _)| *version);
+            return Ok(Schema::Ork { version: versions.last().map_or(0, |(version, _)| *version), failed });
+        }
         return Ok(match tables.into_iter().next() {
             None => Schema::Older { found: 0 },
-            // `_` sorts before every other table of Ork's.
-            Some(table) if LEGACY.contains(&table.as_str()) => Schema::Legacy,
             Some(table) => Schema::Foreign { table },
         });
     }
@@ -126,8 +150,9 @@ pub(crate) async fn migrate(
 ) -> Attempt<MigrationReport> {
     match look(connection).await? {
         // No lock for a look: a process that starts does not wait for those that write.
-        Schema::Current => return Ok(report(needed(), Vec::new())),
+        Schema::Current => return Ok(report(Found::OrkState(needed()), Vec::new())),
         Schema::Older { .. } => {}
+        schema @ Schema::Ork { .. } if schema.can_be_taken_over() => {}
         refused => return Err(refused.error().into()),
     }
     // Tables are made anew with foreign keys off, as SQLite's documentation tells: dropping the old one would
@@ -143,8 +168,7 @@ pub(crate) async fn migrate(
 }
 
 /// Nothing of what an older version of this project wrote has to be adjusted.
-fn report(found: i64, applied: Vec<String>) -> MigrationReport {
-    let found = if found == 0 { Found::Nothing } else { Found::OrkState(found) };
+fn report(found: Found, applied: Vec<String>) -> MigrationReport {
     MigrationReport { found, to: needed(), applied, adjusted: Vec::new() }
 }
 
@@ -161,23 +185,40 @@ async fn migrate_locked(
          ) STRICT";
     lock(connection).await?;
     // Another process may have done it while we waited.
-    let found = match look(connection).await? {
-        Schema::Current => needed(),
-        Schema::Older { found } => found,
+    let (found, of_ork) = match look(connection).await? {
+        Schema::Current => (needed(), false),
+        Schema::Older { found } => (found, false),
+        Schema::Ork { version, failed: None } if version <= LAST_OF_ORK => (version, true),
         refused => return Err(refused.error().into()),
     };
     let mut applied = Vec::new();
     run_sql(connection, CREATE).await?;
-    for step in MIGRATOR.iter().filter(|step| step.version > found) {
-        apply(connection, step, clock).await?;
-        applied.push(name(step));
+    for step in MIGRATOR.iter() {
+        if step.version > found {
+            apply(connection, step).await?;
+            applied.push(name(step));
+        }
+        // Those that Ork applied are recorded as ours, which have the same effect.
+        if step.version > found || of_ork {
+            record(connection, step, clock).await?;
+        }
     }
+    let mut adjusted = Vec::new();
+    if of_ork {
+        adjusted = takeover::finish(connection, needed()).await?;
+    }
+    run_sql(connection, "DROP TABLE IF EXISTS temp.ork_adjusted").await?;
     let end = match how {
         Migrate::Commit => "COMMIT",
         Migrate::Plan => "ROLLBACK",
     };
     run_sql(connection, end).await?;
-    Ok(report(found, applied))
+    let found = match found {
+        version if of_ork => Found::Ork(version),
+        0 => Found::Nothing,
+        version => Found::OrkState(version),
+    };
+    Ok(MigrationReport { adjusted, ..report(found, applied) })
 }
 
 /// Takes the write lock. Polls, with an end: a `busy_timeout` of zero must not fail one of two that migrate at once.
@@ -193,14 +234,18 @@ async fn lock(connection: &mut SqliteConnection) -> Attempt<()> {
     }
 }
 
-async fn apply(
+async fn apply(connection: &mut SqliteConnection, step: &'static Migration) -> Attempt<()> {
+    sqlx::raw_sql(step.sql.clone()).execute(connection).await?;
+    Ok(())
+}
+
+async fn record(
     connection: &mut SqliteConnection,
     step: &'static Migration,
     clock: &dyn Clock,
 ) -> Attempt<()> {
     const RECORD: &str =
         "INSERT INTO ork_state_migrations (version, name, checksum, applied_at) VALUES (?1, ?2, ?3, ?4)";
-    sqlx::raw_sql(step.sql.clone()).execute(&mut *connection).await?;
     sqlx::query(RECORD)
         .bind(step.version)
         .bind(name(step))
