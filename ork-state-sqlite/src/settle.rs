@@ -374,32 +374,36 @@ impl RunCounts {
         connection: &mut SqliteConnection,
         now: Timestamp,
     ) -> Attempt<Vec<(usize, EndedRun)>> {
-        // Right of `=` are the values before the statement.
         const COUNT: &str = "UPDATE runs SET
                  tasks_unfinished = tasks_unfinished - (new.value ->> 1),
                  tasks_failed = tasks_failed + (new.value ->> 2),
-                 error = coalesce(error, new.value ->> 3),
-                 status = coalesce(new.value ->> 4, status),
-                 finished_at = iif(new.value ->> 4 IS NULL, finished_at, ?2)
+                 error = coalesce(error, new.value ->> 3)
+             FROM json_each(?1) AS new
+             WHERE runs.id = unhex(new.value ->> 0)";
+        // By itself: a status that is set is checked, also one that was damaged and stays.
+        const END: &str = "UPDATE runs SET status = new.value ->> 1, finished_at = ?2
              FROM json_each(?1) AS new
              WHERE runs.id = unhex(new.value ->> 0)";
         if self.0.is_empty() {
             return Ok(Vec::new());
         }
-        let mut rows = Vec::with_capacity(self.0.len());
-        let mut ended = Vec::new();
-        for (run, count) in self.0 {
-            let status = count.end();
-            if let Some(status) = status {
-                ended.push((count.last_call, EndedRun { run, status }));
-            }
-            let status = status.map(RunStatus::as_str);
-            rows.push(json!([hex(run.as_uuid()), count.ended, count.failed, count.error, status]));
-        }
-        batch::query(COUNT, &rows)?.bind(now.as_micros()).execute(&mut *connection).await?;
-        let runs: Vec<Value> = ended.iter().map(|(_, ended)| Value::from(hex(ended.run.as_uuid()))).collect();
-        if !runs.is_empty() {
-            count_ended(connection, &runs, 1).await?;
+        let counts: Vec<Value> = self
+            .0
+            .iter()
+            .map(|(run, count)| json!([hex(run.as_uuid()), count.ended, count.failed, count.error]))
+            .collect();
+        batch::query(COUNT, &counts)?.execute(&mut *connection).await?;
+        let ended = self.0.into_iter().filter_map(|(run, count)| {
+            let status = count.end()?;
+            Some((count.last_call, EndedRun { run, status }))
+        });
+        let ended: Vec<(usize, EndedRun)> = ended.collect();
+        if !ended.is_empty() {
+            let ids: Vec<String> = ended.iter().map(|(_, ended)| hex(ended.run.as_uuid())).collect();
+            let ends = ids.iter().zip(&ended).map(|(id, (_, ended))| json!([id, ended.status.as_str()]));
+            let ends: Vec<Value> = ends.collect();
+            batch::query(END, &ends)?.bind(now.as_micros()).execute(&mut *connection).await?;
+            count_ended(connection, &ids.into_iter().map(Value::from).collect::<Vec<_>>(), 1).await?;
         }
         Ok(ended)
     }

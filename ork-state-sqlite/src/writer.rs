@@ -481,6 +481,32 @@ mod tests {
         assert_eq!(rows(&writer).await, ["b"]);
     }
 
+    /// SQLite rolls back by itself then, the savepoints too: what the next statement fails with is not why.
+    #[tokio::test]
+    async fn a_disk_that_is_full_for_one_call_is_so_for_all_that_share_its_transaction() {
+        let (_directory, options) = in_a_file().await;
+        let writer = start(&options).await;
+        let full = writer.run(|connection| {
+            Box::pin(async move {
+                run_sql(connection, "ROLLBACK").await?;
+                let grow = "PRAGMA max_page_count = 3; INSERT INTO t VALUES (zeroblob(1000000))";
+                Ok(run_sql(connection, grow).await?)
+            })
+        });
+        let (a, b, c, d) = tokio::join!(
+            sql(&writer, "INSERT INTO t VALUES ('a')"),
+            full,
+            sql(&writer, "INSERT INTO t VALUES ('c')"),
+            refused(&writer),
+        );
+        for error in [a.unwrap_err(), b.unwrap_err(), c.unwrap_err(), d.unwrap_err()] {
+            assert!(matches!(error.kind(), ErrorKind::Unavailable { .. }), "{error:?}");
+            assert!(error.is_retryable() && error.to_string().contains("the disk is full"), "{error}");
+        }
+        sql(&writer, "INSERT INTO t VALUES ('e')").await.unwrap();
+        assert_eq!(rows(&writer).await, ["e"]);
+    }
+
     #[tokio::test]
     async fn a_panic_is_the_callers_own() {
         let (_directory, options) = in_a_file().await;

@@ -217,8 +217,16 @@ async fn a_newer_schema_is_refused_everywhere() {
     store.sql("INSERT INTO ork_state_migrations VALUES (999, 'future', x'00', 0)").await;
     let error = open(&store.path()).connect().await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::SchemaMismatch { found: 999, .. }), "{error}");
-    let error = opened_before.migrate().await.unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::SchemaMismatch { found: 999, .. }), "{error}");
+    for error in [
+        opened_before.migrate().await.unwrap_err(),
+        opened_before.list_workflows(PageRequest::default().into()).await.unwrap_err(),
+        opened_before.expire_leases(Limit::ONE).await.unwrap_err(),
+    ] {
+        assert!(matches!(error.kind(), ErrorKind::SchemaMismatch { found: 999, .. }), "{error}");
+    }
+    // An older process that sees the newer one's version go away again goes on.
+    store.sql("DELETE FROM ork_state_migrations WHERE version = 999").await;
+    opened_before.expire_leases(Limit::ONE).await.unwrap();
 }
 
 #[tokio::test]
@@ -493,6 +501,35 @@ async fn updates_that_wait_together_stand_for_themselves() {
     assert_eq!(tasks[2].error.as_deref(), Some("dependency \"high\" failed"), "it failed first");
     assert_eq!(store.db.get_run(run.id).await.unwrap().error.as_deref(), Some("task \"high\" failed"));
     assert_eq!(store.db.verify().await.unwrap(), []);
+}
+
+/// Rule G8: what an update need not know need not be readable.
+#[rstest::rstest]
+#[case::execution_name("UPDATE tasks SET execution_name = '' WHERE task_index = 0")]
+#[case::time("UPDATE tasks SET dispatched_at = 9223372036854775807 WHERE task_index = 0")]
+#[case::name("UPDATE tasks SET task_name = '../escape' WHERE task_index = 0")]
+#[case::bytes("UPDATE tasks SET task_name = CAST(x'ff' AS TEXT) WHERE task_index = 0")]
+#[case::dependencies("UPDATE tasks SET depends_on = 'x' WHERE task_index = 0")]
+#[case::status("UPDATE tasks SET status = 'nonsense' WHERE task_index = 0")]
+#[case::lease("UPDATE task_leases SET owner = ''")]
+#[case::run("UPDATE runs SET status = 'nonsense'")]
+#[tokio::test]
+async fn a_damaged_task_does_not_keep_a_batch_from_being_applied(#[case] damage: &'static str) {
+    for succeed in [true, false] {
+        let store = Store::new().await;
+        started(&store.db, vec![task("a", &[]), task("b", &[]), task("c", &[]), task("d", &["a"])]).await;
+        let claimed = claim(&store.db, 10).await;
+        store.sql(damage).await;
+        let end = |claim| match succeed {
+            true => TaskUpdate::succeeded(claim, None),
+            false => TaskUpdate::failed_for_good(claim, Text::lossy("own")),
+        };
+        let status = if succeed { TaskStatus::Success } else { TaskStatus::Failed };
+        let outcomes = update(&store.db, claimed.iter().map(|task| end(task.claim)).collect()).await;
+        assert_eq!(outcomes, [UpdateOutcome::Applied { status }; 3], "{damage}");
+        // Those that can be read are what they were told to be.
+        assert_eq!(store.db.get_task(claimed[1].task.id).await.unwrap().task.status, status);
+    }
 }
 
 /// Rule G8.

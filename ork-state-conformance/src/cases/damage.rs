@@ -2,7 +2,8 @@ use std::fmt::Display;
 
 use ork_state_api::ErrorKind::Corrupt;
 use ork_state_api::{
-    Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, RunId, StartRun, Violation,
+    Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, RunId, StartRun, TaskStatus, TaskUpdate,
+    UpdateOutcome, Violation,
 };
 
 use super::assert_fails;
@@ -80,6 +81,41 @@ case! { G8, g8_a_claim_of_many_passes_over_what_it_cannot_read(t) {
     t.damage(Damage::TaskName(t.task(run.id, "b").await?.id)).await?;
     let names: Vec<_> = t.claim(10).await?.iter().map(|task| task.task.name.to_string()).collect();
     assert_eq!(names, ["a", "c"]);
+    Ok(())
+}}
+
+/// Three claimed tasks of one run, the second of them damaged. What its worker reports may be applied: its name is not needed for that.
+async fn one_of_three_damaged(
+    t: &Ctx,
+) -> Result<(RunId, Vec<ork_state_api::ClaimedTask>), Box<dyn std::error::Error + Send + Sync>> {
+    let run = t.start("a*1 b*1 c*1").await?.id;
+    let claimed = t.claim(3).await?;
+    assert_eq!(claimed.len(), 3);
+    t.damage(Damage::TaskName(claimed[1].task.id)).await?;
+    Ok((run, claimed))
+}
+
+case! { [G8, T6], g8_a_batch_with_a_damaged_task_is_applied_to_the_others(t) {
+    let (run, claimed) = one_of_three_damaged(&t).await?;
+    let outcomes = t.update(claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None))).await?.outcomes;
+    let done = UpdateOutcome::Applied { status: TaskStatus::Success };
+    assert_eq!((outcomes[0], outcomes[2]), (done, done));
+    for task in [&claimed[0], &claimed[2]] {
+        assert_eq!(t.db().get_task(task.task.id).await?.task.status, TaskStatus::Success);
+    }
+    let left = u32::from(outcomes[1] != done);
+    assert_eq!(t.db().get_run(run).await?.tasks.unfinished, left, "{:?}", outcomes[1]);
+    Ok(())
+}}
+
+case! { [G8, T3], g8_leases_lapse_beside_that_of_a_damaged_task(t) {
+    let (_, claimed) = one_of_three_damaged(&t).await?;
+    t.advance(crate::LEASE);
+    let requeued = t.db().expire_leases(Limit::default()).await?.requeued;
+    for task in [&claimed[0], &claimed[2]] {
+        assert!(requeued.contains(&task.task.id), "{requeued:?}");
+        assert_eq!(t.db().get_task(task.task.id).await?.task.status, TaskStatus::Pending);
+    }
     Ok(())
 }}
 

@@ -183,6 +183,22 @@ case! { M1 needs [Durable], m1_migrating_leaves_a_newer_schema_as_it_is(t) {
     Ok(())
 }}
 
+// Somebody else has migrated it meanwhile.
+case! { M1 needs [Durable], m1_an_open_handle_refuses_a_newer_schema(t) {
+    let run = t.start("a").await?;
+    let task = t.claim_one().await?;
+    t.damage(Damage::NewerSchema).await?;
+    let db = t.db();
+    let found = newer(db.get_run(run.id).await)?;
+    assert_eq!(newer(db.list_runs(ListRuns::default()).await)?, found);
+    assert_eq!(newer(db.read_log(task.task.id, LogRange::new(LogPosition::Offset(0), 1)?).await)?, found);
+    assert_eq!(newer(db.create_run(NewRun::new(run.workflow)).await)?, found);
+    assert_eq!(newer(db.claim_tasks(claim_request("w", LEASE)?).await)?, found);
+    let done = TaskUpdates::one(ork_state_api::TaskUpdate::succeeded(task.claim, None))?;
+    assert_eq!(newer(db.update_tasks(done).await)?, found);
+    Ok(())
+}}
+
 case! { M4, m4_a_new_store_is_sound(t) {
     assert_eq!(t.db().verify().await?, []);
     Ok(())
