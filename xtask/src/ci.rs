@@ -31,6 +31,7 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
         step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
         step("docs", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
         step("tests", &["test", "--workspace"], &[("ORK_STATE_REQUIRE", "postgres")]),
+        step("schema", &["xtask", "schema", "--check"], &[]),
         step("demo", &["xtask", "demo"], &[]),
         step("conformance", &["xtask", "conformance", "--require", "postgres", "--report", "report"], &[]),
     ];

@@ -1,9 +1,13 @@
 //! `cargo xtask`: what is done with this workspace. Thin: it provisions, calls, prints.
 
 mod backends;
+mod bench;
 mod ci;
 mod conformance;
 mod demo;
+mod migrate;
+#[cfg(all(feature = "postgres", feature = "sqlite"))]
+mod schema;
 
 use std::process::ExitCode;
 
@@ -26,6 +30,13 @@ enum Task {
     Conformance(conformance::Arguments),
     /// Shows an ETL workflow run by two schedulers, one of which is killed.
     Demo(demo::Arguments),
+    /// Migrates a store, also one that Ork made before ork-state, or says what that would do.
+    Migrate(migrate::Arguments),
+    /// Writes the schema of each SQL backend into its crate.
+    #[cfg(all(feature = "postgres", feature = "sqlite"))]
+    Schema(schema::Arguments),
+    /// Measures.
+    Bench(bench::Arguments),
     /// Runs everything that CI runs.
     Ci(ci::Arguments),
 }
@@ -35,6 +46,10 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Conformance(arguments) => conformance::run(&arguments),
         Task::Demo(arguments) => demo::run(arguments),
+        Task::Migrate(arguments) => migrate::run(&arguments),
+        #[cfg(all(feature = "postgres", feature = "sqlite"))]
+        Task::Schema(arguments) => schema::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -223,7 +223,7 @@ impl Story {
             }
             TaskStatus::Pending | TaskStatus::Dispatched => {}
             TaskStatus::Running if task.open_jobs > 0 => {
-                self.say(&format!("{name} waits for a job elsewhere"))
+                self.say(&format!("{name} waits for a job elsewhere"));
             }
             TaskStatus::Running => self.say(&format!("{name} runs on {owner}, attempt {}", task.attempts)),
             TaskStatus::Success => self.say(&format!("{name} succeeded")),

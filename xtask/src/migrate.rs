@@ -1,0 +1,31 @@
+//! `cargo xtask migrate --url URL [--dry-run]`.
+
+use std::process::ExitCode;
+
+use crate::TaskResult;
+use crate::backends::fixtures;
+
+/// Migrates a store, also one that Ork made before ork-state, or says what that would do.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The store.
+    #[arg(long)]
+    url: String,
+    /// Only say what would be done. Where the database can, it is done and taken back: try it on a copy.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> TaskResult {
+    // Naming the fixtures is what links the backends.
+    if fixtures().is_empty() {
+        return Err("no backend is linked: build with the features file, postgres or sqlite".into());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(async {
+        let db = ork_state_api::connect(&arguments.url).await?;
+        if arguments.dry_run { db.plan_migration().await } else { db.migrate().await }
+    })?;
+    println!("{}{report}", if arguments.dry_run { "would be: " } else { "" });
+    Ok(ExitCode::SUCCESS)
+}
