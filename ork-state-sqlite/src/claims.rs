@@ -234,32 +234,3 @@ fn dependency_output(row: &SqliteRow) -> Result<(RunId, TaskName, Option<Json>)>
     let cells = Cells::new(row, "tasks");
     Ok((RunId::from_uuid(cells.uuid("run_id")?), cells.text("task_name")?, cells.json("output")?))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::FIRST_READY;
-    use crate::SqliteOptions;
-    use ork_state_api::Maintenance as _;
-    use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
-
-    /// Rule T2: the cost of a claim does not depend on how many tasks wait.
-    #[tokio::test]
-    async fn the_claim_searches_keys_only() {
-        let directory = tempfile::tempdir().unwrap();
-        let options = SqliteOptions::new(directory.path().join("ork.db")).unwrap();
-        options.clone().connect().await.unwrap().migrate().await.unwrap();
-        let mut connection = options.reader().connect().await.unwrap();
-        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {FIRST_READY}"));
-        let plan: Vec<String> = sqlx::query(explain)
-            .bind(0_i64)
-            .bind(1_i64)
-            .fetch_all(&mut connection)
-            .await
-            .unwrap()
-            .iter()
-            .map(|row| row.get("detail"))
-            .collect();
-        assert_eq!(plan[0], "SEARCH q USING PRIMARY KEY (ready_at<?)", "{plan:?}");
-        assert!(plan[1..].iter().all(|step| step.starts_with("SEARCH ")), "{plan:?}");
-    }
-}

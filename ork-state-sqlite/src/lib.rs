@@ -11,6 +11,8 @@ mod held;
 mod logs;
 mod maintenance;
 mod options;
+#[cfg(test)]
+mod plans;
 mod rows;
 mod runs;
 mod schedules;

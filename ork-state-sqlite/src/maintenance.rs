@@ -64,7 +64,6 @@ impl Maintenance for SqliteDatabase {
 
 /// Deletes the runs that ended longest ago, with all that is theirs.
 async fn delete_ended(connection: &mut SqliteConnection, prune: Prune, now: Timestamp) -> Attempt<Pruned> {
-    const DELETES: [&str; 9] = delete_runs_sql!("SELECT unhex(value) FROM json_each(?1)");
     let before = now.saturating_sub(prune.ended_before);
     let found = sqlx::query(ENDED)
         .bind(before.as_micros())
@@ -86,6 +85,9 @@ async fn delete_ended(connection: &mut SqliteConnection, prune: Prune, now: Time
     let [.., tasks, runs] = deleted;
     Ok(Pruned { runs, tasks })
 }
+
+/// The runs are those of a batch.
+pub(crate) const DELETES: [&str; 9] = delete_runs_sql!("SELECT unhex(value) FROM json_each(?1)");
 
 /// Reads the index of ended runs from its beginning.
 pub(crate) const ENDED: &str = "SELECT id FROM runs WHERE finished_at < ?1 ORDER BY finished_at, id LIMIT ?2";

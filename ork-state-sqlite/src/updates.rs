@@ -59,18 +59,6 @@ pub(crate) async fn expire_leases(
     limit: Limit,
     now: Timestamp,
 ) -> Attempt<ExpiredTasks> {
-    // The index on expires_at, which ends with the key, gives the order.
-    const LAPSED: &str = concat!(
-        "SELECT ",
-        held_columns!(),
-        ", l.expires_at AS key_time, l.task_id AS key_id
-         FROM task_leases AS l
-         LEFT JOIN tasks AS t ON t.id = l.task_id
-         LEFT JOIN runs AS r ON r.id = t.run_id
-         WHERE l.expires_at <= ?1 AND (l.expires_at, l.task_id) > (?2, ?3)
-         ORDER BY l.expires_at, l.task_id
-         LIMIT ?4"
-    );
     expire(connection, LAPSED, Held::lapse, limit, now).await
 }
 
@@ -80,20 +68,35 @@ pub(crate) async fn expire_timeouts(
     limit: Limit,
     now: Timestamp,
 ) -> Attempt<ExpiredTasks> {
-    const OVERDUE: &str = concat!(
-        "SELECT ",
-        held_columns!(),
-        ", o.deadline AS key_time, o.task_id AS key_id
-         FROM task_timeouts AS o
-         LEFT JOIN tasks AS t ON t.id = o.task_id
-         LEFT JOIN task_leases AS l ON l.task_id = t.id
-         LEFT JOIN runs AS r ON r.id = t.run_id
-         WHERE o.deadline <= ?1 AND (o.deadline, o.task_id) > (?2, ?3)
-         ORDER BY o.deadline, o.task_id
-         LIMIT ?4"
-    );
     expire(connection, OVERDUE, Held::time_out, limit, now).await
 }
+
+/// Reads the index of leases up to now; it ends with the key, so it gives the order.
+pub(crate) const LAPSED: &str = concat!(
+    "SELECT ",
+    held_columns!(),
+    ", l.expires_at AS key_time, l.task_id AS key_id
+     FROM task_leases AS l
+     LEFT JOIN tasks AS t ON t.id = l.task_id
+     LEFT JOIN runs AS r ON r.id = t.run_id
+     WHERE l.expires_at <= ?1 AND (l.expires_at, l.task_id) > (?2, ?3)
+     ORDER BY l.expires_at, l.task_id
+     LIMIT ?4"
+);
+
+/// Reads the index of deadlines up to now.
+pub(crate) const OVERDUE: &str = concat!(
+    "SELECT ",
+    held_columns!(),
+    ", o.deadline AS key_time, o.task_id AS key_id
+     FROM task_timeouts AS o
+     LEFT JOIN tasks AS t ON t.id = o.task_id
+     LEFT JOIN task_leases AS l ON l.task_id = t.id
+     LEFT JOIN runs AS r ON r.id = t.run_id
+     WHERE o.deadline <= ?1 AND (o.deadline, o.task_id) > (?2, ?3)
+     ORDER BY o.deadline, o.task_id
+     LIMIT ?4"
+);
 
 async fn expire(
     connection: &mut SqliteConnection,

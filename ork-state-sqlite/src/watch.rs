@@ -4,7 +4,7 @@
 //! beside the database, which they have the system watch. (The WAL itself is written before the commit can be seen.) Whoever is told
 //! looks by one cheap query whether it concerns him.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{Seek as _, Write as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,15 +54,33 @@ impl Signal {
     /// Says that there was a commit.
     pub(crate) fn committed(&self) {
         self.0.commits.send_replace(());
+        // It is a hint: if it cannot be given, what was committed is so all the same.
+        self.with_file(|mut file| file.rewind().and_then(|()| file.write_all(b".")));
+    }
+
+    /// Tells the other processes that this one waits for the write lock, until it does not any more: by a shared lock of the file,
+    /// which the system takes back if the process dies.
+    pub(crate) fn set_waiting(&self, waits: bool) {
+        self.with_file(|file| if waits { Ok(file.try_lock_shared()?) } else { file.unlock() });
+    }
+
+    /// Whether another process waits for the write lock. This one must not.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let free = self.with_file(|file| match file.try_lock() {
+            Ok(()) => file.unlock().map(|()| true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        });
+        free == Some(false)
+    }
+
+    /// Does something with the file, which is opened for it if need be. What fails is left.
+    fn with_file<T>(&self, work: impl FnOnce(&File) -> std::io::Result<T>) -> Option<T> {
         let mut file = self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
         if file.is_none() {
             *file = self.open();
         }
-        // It is a hint: if it cannot be given, what was committed is so all the same.
-        let given = file.as_mut().map(|file| file.rewind().and_then(|()| file.write_all(b".")));
-        if !matches!(given, Some(Ok(()))) {
-            *file = None;
-        }
+        work(file.as_ref()?).ok()
     }
 
     /// The file, which is made if it is not there, for the owner of the database alone.
@@ -187,4 +205,53 @@ async fn ever_ended(db: &SqliteDatabase) -> Result<i64> {
     const EVER: &str = "SELECT coalesce(sum(number), 0) FROM ended_counts WHERE kind = 'ever'";
     db.read(|connection| Box::pin(async move { Ok(sqlx::query_scalar(EVER).fetch_one(connection).await?) }))
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As in two processes: they share nothing but the file.
+    fn two() -> (tempfile::TempDir, Signal, Signal) {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::File(directory.path().join("ork.db"));
+        (directory, Signal::new(&location), Signal::new(&location))
+    }
+
+    #[tokio::test]
+    async fn the_file_tells_others_of_every_commit() {
+        let (_directory, one, other) = two();
+        let mut told = other.0.commits.subscribe();
+        let _watcher = FileWatcher::new(&other).unwrap();
+        for _ in 0..3 {
+            one.committed();
+            // Far longer than the fallback, which is not at work here.
+            tokio::time::timeout(Duration::from_secs(20), told.changed()).await.unwrap().unwrap();
+            // One write may be told of more than once.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            told.mark_unchanged();
+        }
+    }
+
+    #[test]
+    fn whoever_waits_is_seen_by_others_until_it_does_not() {
+        let (_directory, one, other) = two();
+        assert!(!one.is_awaited());
+        other.set_waiting(true);
+        assert!(one.is_awaited());
+        other.set_waiting(false);
+        assert!(!one.is_awaited());
+        other.set_waiting(true);
+        drop(other);
+        assert!(!one.is_awaited(), "one that has died does not wait");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_is_done_without() {
+        let directory = tempfile::tempdir().unwrap();
+        let signal = Signal::new(&Location::File(directory.path().join("absent/ork.db")));
+        signal.set_waiting(true);
+        signal.committed();
+        assert!(!signal.is_awaited() && FileWatcher::new(&signal).is_none());
+    }
 }

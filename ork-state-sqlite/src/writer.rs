@@ -28,6 +28,12 @@ const MAX_CALLS: usize = 128;
 /// before the commit (rule T2).
 const SOON: Duration = Duration::from_millis(10);
 
+/// One process may write all the time, and SQLite gives the write lock to whoever comes just when it is free. So every so often
+/// the writer looks whether another process waits, and if so leaves it the lock: until it has it, or for as long as it may sleep
+/// between two tries (SQLite's longest is 100 ms).
+const TURN: Duration = Duration::from_millis(100);
+const HANDOVER: Duration = Duration::from_millis(110);
+
 /// Work on a connection, under way.
 pub(crate) type Work<'c, T> = Pin<Box<dyn Future<Output = Attempt<T>> + Send + 'c>>;
 
@@ -46,7 +52,10 @@ impl Writer {
         signal: Signal,
     ) -> Self {
         let (queue, jobs) = mpsc::unbounded_channel();
-        tokio::spawn(Serving { location, opened, connection: Some(connection), signal }.serve(jobs));
+        tokio::spawn(
+            Serving { location, opened, connection: Some(connection), signal, turn: Instant::now() }
+                .serve(jobs),
+        );
         Self { queue }
     }
 
@@ -208,6 +217,8 @@ struct Serving {
     /// None after an error that may have left the connection in disorder.
     connection: Option<SqliteConnection>,
     signal: Signal,
+    /// When it was last looked whether others wait.
+    turn: Instant,
 }
 
 impl Serving {
@@ -228,6 +239,7 @@ impl Serving {
                     for job in batch.drain(..ran) {
                         job.answer(&self.location, failure.as_ref());
                     }
+                    self.take_turns().await;
                 }
             }
         }
@@ -247,13 +259,8 @@ impl Serving {
                 }
                 (batch.len(), None)
             }
-            Ok(connection) => match transaction(connection, batch).await {
-                Ok(Ran { calls, committed }) => {
-                    if committed {
-                        self.signal.committed();
-                    }
-                    (calls, None)
-                }
+            Ok(_) => match self.transaction(batch).await {
+                Ok(calls) => (calls, None),
                 Err(failure) => {
                     if !failure.left_nothing() {
                         self.restore().await;
@@ -262,6 +269,75 @@ impl Serving {
                 }
             },
         }
+    }
+
+    /// Runs the jobs of a batch, each in a savepoint of one transaction, and commits. Says how many it ran: those that hand out leases
+    /// stay behind if the others took long.
+    ///
+    /// The statement that ends a savepoint and the one that begins the next travel together.
+    async fn transaction(&mut self, batch: &mut [Box<dyn Job>]) -> Result<usize, Failure> {
+        const ROLLBACK: &str = "ROLLBACK TO call";
+        let signal = self.signal.clone();
+        let connection = self.connection().await?;
+        signal.set_waiting(true);
+        let begin = run_sql(connection, "BEGIN IMMEDIATE; SAVEPOINT call").await;
+        signal.set_waiting(false);
+        begin.map_err(|error| Failure::new(error, Stage::Work))?;
+        // Under the write lock, so that nobody migrates from here on.
+        if let Err(cause) = schema::check(connection).await {
+            let refused = matches!(cause, Fault::Answer(_));
+            if refused {
+                run_sql(connection, "ROLLBACK").await.map_err(|error| Failure::new(error, Stage::Work))?;
+            }
+            return Err(Failure { cause, stage: Stage::Work });
+        }
+        // The wait for the write lock does not count.
+        let began = Instant::now();
+        let mut next = None;
+        let (mut calls, mut any_went_well) = (0, false);
+        // What the driver failed with first: if that made SQLite roll everything back by itself, as when the disk is full, the next
+        // statement fails because there is no savepoint any more, which is not why.
+        let mut first_fault = None;
+        for job in batch {
+            if job.mode() == Mode::Lease && calls > 0 && began.elapsed() > SOON {
+                break;
+            }
+            if let Some(next) = next {
+                run_sql(connection, next)
+                    .await
+                    .map_err(|error| Failure::caused(first_fault.take(), error))?;
+            }
+            calls += 1;
+            let went_well = job.run(connection).await;
+            any_went_well |= went_well;
+            first_fault = first_fault.or_else(|| job.driver_fault());
+            // A savepoint that is rolled back to stays open.
+            next = Some(if went_well { "RELEASE call; SAVEPOINT call" } else { ROLLBACK });
+        }
+        if next == Some(ROLLBACK) {
+            run_sql(connection, ROLLBACK)
+                .await
+                .map_err(|error| Failure::caused(first_fault.take(), error))?;
+        }
+        let end = if any_went_well { "COMMIT" } else { "ROLLBACK" };
+        run_sql(connection, end).await.map_err(|error| Failure::new(error, Stage::Commit))?;
+        if any_went_well {
+            signal.committed();
+        }
+        Ok(calls)
+    }
+
+    /// Leaves the write lock to another process that waits for it, if it is its turn.
+    async fn take_turns(&mut self) {
+        const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+        if self.turn.elapsed() < TURN {
+            return;
+        }
+        let begun = Instant::now();
+        while self.signal.is_awaited() && begun.elapsed() < HANDOVER {
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        self.turn = Instant::now();
     }
 
     async fn connection(&mut self) -> Result<&mut SqliteConnection, Failure> {
@@ -285,53 +361,6 @@ impl Serving {
             Location::File(_) => drop(connection.close().await),
         }
     }
-}
-
-/// What a transaction did.
-struct Ran {
-    calls: usize,
-    committed: bool,
-}
-
-/// Runs the jobs of a batch, each in a savepoint of one transaction, and commits. Says how many it ran: those that hand out leases
-/// stay behind if the others took long.
-///
-/// The statement that ends a savepoint and the one that begins the next travel together.
-async fn transaction(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Result<Ran, Failure> {
-    run_sql(connection, "BEGIN IMMEDIATE").await.map_err(|error| Failure::new(error, Stage::Work))?;
-    // Under the write lock, so that nobody migrates from here on.
-    if let Err(cause) = schema::check(connection).await {
-        let refused = matches!(cause, Fault::Answer(_));
-        if refused {
-            run_sql(connection, "ROLLBACK").await.map_err(|error| Failure::new(error, Stage::Work))?;
-        }
-        return Err(Failure { cause, stage: Stage::Work });
-    }
-    // The wait for the write lock does not count.
-    let began = Instant::now();
-    let mut next = "SAVEPOINT call";
-    let (mut calls, mut committed) = (0, false);
-    // What the driver failed with first: if that made SQLite roll everything back by itself, as when the disk is full, the next
-    // statement fails because there is no savepoint any more, which is not why.
-    let mut first_fault = None;
-    for job in batch {
-        if job.mode() == Mode::Lease && calls > 0 && began.elapsed() > SOON {
-            break;
-        }
-        run_sql(connection, next).await.map_err(|error| Failure::caused(first_fault.take(), error))?;
-        calls += 1;
-        let went_well = job.run(connection).await;
-        committed |= went_well;
-        first_fault = first_fault.or_else(|| job.driver_fault());
-        // A savepoint that is rolled back to stays open.
-        next = if went_well { "RELEASE call; SAVEPOINT call" } else { "ROLLBACK TO call" };
-    }
-    if next == "ROLLBACK TO call" {
-        run_sql(connection, next).await.map_err(|error| Failure::caused(first_fault.take(), error))?;
-    }
-    let end = if committed { "COMMIT" } else { "ROLLBACK" };
-    run_sql(connection, end).await.map_err(|error| Failure::new(error, Stage::Commit))?;
-    Ok(Ran { calls, committed })
 }
 
 /// Runs statements that give no rows. They are not kept prepared, which makes the driver drop what the last such
@@ -486,13 +515,7 @@ mod tests {
     async fn a_disk_that_is_full_for_one_call_is_so_for_all_that_share_its_transaction() {
         let (_directory, options) = in_a_file().await;
         let writer = start(&options).await;
-        let full = writer.run(|connection| {
-            Box::pin(async move {
-                run_sql(connection, "ROLLBACK").await?;
-                let grow = "PRAGMA max_page_count = 3; INSERT INTO t VALUES (zeroblob(1000000))";
-                Ok(run_sql(connection, grow).await?)
-            })
-        });
+        let full = sql(&writer, "PRAGMA max_page_count = 3; INSERT INTO t VALUES (zeroblob(1000000))");
         let (a, b, c, d) = tokio::join!(
             sql(&writer, "INSERT INTO t VALUES ('a')"),
             full,

@@ -9,10 +9,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use ork_state_api::{
-    Claim, ClaimTasks, Dag, Database, Delay, ErrorKind, Found, Json, LeaseTime, Limit, ListTasks, LogChunk,
-    LogPosition, LogRange, LogStore, Maintenance, ManualClock, NewRun, NewWorkflow, PageRequest, Result,
-    RunStatus, RunStore, StartRun, TaskSpec, TaskStatus, TaskStore, TaskUpdate, TaskUpdates, Text,
-    UpdateOutcome, WorkflowStore,
+    Claim, ClaimJobs, ClaimTasks, Dag, Database, DeferTask, DeferredJobStore, Delay, ErrorKind, Found, Json,
+    LeaseTime, Limit, ListTasks, LogChunk, LogPosition, LogRange, LogStore, Maintenance, ManualClock,
+    NewDeferredJob, NewRun, NewWorkflow, PageRequest, Result, RetryRun, RunStatus, RunStore, StartRun,
+    TaskSpec, TaskStatus, TaskStore, TaskUpdate, TaskUpdates, Text, Topic, UpdateOutcome, WorkflowStore,
 };
 use ork_state_sqlite::{SqliteDatabase, SqliteOptions};
 use sqlx::ConnectOptions as _;
@@ -131,6 +131,57 @@ async fn memory_lives_as_long_as_its_handle() {
     assert!(matches!(error.kind(), ErrorKind::SchemaMismatch { found: 0, .. }), "private: {error}");
 }
 
+/// There is no file to be told by.
+#[tokio::test]
+async fn a_store_in_memory_is_watched() {
+    let db = SqliteOptions::in_memory().connect().await.unwrap();
+    db.migrate().await.unwrap();
+    let (mut ready, mut ended) =
+        (db.watch(Topic::Ready).await.unwrap(), db.watch(Topic::RunEnded).await.unwrap());
+    let run = started(&db, vec![task("a", &[])]).await;
+    let patience = Duration::from_secs(20);
+    tokio::time::timeout(patience, ready.changed()).await.unwrap().unwrap();
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), ended.changed()).await.is_err(),
+        "none has ended"
+    );
+    db.cancel_run(run.id).await.unwrap();
+    tokio::time::timeout(patience, ended.changed()).await.unwrap().unwrap();
+}
+
+/// A run that ended, was retried and has ended again at the same moment of a standing clock has ended once more.
+#[tokio::test]
+async fn every_end_of_a_run_is_a_hint() {
+    let store = Store::new().await;
+    let run = started(&store.db, vec![task("a", &[])]).await;
+    store.db.cancel_run(run.id).await.unwrap();
+    let mut ended = store.db.watch(Topic::RunEnded).await.unwrap();
+    store.db.retry_run(RetryRun::unsuccessful(run.id)).await.unwrap();
+    store.db.cancel_run(run.id).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), ended.changed()).await.unwrap().unwrap();
+}
+
+/// Rule G8: a job that cannot be read is not handed out and holds up no other.
+#[tokio::test]
+async fn pollers_pass_over_a_job_that_cannot_be_read() {
+    let store = Store::new().await;
+    started(&store.db, vec![task("a", &[]), task("b", &[])]).await;
+    for claimed in claim(&store.db, 2).await {
+        let job =
+            || NewDeferredJob::new("s".parse().unwrap(), "j".parse().unwrap(), Json::parse("{}").unwrap());
+        store.db.defer_task(DeferTask::new(claimed.claim, [job(), job()]).unwrap()).await.unwrap();
+    }
+    store.sql("UPDATE deferred_jobs SET job_data = '{' WHERE job_index = 0").await;
+    let lease = LeaseTime::new(Duration::from_secs(30)).unwrap();
+    for _ in 0..2 {
+        let ask = ClaimJobs::new("me".parse().unwrap(), lease).with_limit(Limit::ONE);
+        let claimed = store.db.claim_jobs(ask).await.unwrap();
+        assert_eq!(claimed.iter().map(|job| job.job.index).collect::<Vec<_>>(), [1]);
+    }
+    let ask = ClaimJobs::new("me".parse().unwrap(), lease);
+    assert_eq!(store.db.claim_jobs(ask).await.unwrap().len(), 0);
+}
+
 #[tokio::test]
 async fn a_deleted_workflow_leaves_nothing() {
     let store = Store::new().await;
@@ -144,6 +195,9 @@ async fn a_deleted_workflow_leaves_nothing() {
         "SELECT count(*) FROM task_edges",
         "SELECT count(*) FROM ready_tasks",
         "SELECT count(*) FROM task_leases",
+        "SELECT count(*) FROM task_timeouts",
+        "SELECT count(*) FROM deferred_jobs",
+        "SELECT coalesce(sum(number), 0) FROM ended_counts WHERE kind <> 'ever'",
         "SELECT count(*) FROM task_logs",
         "SELECT count(*) FROM task_log_chunks",
     ] {
@@ -157,7 +211,8 @@ async fn a_deleted_workflow_leaves_nothing() {
 async fn its_files_are_its_owners_alone() {
     use std::os::unix::fs::PermissionsExt as _;
     let store = Store::new().await;
-    for name in ["ork.db", "ork.db-wal", "ork.db-shm"] {
+    store.db.expire_leases(Limit::ONE).await.unwrap();
+    for name in ["ork.db", "ork.db-wal", "ork.db-shm", "ork.db-watch"] {
         let mode = store.directory.path().join(name).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
@@ -307,6 +362,34 @@ async fn verify_finds_what_only_sql_sees() {
             "INSERT INTO task_logs VALUES (x'00', 0)",
             "DELETE FROM task_logs WHERE task_id = x'00'",
             "task_logs",
+        ),
+        (
+            "INSERT INTO task_timeouts SELECT id, 0 FROM tasks WHERE task_name = 'b'",
+            "DELETE FROM task_timeouts",
+            "task_timeouts",
+        ),
+        (
+            "UPDATE tasks SET status = 'running', started_at = 0, timeout_seconds = 1 WHERE task_name = 'a'",
+            "UPDATE tasks SET status = 'dispatched', started_at = NULL, timeout_seconds = NULL WHERE task_name = 'a'",
+            "tasks",
+        ),
+        (
+            "INSERT INTO deferred_jobs (id, task_id, run_id, job_index, deferral, status, created_at, service_type, job_id, job_data)
+                 SELECT id, id, run_id, 0, 1, 'pending', 0, 's', 'j', '{}' FROM tasks WHERE task_name = 'a'",
+            "UPDATE deferred_jobs SET status = 'completed'",
+            "deferred_jobs",
+        ),
+        ("UPDATE deferred_jobs SET status = 'polling', poll_at = 0", "DELETE FROM deferred_jobs", "tasks"),
+        (
+            "INSERT INTO deferred_jobs (id, task_id, run_id, job_index, deferral, status, created_at, service_type, job_id, job_data)
+                 VALUES (zeroblob(16), zeroblob(16), zeroblob(16), 0, 1, 'failed', 0, 's', 'j', '{}')",
+            "DELETE FROM deferred_jobs",
+            "deferred_jobs",
+        ),
+        (
+            "INSERT INTO ended_counts VALUES ('run', 'failed', 1)",
+            "DELETE FROM ended_counts",
+            "ended_counts run failed",
         ),
         (
             "UPDATE workflow_snapshots SET workflow_id = zeroblob(16)",
