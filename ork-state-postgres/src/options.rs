@@ -378,6 +378,6 @@ mod tests {
     #[test]
     fn every_driver_option_is_listed() {
         assert!(DRIVERS.iter().all(|name| OPTIONS.iter().any(|option| option.name == *name)));
-        assert_eq!(OPTIONS.len(), DRIVERS.len() + 6);
+        assert_eq!(OPTIONS.len(), DRIVERS.len() + 7);
     }
 }
