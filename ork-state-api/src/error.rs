@@ -167,6 +167,8 @@ pub enum Entity {
     Task,
     /// A deferred job of a task.
     DeferredJob,
+    /// What a task was told to do: see [`legacy::ObjectStore`](crate::legacy::ObjectStore).
+    TaskSpec,
 }
 
 impl fmt::Display for Entity {
@@ -177,6 +179,7 @@ impl fmt::Display for Entity {
             Self::Run => "run",
             Self::Task => "task",
             Self::DeferredJob => "deferred job",
+            Self::TaskSpec => "task spec",
         })
     }
 }

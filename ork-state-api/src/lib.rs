@@ -8,6 +8,7 @@ mod error;
 mod ids;
 mod json;
 pub mod layer;
+pub mod legacy;
 pub mod limits;
 mod logs;
 mod maintenance;

@@ -48,6 +48,7 @@ macro_rules! status {
         }
     };
 }
+pub(crate) use status;
 
 status!(
     /// Where a run stands.

@@ -99,6 +99,7 @@ macro_rules! text {
         }
     };
 }
+pub(crate) use text;
 
 text!(
     /// The name of a workflow: 1 to 255 bytes, no control characters. Case matters.
@@ -155,9 +156,9 @@ impl Label {
     }
 }
 
-type Check = std::result::Result<(), String>;
+pub(crate) type Check = std::result::Result<(), String>;
 
-fn sized(text: &str, min: usize, max: usize) -> Check {
+pub(crate) fn sized(text: &str, min: usize, max: usize) -> Check {
     match text.len() {
         0 if min > 0 => Err("is empty".into()),
         bytes if bytes > max => Err(format!("has {bytes} bytes, at most {max} are allowed")),
@@ -167,6 +168,10 @@ fn sized(text: &str, min: usize, max: usize) -> Check {
 
 fn name(text: &str) -> Check {
     sized(text, 1, MAX_NAME_BYTES)?;
+    no_control(text)
+}
+
+fn no_control(text: &str) -> Check {
     match text.chars().find(|c| c.is_control()) {
         Some(c) => Err(format!("{text:?} contains the control character {c:?}")),
         None => Ok(()),
@@ -178,7 +183,13 @@ fn workflow_name(text: &str) -> Check {
 }
 
 fn task_name(text: &str) -> Check {
-    name(text)?;
+    sized(text, 1, MAX_NAME_BYTES)?;
+    file_name(text)
+}
+
+/// What would name another place than a file of its directory.
+pub(crate) fn file_name(text: &str) -> Check {
+    no_control(text)?;
     if text == "." || text == ".." || text.contains(['/', '\\']) {
         return Err(format!("{text:?} cannot be a file name: no `/` or `\\`, neither `.` nor `..`"));
     }

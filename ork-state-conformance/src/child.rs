@@ -95,8 +95,13 @@ pub(crate) struct ChildProcess {
 impl ChildProcess {
     /// Starts this program in a role.
     pub(crate) fn start(role: &Role) -> std::io::Result<Self> {
+        Self::start_as(ROLE, role)
+    }
+
+    /// Starts this program with its role in this variable.
+    pub(crate) fn start_as(variable: &str, role: &impl Serialize) -> std::io::Result<Self> {
         let mut process = Command::new(std::env::current_exe()?)
-            .env(ROLE, serde_json::to_string(role)?)
+            .env(variable, serde_json::to_string(role)?)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -182,7 +187,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
     })
 }
 
-type PlayResult<T = ()> = Result<T, Box<dyn std::error::Error>>;
+pub(crate) type PlayResult<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 async fn work_off(url: &str, owner: &str, batch: usize) -> PlayResult {
     let db = connect(url, None).await?;
@@ -210,7 +215,7 @@ async fn complete(db: &dyn Database, updates: Vec<TaskUpdate>) -> PlayResult {
     Ok(())
 }
 
-async fn wait_for_release() -> PlayResult {
+pub(crate) async fn wait_for_release() -> PlayResult {
     let mut line = String::new();
     BufReader::new(tokio::io::stdin()).read_line(&mut line).await?;
     Ok(())

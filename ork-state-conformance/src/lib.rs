@@ -6,6 +6,7 @@ mod child;
 mod ctx;
 mod fixture;
 mod harness;
+pub mod legacy;
 mod report;
 mod rules;
 mod run;

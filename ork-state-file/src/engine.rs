@@ -16,7 +16,8 @@ use tokio::sync::oneshot;
 
 use crate::change::Change;
 use crate::import::{Imported, import, is_orks};
-use crate::journal::{JOURNAL, Journal, Locked, Sync, VERSION};
+use crate::journal::{JOURNAL, Journal, Sync, VERSION};
+use crate::lock::Locked;
 use crate::logs::Logs;
 use crate::state::{News, State};
 use crate::transaction::Transaction;

@@ -24,7 +24,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ork_state_api::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,7 @@ use serde_json::value::RawValue;
 
 use crate::change::Change;
 use crate::error::io_at;
+use crate::lock::{self, Deadline, Locked};
 use crate::state::State;
 
 /// The version of the format, which is the store's schema version.
@@ -146,17 +147,6 @@ const fn compact_at(snapshot_bytes: u64) -> u64 {
     if twice > COMPACT_BYTES { twice } else { COMPACT_BYTES }
 }
 
-/// Holds the lock; dropping it lets it go.
-#[derive(Debug)]
-pub(crate) struct Locked(Arc<File>);
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // A lock that is held can be let go.
-        let _ = self.0.unlock();
-    }
-}
-
 impl Journal {
     /// Opens the directory, which is made if its parent is there.
     pub(crate) fn new(directory: &Path, lock_timeout: Duration, sync: Sync) -> Result<Self> {
@@ -204,37 +194,10 @@ impl Journal {
     /// Whoever waits for the lock waits in the turnstile, where there is room for one. So who has just let the lock go and
     /// wants it again comes after who waits already.
     fn wait_for_lock(&self, try_lock: fn(&File) -> Result<(), TryLockError>) -> Result<Locked> {
-        let begun = Instant::now();
-        let _next = self.wait_for(&self.turnstile, File::try_lock, begun)?;
-        self.wait_for(&self.lock, try_lock, begun)
-    }
-
-    fn wait_for(
-        &self,
-        file: &Arc<File>,
-        try_lock: fn(&File) -> Result<(), TryLockError>,
-        begun: Instant,
-    ) -> Result<Locked> {
         let path = self.directory.join(LOCK);
-        let mut pause = Duration::from_micros(20);
-        loop {
-            match try_lock(file) {
-                Ok(()) => return Ok(Locked(file.clone())),
-                Err(TryLockError::Error(source)) => return Err(io_at("lock", &path, source)),
-                Err(TryLockError::WouldBlock) if begun.elapsed() >= self.lock_timeout => {
-                    let waited = self.lock_timeout;
-                    return Err(Error::unavailable(format!("{} was locked for {waited:?}", path.display()))
-                        .with_hint(
-                            "Another process is writing, or hangs: `fuser -v` on this file tells which",
-                        ));
-                }
-                // There is no waiting for a lock with a time limit; the pause stays far below one fsync.
-                Err(TryLockError::WouldBlock) => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(1));
-                }
-            }
-        }
+        let deadline = Deadline::after(self.lock_timeout);
+        let _next = lock::wait(&self.turnstile, &path, File::try_lock, deadline)?;
+        lock::wait(&self.lock, &path, try_lock, deadline)
     }
 
     /// Makes an empty journal unless there is one; says whether it did. With the lock held.
@@ -435,7 +398,7 @@ impl Sync {
 }
 
 /// Makes a directory unless it is there, and has its name on disk.
-fn make_directory(path: &Path) -> Result<()> {
+pub(crate) fn make_directory(path: &Path) -> Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         made => made.and_then(|()| sync_directory(&path.join(".."))),
@@ -444,7 +407,7 @@ fn make_directory(path: &Path) -> Result<()> {
 }
 
 /// A new name is on disk when its directory is.
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 

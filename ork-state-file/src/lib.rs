@@ -7,6 +7,8 @@ mod engine;
 mod error;
 mod import;
 mod journal;
+mod legacy;
+mod lock;
 mod logs;
 mod maintenance;
 mod options;
@@ -25,6 +27,7 @@ use ork_state_api::{Backend, Capabilities, Capability, ConnectOptions, Connectin
 
 pub use database::FileDatabase;
 pub use journal::Sync;
+pub use legacy::{FileStateStore, InMemoryStateStore, ObjectStoreFiles};
 pub use options::FileOptions;
 
 /// The plugin `file`: a directory.

@@ -11,7 +11,7 @@ use crate::engine::{Engine, Place};
 use crate::journal::Sync;
 use crate::{BACKEND, MEMORY_BACKEND};
 
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) const MAX_LOG_BYTES: OptionInfo =
     OptionInfo { name: "max_log_bytes", help: "cap of each task's log in bytes; default none" };

@@ -36,10 +36,10 @@ macro_rules! assert_fails {
         }
     };
 }
-use assert_fails;
+pub(crate) use assert_fails;
 
 /// Runs futures at the same time, each in a task of its own, and gives their results in order.
-async fn together<T: Send + 'static>(
+pub(crate) async fn together<T: Send + 'static>(
     futures: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Result<Vec<T>, tokio::task::JoinError> {
     let tasks: Vec<_> = futures.into_iter().map(tokio::spawn).collect();

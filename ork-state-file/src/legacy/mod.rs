@@ -1,0 +1,32 @@
+//! The stores that Ork kept before its database: see [`ork_state_api::legacy`].
+//!
+//! Ork wrote their files in place. We write each beside its place and rename it, so a file that is cut short is Ork's, or damage.
+
+mod files;
+mod memory;
+mod object_store;
+mod objects;
+mod state_store;
+
+use ork_state_api::{Error, Result};
+
+pub use memory::InMemoryStateStore;
+pub use object_store::ObjectStoreFiles;
+pub use state_store::FileStateStore;
+
+/// Does what waits for the disk or for a lock where it keeps no other task waiting. Once it runs it runs to its end, also when nobody
+/// waits for it any more (rule G9).
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        // Another executor than tokio's, which has no such place.
+        return work();
+    };
+    runtime.spawn_blocking(work).await.unwrap_or_else(|stopped| {
+        Err(if stopped.is_panic() {
+            Error::internal("a call on the store's files panicked").with_source(stopped)
+        } else {
+            // It never began.
+            Error::unavailable("the runtime is shutting down").with_source(stopped)
+        })
+    })
+}

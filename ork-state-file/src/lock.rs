@@ -1,0 +1,60 @@
+//! Locks of files, between processes and within one.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ork_state_api::{Error, Result};
+
+use crate::error::io_at;
+
+/// Holds a lock; dropping it lets it go.
+#[derive(Debug)]
+pub(crate) struct Locked(Arc<File>);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // A lock that is held can be let go.
+        let _ = self.0.unlock();
+    }
+}
+
+/// How long to wait, all locks of a call taken together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    begun: Instant,
+    timeout: Duration,
+}
+
+impl Deadline {
+    pub(crate) fn after(timeout: Duration) -> Self {
+        Self { begun: Instant::now(), timeout }
+    }
+}
+
+/// Waits for a lock of a file; the path is what the error names.
+pub(crate) fn wait(
+    file: &Arc<File>,
+    path: &Path,
+    try_lock: fn(&File) -> Result<(), TryLockError>,
+    deadline: Deadline,
+) -> Result<Locked> {
+    let mut pause = Duration::from_micros(20);
+    loop {
+        match try_lock(file) {
+            Ok(()) => return Ok(Locked(file.clone())),
+            Err(TryLockError::Error(source)) => return Err(io_at("lock", path, source)),
+            Err(TryLockError::WouldBlock) if deadline.begun.elapsed() >= deadline.timeout => {
+                let waited = deadline.timeout;
+                return Err(Error::unavailable(format!("{} was locked for {waited:?}", path.display()))
+                    .with_hint("Another process is writing, or hangs: `fuser -v` on this file tells which"));
+            }
+            // There is no waiting for a lock with a time limit; the pause stays far below one fsync.
+            Err(TryLockError::WouldBlock) => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(1));
+            }
+        }
+    }
+}
