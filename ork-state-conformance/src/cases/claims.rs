@@ -8,7 +8,7 @@ use ork_state_api::{
 
 use super::together;
 use crate::case::case;
-use crate::{Ctx, LEASE, claim_request, dag, wide_dag};
+use crate::{Ctx, LEASE, NotApplicable, claim_request, dag, wide_dag};
 
 async fn ready(t: &Ctx) -> ork_state_api::Result<usize> {
     Ok(t.db().ready_tasks(Limit::new(Limit::MAX)?).await?.len())
@@ -275,7 +275,7 @@ case! { T2, t2_leases_are_live_under_contention(t) {
     let large = db.create_workflow(NewWorkflow::new("large".parse()?, wide_dag(8000)?)).await?;
     let run = db.create_run(NewRun::new(small.id)).await?.into_run();
     db.start_run(StartRun::pinned(run.id)).await?;
-    let (mut told, mut longest) = (0, Duration::ZERO);
+    let (mut alive, mut lapsed, mut longest) = (0, 0, Duration::ZERO);
     // The first round has nothing to wait for: connections are made and plans.
     for round in 0..7 {
         // One write is under way when the claims come; in every other round another stands in the queue behind them.
@@ -307,19 +307,24 @@ case! { T2, t2_leases_are_live_under_contention(t) {
             let (answers, waited, took) = claimer.await??;
             assert_eq!(answers.len(), 1);
             if round > 0 && took < short / 2 {
-                assert!(
-                    matches!(answers[..], [HeartbeatOutcome::Extended { .. }]),
-                    "{answers:?} {took:?} after a claim that took {waited:?}"
-                );
-                (told, longest) = (told + 1, longest.max(waited));
+                longest = longest.max(waited);
+                match answers[..] {
+                    [HeartbeatOutcome::Extended { .. }] => alive += 1,
+                    _ => lapsed += 1,
+                }
             }
         }
         for writer in first.into_iter().chain(second) {
             writer.await??;
         }
     }
-    assert!(told > 0, "no heartbeat was answered in time to tell anything");
-    t.note(format!("{told} of 24 leases of {short:?} were seen alive, after claims that took up to {longest:?}"));
+    if alive + lapsed == 0 {
+        return Err(NotApplicable("the machine is too busy: no heartbeat was answered in time to tell anything".into()).into());
+    }
+    // A store that counts leases from the call hands out lapsed ones whenever claims wait. On a machine that is busy with other things a good
+    // one may too, now and then: its answer is held up on the way.
+    assert!(alive >= lapsed, "{alive} alive and {lapsed} lapsed, after claims that took up to {longest:?}");
+    t.note(format!("{alive} leases of {short:?} were alive when handed out, {lapsed} not, after claims that took up to {longest:?}"));
     Ok(())
 }}
 
