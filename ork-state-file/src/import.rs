@@ -20,9 +20,9 @@ use uuid::Uuid;
 use crate::change::{Change, NewJob, NewTask, TaskPatch};
 use crate::error::io_at;
 
-/// Whether a directory holds files of Ork's.
+/// Whether a directory holds files of Ork's. One of a legacy state store has a directory `runs` too, and is another thing.
 pub(crate) fn is_orks(directory: &Path) -> bool {
-    ["workflows", "runs", "tasks"].iter().any(|name| directory.join(name).is_dir())
+    ["workflows", "tasks"].iter().any(|name| directory.join(name).is_dir())
 }
 
 /// What a directory of Ork's comes to.

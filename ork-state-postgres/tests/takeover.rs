@@ -384,6 +384,41 @@ async fn of_many_that_take_over_at_once_one_does_it() {
     assert_eq!(found.iter().filter(|found| **found == Found::Ork(9)).count(), 1, "{found:?}");
 }
 
+/// Names the store to a process that is to migrate it.
+const CHILD: &str = "ORK_STATE_TAKEOVER_CHILD";
+
+/// What the processes of the next test do; in the test's own process nothing.
+async fn a_child_migrates() {
+    if let Ok(url) = std::env::var(CHILD) {
+        println!("child: {:?}", connect(&url).await.unwrap().migrate().await.unwrap().found);
+    }
+}
+
+async fn of_many_processes_that_take_over_at_once_one_does_it() {
+    let store = ork_at(14).await;
+    let url = store.url();
+    let start = || {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["a_child_migrates", "--exact"])
+            .env(CHILD, &url)
+            // It has its store and needs no server of its own.
+            .env("ORK_STATE_POSTGRES_URL", &url)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let children: Vec<_> = (0..4).map(|_| start()).collect();
+    let mut did = 0;
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("child: "), "{said}");
+        did += usize::from(said.contains("child: Ork(14)"));
+    }
+    assert_eq!(did, 1);
+    assert_eq!(options(&store).connect().await.unwrap().plan_migration().await.unwrap().applied.len(), 0);
+}
+
 async fn an_old_process_in_the_middle_of_something_makes_it_fail_cleanly() {
     let store = ork_at(14).await;
     let db = options(&store).connect().await.unwrap();
@@ -436,6 +471,8 @@ ork_state_conformance::own_tests!(
     [
         every_version_is_taken_over_and_nothing_is_lost,
         of_many_that_take_over_at_once_one_does_it,
+        a_child_migrates,
+        of_many_processes_that_take_over_at_once_one_does_it,
         an_old_process_in_the_middle_of_something_makes_it_fail_cleanly,
         a_migration_of_orks_that_failed_is_not_taken_over,
         a_version_of_ork_that_nobody_knows_is_not_taken_over,

@@ -86,6 +86,7 @@ pub(crate) async fn look(connection: &mut SqliteConnection) -> Attempt<Schema> {
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
          ORDER BY name";
     const APPLIED: &str = "SELECT version, name, checksum FROM ork_state_migrations ORDER BY version";
+    const IS_OURS: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'ork_state_migrations')";
     const OF_ORK: &str = "SELECT version, success FROM _sqlx_migrations ORDER BY version";
 
     let tables: Vec<String> = sqlx::query_scalar(TABLES).fetch_all(&mut *connection).await?;
@@ -94,9 +95,14 @@ pub(crate) async fn look(connection: &mut SqliteConnection) -> Attempt<Schema> {
             .iter()
             .all(|wanted| tables.iter().any(|table| table == wanted))
         {
-            let versions: Vec<(i64, bool)> = sqlx::query_as(OF_ORK).fetch_all(connection).await?;
+            let versions: Vec<(i64, bool)> = sqlx::query_as(OF_ORK).fetch_all(&mut *connection).await?;
             let failed = versions.iter().find(|(_, success)| !success).map(|(version, _)| *version);
-            return Ok(Schema::Ork { version: versions.last().map_or(0, |(version, _)| *version), failed });
+            let version = versions.last().map_or(0, |(version, _)| *version);
+            // Perhaps another process has taken it over between these two looks.
+            if version > LAST_OF_ORK && sqlx::query_scalar(IS_OURS).fetch_one(&mut *connection).await? {
+                return Box::pin(look(connection)).await;
+            }
+            return Ok(Schema::Ork { version, failed });
         }
         return Ok(match tables.into_iter().next() {
             None => Schema::Older { found: 0 },

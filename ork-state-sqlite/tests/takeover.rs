@@ -426,6 +426,41 @@ async fn of_many_that_take_over_at_once_one_does_it() {
     assert_eq!(found.iter().filter(|found| **found == Found::Ork(6)).count(), 1, "{found:?}");
 }
 
+/// Names the store to a process that is to migrate it.
+const CHILD: &str = "ORK_STATE_TAKEOVER_CHILD";
+
+/// What the processes of the next test do; in the test's own process nothing.
+#[tokio::test]
+async fn a_child_migrates() {
+    if let Ok(url) = std::env::var(CHILD) {
+        println!("child: {:?}", connect(&url).await.unwrap().migrate().await.unwrap().found);
+    }
+}
+
+#[tokio::test]
+async fn of_many_processes_that_take_over_at_once_one_does_it() {
+    let store = ork_at(9).await;
+    let url = format!("sqlite://{}/ork.db", store.path().display());
+    let start = || {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["a_child_migrates", "--exact", "--nocapture"])
+            .env(CHILD, &url)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let children: Vec<_> = (0..4).map(|_| start()).collect();
+    let mut did = 0;
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("child: "), "{said}");
+        did += usize::from(said.contains("child: Ork(9)"));
+    }
+    assert_eq!(did, 1);
+    assert_eq!(open(&store).await.plan_migration().await.unwrap().applied.len(), 0);
+}
+
 #[tokio::test]
 async fn what_orks_migrations_left_unfinished_or_unknown_is_not_taken_over() {
     for change in [
