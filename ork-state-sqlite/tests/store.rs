@@ -294,11 +294,8 @@ async fn a_step_that_is_not_ours_is_a_conflict() {
 }
 
 #[rstest::rstest]
-#[case::sqlx(
-    "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY)",
-    "not supported by this version yet"
-)]
-#[case::tables("CREATE TABLE runs (id BLOB)", "not supported by this version yet")]
+#[case::sqlx("CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY)", "_sqlx_migrations")]
+#[case::tables("CREATE TABLE runs (id BLOB)", "runs")]
 #[case::foreign("CREATE TABLE photos (id BLOB)", "photos")]
 #[tokio::test]
 async fn what_something_else_made_is_refused_and_left_as_it_is(
