@@ -308,6 +308,9 @@ case! { T2, t2_leases_are_live_under_contention(t) {
             assert_eq!(answers.len(), 1);
             if round > 0 && took < short / 2 {
                 longest = longest.max(waited);
+                let is_alive = matches!(answers[..], [HeartbeatOutcome::Extended { .. }]);
+                // Whenever the store began to count, it was less than the lease ago.
+                assert!(is_alive || waited + took >= short, "{answers:?} {took:?} after a claim that took {waited:?}");
                 match answers[..] {
                     [HeartbeatOutcome::Extended { .. }] => alive += 1,
                     _ => lapsed += 1,
