@@ -28,6 +28,7 @@ struct Inner {
     names: AtomicUsize,
     notes: Mutex<Vec<String>>,
     damaged: AtomicBool,
+    seed: u64,
 }
 
 impl std::fmt::Debug for Ctx {
@@ -38,7 +39,11 @@ impl std::fmt::Debug for Ctx {
 
 impl Ctx {
     /// Opens this store.
-    pub(crate) async fn open(fixture: Arc<dyn Fixture>, store: Arc<dyn TestStore>) -> Result<Self> {
+    pub(crate) async fn open(
+        fixture: Arc<dyn Fixture>,
+        store: Arc<dyn TestStore>,
+        seed: u64,
+    ) -> Result<Self> {
         let url = store.url();
         let clock = Arc::new(ManualClock::default());
         let db = connect(&url, Some(clock.clone())).await?;
@@ -52,6 +57,7 @@ impl Ctx {
             names: AtomicUsize::new(0),
             notes: Mutex::default(),
             damaged: AtomicBool::new(false),
+            seed,
         })))
     }
 
@@ -102,6 +108,12 @@ impl Ctx {
 
     pub(crate) fn is_damaged(&self) -> bool {
         self.0.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Where chance comes from, the same in every run with this seed.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.0.seed
     }
 
     /// Says something that is worth reading in the report, such as a figure.

@@ -1,5 +1,6 @@
 //! `cargo test` over the suite: one test a case, through libtest-mimic.
 
+use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -13,14 +14,25 @@ use crate::{Case, Fixture, Verdict, run_case, run_if_child};
 /// be had shows as one ignored test that says why.
 pub const REQUIRE: &str = "ORK_STATE_REQUIRE";
 
+/// The seed of what cases leave to chance, a number; [`chosen_seed`] reads it.
+pub const SEED: &str = "ORK_STATE_SEED";
+
+/// The seed that [`SEED`] gives, else a new one.
+#[must_use]
+pub fn chosen_seed() -> u64 {
+    let given = std::env::var(SEED).ok().and_then(|seed| seed.trim().parse().ok());
+    // The standard library's hasher is keyed by chance.
+    given.unwrap_or_else(|| RandomState::new().hash_one(()))
+}
+
 /// Runs all cases over these fixtures as tests. [`main!`](crate::main) calls it.
 #[must_use]
 pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
     run_if_child();
     let arguments = Arguments::from_args();
-    let mut trials = Vec::new();
+    let (seed, mut trials) = (chosen_seed(), Vec::new());
     for fixture in fixtures {
-        trials.extend(trials_of(fixture, arguments.list));
+        trials.extend(trials_of(fixture, seed, arguments.list));
     }
     if trials.is_empty() {
         eprintln!("no backend or no case: nothing was tested");
@@ -56,7 +68,7 @@ pub fn run_own_tests(fixture: &dyn Fixture, tests: &[OwnTest]) -> ExitCode {
     conclusion.exit_code()
 }
 
-fn trials_of(fixture: &Arc<dyn Fixture>, listing: bool) -> Vec<Trial> {
+fn trials_of(fixture: &Arc<dyn Fixture>, seed: u64, listing: bool) -> Vec<Trial> {
     if let Some(stand_in) = stand_in(&**fixture, listing) {
         return vec![stand_in];
     }
@@ -66,7 +78,7 @@ fn trials_of(fixture: &Arc<dyn Fixture>, listing: bool) -> Vec<Trial> {
         .map(|case| {
             let fixture = fixture.clone();
             Trial::ignorable_test(format!("{name}::{}", case.name), move || {
-                match run_case(&fixture, case).verdict {
+                match run_case(&fixture, case, seed).verdict {
                     Verdict::Passed => Ok(Completion::Completed),
                     Verdict::Failed { message } => Err(Failed::from(message)),
                     Verdict::NotApplicable { reason } => Ok(Completion::ignored_with(reason)),

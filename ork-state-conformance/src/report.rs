@@ -15,6 +15,8 @@ pub struct Report {
     pub suite: &'static str,
     /// What was left out by a filter, if there was one: such a report says nothing about conformance.
     pub filter: Option<String>,
+    /// The seed of what was left to chance.
+    pub seed: u64,
     /// A part a backend, by name.
     pub backends: Vec<BackendReport>,
 }
@@ -127,7 +129,7 @@ impl Report {
     /// and what cases had to say.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let mut page = format!("# Conformance report\n\nSuite {}.\n\n", self.suite);
+        let mut page = format!("# Conformance report\n\nSuite {}, seed {}.\n\n", self.suite, self.seed);
         if let Some(filter) = &self.filter {
             // Writing to a String cannot fail, here and below.
             let _ =

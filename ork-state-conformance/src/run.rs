@@ -50,18 +50,18 @@ pub struct CaseReport {
 
 /// Runs a case in a runtime of its own, against a fresh store, and has the store verified after it.
 ///
-/// Blocks; not to be called from async code.
+/// What a case leaves to chance comes from the seed. Blocks; not to be called from async code.
 #[must_use]
-pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case) -> CaseReport {
+pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64) -> CaseReport {
     note_panics();
     let begun = Instant::now();
     let mut notes = Vec::new();
-    let verdict = verdict(fixture, case, &mut notes);
+    let verdict = verdict(fixture, case, seed, &mut notes);
     let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     CaseReport { name: case.name, rules: case.rules, verdict, millis, notes }
 }
 
-fn verdict(fixture: &Arc<dyn Fixture>, case: &'static Case, notes: &mut Vec<String>) -> Verdict {
+fn verdict(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64, notes: &mut Vec<String>) -> Verdict {
     let backend = match linked(fixture.backend()) {
         Ok(backend) => backend,
         Err(message) => return fail(message),
@@ -74,7 +74,7 @@ fn verdict(fixture: &Arc<dyn Fixture>, case: &'static Case, notes: &mut Vec<Stri
         Err(error) => return fail(format!("no runtime: {error}")),
     };
     let ended = runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, in_fresh_store(fixture, case, notes))
+        tokio::time::timeout(PATIENCE, in_fresh_store(fixture, case, seed, notes))
             .await
             .unwrap_or_else(|_| Err(fail(format!("still running after {PATIENCE:?}"))))
     });
@@ -115,10 +115,11 @@ fn fail(message: String) -> Verdict {
 async fn in_fresh_store(
     fixture: &Arc<dyn Fixture>,
     case: &Case,
+    seed: u64,
     notes: &mut Vec<String>,
 ) -> Result<(), Verdict> {
     let store = fixture.migrated().await.map_err(|error| fail(format!("no store: {error:?}")))?;
-    let ctx = match Ctx::open(fixture.clone(), store.clone()).await {
+    let ctx = match Ctx::open(fixture.clone(), store.clone(), seed).await {
         Ok(ctx) => ctx,
         Err(error) => return Err(fail(format!("the store does not open: {error:?}"))),
     };

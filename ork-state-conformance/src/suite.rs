@@ -13,6 +13,8 @@ pub struct Suite {
     pub filter: Option<String>,
     /// How many cases run at the same time.
     pub threads: usize,
+    /// Where chance comes from in cases that leave something to it: the same seed, the same course.
+    pub seed: u64,
 }
 
 /// What happens while the suite runs.
@@ -42,7 +44,7 @@ impl Suite {
         let mut backends: Vec<BackendReport> =
             fixtures.iter().map(|fixture| self.run_backend(fixture, on_event)).collect();
         backends.sort_by_key(|backend| backend.name);
-        Report { suite: env!("CARGO_PKG_VERSION"), filter: self.filter.clone(), backends }
+        Report { suite: env!("CARGO_PKG_VERSION"), filter: self.filter.clone(), seed: self.seed, backends }
     }
 
     fn run_backend(
@@ -63,7 +65,7 @@ impl Suite {
             for _ in 0..self.threads.max(1) {
                 scope.spawn(|| {
                     while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let report = run_case(fixture, case);
+                        let report = run_case(fixture, case, self.seed);
                         on_event(Event::Ended { backend, case: &report });
                         ended.lock().unwrap_or_else(PoisonError::into_inner).push(report);
                     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use ork_state_conformance::{Event, Level, Report, Suite, Verdict};
+use ork_state_conformance::{Event, Level, Report, Suite, Verdict, chosen_seed};
 
 use crate::TaskResult;
 use crate::backends::fixtures;
@@ -29,6 +29,9 @@ pub(crate) struct Arguments {
     /// How many cases run at the same time; as many as there are cores by default.
     #[arg(long)]
     threads: Option<usize>,
+    /// The seed of what is left to chance; a new one by default.
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> TaskResult {
@@ -43,7 +46,11 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
         arguments.backend.is_empty() || arguments.backend.iter().any(|name| name == fixture.backend())
     });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let suite = Suite { filter: arguments.filter.clone(), threads: arguments.threads.unwrap_or(cores) };
+    let suite = Suite {
+        filter: arguments.filter.clone(),
+        threads: arguments.threads.unwrap_or(cores),
+        seed: arguments.seed.unwrap_or_else(chosen_seed),
+    };
 
     let begun = Instant::now();
     let bar = ProgressBar::new(0)
@@ -53,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
 
     println!("{}", table(&report));
     print_details(&report);
-    println!("{:.1} s", begun.elapsed().as_secs_f64());
+    println!("{:.1} s, seed {}", begun.elapsed().as_secs_f64(), report.seed);
     if let Some(directory) = &arguments.report {
         report.write(directory)?;
         println!("report: {}", directory.join("report.md").display());
