@@ -7,6 +7,7 @@ mod ctx;
 mod fixture;
 mod harness;
 pub mod legacy;
+pub mod model;
 mod report;
 mod rules;
 mod run;
