@@ -79,6 +79,11 @@ impl Ctx {
         &*self.0.fixture
     }
 
+    /// The same, to be kept.
+    pub(crate) fn shared_fixture(&self) -> Arc<dyn Fixture> {
+        self.0.fixture.clone()
+    }
+
     /// The store's URL, for another process.
     #[must_use]
     pub fn url(&self) -> &str {

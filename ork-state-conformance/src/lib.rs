@@ -14,6 +14,7 @@ mod run;
 #[cfg(feature = "postgres-server")]
 pub mod server;
 mod suite;
+pub mod traces;
 
 pub use case::{Case, CaseResult, NotApplicable};
 pub use child::run_if_child;
