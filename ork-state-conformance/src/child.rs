@@ -180,7 +180,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
             Role::LiveOn { url } => live_on(&url).await,
             Role::AppendLog { url, task, letter, lengths } => append_log(&url, task, letter, &lengths).await,
             Role::Migrate { url } => {
-                println!("{}", connect(&url, None).await?.migrate().await?.applied.len());
+                println!("{}", connect(&url).await?.migrate().await?.applied.len());
                 Ok(())
             }
         }
@@ -190,7 +190,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
 pub(crate) type PlayResult<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 async fn work_off(url: &str, owner: &str, batch: usize) -> PlayResult {
-    let db = connect(url, None).await?;
+    let db = connect(url).await?;
     db.migrate().await?;
     println!("ready");
     wait_for_release().await?;
@@ -222,7 +222,7 @@ pub(crate) async fn wait_for_release() -> PlayResult {
 }
 
 async fn claim_and_hang(url: &str, batch: usize) -> PlayResult {
-    let db = connect(url, None).await?;
+    let db = connect(url).await?;
     db.migrate().await?;
     for task in db.claim_tasks(claim_request("doomed", batch)?).await? {
         println!("{}", task.task.id);
@@ -232,7 +232,7 @@ async fn claim_and_hang(url: &str, batch: usize) -> PlayResult {
 }
 
 async fn create_runs(url: &str, workflow: WorkflowId) -> PlayResult {
-    let db = connect(url, None).await?;
+    let db = connect(url).await?;
     db.migrate().await?;
     loop {
         println!("{}", db.create_run(NewRun::new(workflow)).await?.into_run().id);
@@ -245,7 +245,7 @@ fn tell(told: Told) -> PlayResult {
 }
 
 async fn live_on(url: &str) -> PlayResult {
-    let db = connect(url, None).await?;
+    let db = connect(url).await?;
     db.migrate().await?;
     let dag = dag("a*1 b:a c:a d*2:b,c e f:e g:f,d h")?;
     for round in 0_u64.. {
@@ -301,7 +301,7 @@ async fn work(db: &dyn Database, round: u64) -> PlayResult<bool> {
 }
 
 async fn append_log(url: &str, task: TaskId, letter: char, lengths: &[usize]) -> PlayResult {
-    let db = connect(url, None).await?;
+    let db = connect(url).await?;
     db.migrate().await?;
     println!("ready");
     wait_for_release().await?;

@@ -46,7 +46,7 @@ impl Ctx {
     ) -> Result<Self> {
         let url = store.url();
         let clock = Arc::new(ManualClock::default());
-        let db = connect(&url, Some(clock.clone())).await?;
+        let db = fixture.connect(ConnectOptions::new(&url)?.with_clock(clock.clone())).await?;
         db.migrate().await?;
         Ok(Self(Arc::new(Inner {
             fixture,
@@ -79,6 +79,11 @@ impl Ctx {
         &*self.0.fixture
     }
 
+    /// The same, to be kept.
+    pub(crate) fn shared_fixture(&self) -> Arc<dyn Fixture> {
+        self.0.fixture.clone()
+    }
+
     /// The store's URL, for another process.
     #[must_use]
     pub fn url(&self) -> &str {
@@ -91,7 +96,15 @@ impl Ctx {
     /// # Errors
     /// Those of connecting.
     pub async fn reopen(&self) -> Result<Arc<dyn Database>> {
-        connect(&self.0.url, Some(self.0.clock.clone())).await
+        self.fixture().connect(ConnectOptions::new(&self.0.url)?.with_clock(self.0.clock.clone())).await
+    }
+
+    /// A store at this URL, as another program would open it, on real time.
+    ///
+    /// # Errors
+    /// Those of connecting.
+    pub async fn connect(&self, url: &str) -> Result<Arc<dyn Database>> {
+        self.fixture().connect(ConnectOptions::new(url)?).await
     }
 
     /// Damages the store past the backend. The verification after the case is then up to the case.
@@ -258,13 +271,9 @@ impl Ctx {
     }
 }
 
-/// Opens a store through its linked plugin.
-pub(crate) async fn connect(url: &str, clock: Option<Arc<ManualClock>>) -> Result<Arc<dyn Database>> {
-    let mut options = ConnectOptions::new(url)?;
-    if let Some(clock) = clock {
-        options = options.with_clock(clock);
-    }
-    Registry::linked()?.connect(options).await
+/// Opens a store through its linked plugin, on real time.
+pub(crate) async fn connect(url: &str) -> Result<Arc<dyn Database>> {
+    Registry::linked()?.connect(ConnectOptions::new(url)?).await
 }
 
 /// A claim of a hundred tasks by this owner.

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use ork_state_api::{ConnectOptions, Error, Registry, Result, RunId, SnapshotId, TaskId};
+use ork_state_api::{Backend, ConnectOptions, Database, Error, Registry, Result, RunId, SnapshotId, TaskId};
 use tempfile::TempDir;
 
 /// Says how to get fresh stores of one backend.
@@ -31,8 +31,22 @@ pub trait Fixture: Send + Sync {
     /// A new store, migrated, with no rows. To be overridden where there is a faster way.
     async fn migrated(&self) -> Result<Arc<dyn TestStore>> {
         let store = self.empty().await?;
-        Registry::linked()?.connect(ConnectOptions::new(&store.url())?).await?.migrate().await?;
+        self.connect(ConnectOptions::new(&store.url())?).await?.migrate().await?;
         Ok(store)
+    }
+
+    /// What the backend says about itself. To be overridden by what is no plugin.
+    ///
+    /// # Errors
+    /// A message if it is not linked, or the registry is broken.
+    fn plugin(&self) -> std::result::Result<&'static Backend, String> {
+        crate::linked(self.backend())
+    }
+
+    /// Opens a store at a URL of this backend. To be overridden where that is not what its plugin does, such as for a store with a
+    /// [layer](ork_state_api::layer) around it.
+    async fn connect(&self, options: ConnectOptions) -> Result<Arc<dyn Database>> {
+        Registry::linked()?.connect(options).await
     }
 
     /// Whether stores can be had at all; if not, why, and how to mend it.

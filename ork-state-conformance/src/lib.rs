@@ -7,12 +7,14 @@ mod ctx;
 mod fixture;
 mod harness;
 pub mod legacy;
+pub mod model;
 mod report;
 mod rules;
 mod run;
 #[cfg(feature = "postgres-server")]
 pub mod server;
 mod suite;
+pub mod traces;
 
 pub use case::{Case, CaseResult, NotApplicable};
 pub use child::run_if_child;

@@ -82,7 +82,7 @@ pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64) -> C
 }
 
 fn verdict(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64, notes: &mut Vec<String>) -> Verdict {
-    let backend = match linked(fixture.backend()) {
+    let backend = match fixture.plugin() {
         Ok(backend) => backend,
         Err(message) => return fail(message),
     };

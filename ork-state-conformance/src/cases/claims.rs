@@ -269,7 +269,7 @@ case! { T2, t2_claimers_at_once_each_get_as_many_as_they_ask_for(t) {
 case! { T2, t2_leases_are_live_under_contention(t) {
     let short = Duration::from_millis(250);
     let store = t.fixture().migrated().await?;
-    let db = crate::ctx::connect(&store.url(), None).await?;
+    let db = t.connect(&store.url()).await?;
     db.migrate().await?;
     let small = db.create_workflow(NewWorkflow::new("small".parse()?, wide_dag(100)?)).await?;
     let large = db.create_workflow(NewWorkflow::new("large".parse()?, wide_dag(8000)?)).await?;

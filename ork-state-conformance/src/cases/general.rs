@@ -185,7 +185,7 @@ case! { G7, g7_errors_tell_the_id_and_not_the_payload(t) {
 case! { G7, g7_an_unknown_option_lists_the_known_ones(t) {
     let url = t.url();
     let separator = if url.contains('?') { '&' } else { '?' };
-    let error = match crate::ctx::connect(&format!("{url}{separator}no_such_option=1"), None).await {
+    let error = match t.connect(&format!("{url}{separator}no_such_option=1")).await {
         Err(error) => error,
         Ok(_) => return Err("an unknown option was accepted".into()),
     };

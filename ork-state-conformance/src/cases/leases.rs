@@ -387,7 +387,7 @@ case! { G4, g4_every_step_is_stamped_with_the_stores_time(t) {
 
 case! { G4, g4_without_an_injected_clock_time_is_real(t) {
     let store = t.fixture().migrated().await?;
-    let db = crate::ctx::connect(&store.url(), None).await?;
+    let db = t.connect(&store.url()).await?;
     db.migrate().await?;
     let before = ork_state_api::Clock::now(&ork_state_api::SystemClock::default());
     let workflow = db.create_workflow(ork_state_api::NewWorkflow::new("w".parse()?, crate::dag("a")?)).await?;

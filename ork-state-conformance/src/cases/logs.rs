@@ -193,7 +193,7 @@ case! { [L2, W3] needs [Logs], l2_a_deleted_workflow_takes_its_logs_along(t) {
 case! { L2 needs [Logs], l2_a_cap_says_so_in_the_log(t) {
     let store = t.fixture().migrated().await?;
     let separator = if store.url().contains('?') { '&' } else { '?' };
-    let db = crate::ctx::connect(&format!("{}{separator}max_log_bytes=10", store.url()), None).await?;
+    let db = t.connect(&format!("{}{separator}max_log_bytes=10", store.url())).await?;
     db.migrate().await?;
     let workflow = db.create_workflow(ork_state_api::NewWorkflow::new("w".parse()?, crate::dag("a")?)).await?;
     let run = db.create_run(ork_state_api::NewRun::new(workflow.id)).await?.into_run();
@@ -213,7 +213,7 @@ case! { L2 needs [Durable, Logs], l2_a_log_that_is_longer_than_a_lowered_cap_is_
     let task = a_task(&t).await?;
     append(&t, task, b"longer than ten").await?;
     let separator = if t.url().contains('?') { '&' } else { '?' };
-    let capped = crate::ctx::connect(&format!("{}{separator}max_log_bytes=10", t.url()), None).await?;
+    let capped = t.connect(&format!("{}{separator}max_log_bytes=10", t.url())).await?;
     let unchanged = |dropped| LogAppended { length: 15, dropped };
     assert_eq!(capped.append_log(task, LogChunk::new(b"more")?).await?, unchanged(4));
     assert_eq!(capped.append_log(task, LogChunk::new(b"!")?).await?, unchanged(1));

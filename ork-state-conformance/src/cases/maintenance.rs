@@ -9,12 +9,11 @@ use ork_state_api::{
 use super::{assert_fails, together};
 use crate::case::case;
 use crate::child::{ChildProcess, Role};
-use crate::ctx::connect;
 use crate::{Damage, LEASE, claim_request, dag};
 
 case! { M1, m1_migrating_tells_what_it_did(t) {
     let store = t.fixture().empty().await?;
-    let db = connect(&store.url(), None).await?;
+    let db = t.connect(&store.url()).await?;
     let report = db.migrate().await?;
     assert_eq!(report.found, Found::Nothing);
     assert!(report.to > 0 && !report.applied.is_empty(), "{report}");
@@ -23,7 +22,7 @@ case! { M1, m1_migrating_tells_what_it_did(t) {
 
 case! { M1, m1_a_plan_says_what_migrating_does_and_does_nothing(t) {
     let store = t.fixture().empty().await?;
-    let db = connect(&store.url(), None).await?;
+    let db = t.connect(&store.url()).await?;
     let plan = db.plan_migration().await?;
     assert_eq!(db.plan_migration().await?, plan, "the first plan changed nothing");
     assert_fails!(db.list_runs(ListRuns::default()).await, SchemaMismatch { .. });
@@ -43,7 +42,7 @@ case! { M1, m1_migrating_again_does_nothing(t) {
 
 case! { M1, m1_an_unmigrated_store_refuses_every_method(t) {
     let store = t.fixture().empty().await?;
-    let db = connect(&store.url(), None).await?;
+    let db = t.connect(&store.url()).await?;
     let (workflow, run, task) = (WorkflowId::generate(), RunId::generate(), TaskId::generate());
     let new = NewWorkflow::new("w".parse()?, dag("a")?);
     let refused = |what: &str, result: ork_state_api::Result<()>| match result {
@@ -108,7 +107,7 @@ async fn migrate(db: std::sync::Arc<dyn Database>) -> ork_state_api::Result<usiz
 
 case! { M1, m1_migrating_at_once_is_done_once(t) {
     let store = t.fixture().empty().await?;
-    let db = connect(&store.url(), None).await?;
+    let db = t.connect(&store.url()).await?;
     let applied: Result<Vec<usize>, _> = together((0..6).map(|_| migrate(db.clone()))).await?.into_iter().collect();
     assert_eq!(applied?.iter().filter(|steps| **steps > 0).count(), 1);
     assert!(db.verify().await?.is_empty());
@@ -119,7 +118,7 @@ case! { M1 needs [Durable], m1_handles_migrating_at_once_do_it_once(t) {
     let store = t.fixture().empty().await?;
     let mut handles = Vec::new();
     for _ in 0..4 {
-        handles.push(connect(&store.url(), None).await?);
+        handles.push(t.connect(&store.url()).await?);
     }
     let applied: Result<Vec<usize>, _> = together(handles.clone().into_iter().map(migrate)).await?.into_iter().collect();
     assert_eq!(applied?.iter().filter(|steps| **steps > 0).count(), 1);
@@ -131,7 +130,7 @@ case! { M1 needs [Durable], m1_handles_migrating_at_once_do_it_once(t) {
 
 case! { M1 needs [Durable], m1_a_handle_notices_that_another_has_migrated(t) {
     let store = t.fixture().empty().await?;
-    let (first, second) = (connect(&store.url(), None).await?, connect(&store.url(), None).await?);
+    let (first, second) = (t.connect(&store.url()).await?, t.connect(&store.url()).await?);
     assert_fails!(first.list_runs(ListRuns::default()).await, SchemaMismatch { .. });
     second.migrate().await?;
     assert!(first.list_runs(ListRuns::default()).await?.items.is_empty());

@@ -20,6 +20,7 @@ mod schedules;
 mod snapshots;
 mod stats;
 mod timeouts;
+mod traces;
 mod updates;
 mod watching;
 mod workflows;

@@ -156,7 +156,7 @@ case! { [G1, G2, R3] needs [MultiProcess, Durable], g1_a_process_that_is_killed_
         }
     }
     // On real time like the children: for the case's clock what they made ready is not yet.
-    let real = crate::ctx::connect(t.url(), None).await?;
+    let real = t.connect(t.url()).await?;
     assert_eq!((real.verify().await?, observe(&*real).await?), (vec![], vec![]));
     let db = t.reopen().await?;
     // Where a deletion was asked for, its effect may be there though nobody was told.

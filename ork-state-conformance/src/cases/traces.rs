@@ -1,0 +1,17 @@
+use crate::case::case;
+use crate::traces::{Traces, seed_of};
+
+/// How many traces a case plays, and how long they are: what is worth its time in every run. `--deep` plays them for as long as wanted.
+const SHORT: (u32, usize) = (6, 60);
+const LONG: (u32, usize) = (2, 300);
+
+case! { G7, g7_random_traces_are_answered_as_the_model_does(t, of: (u64, (u32, usize))) {
+    let (number, (count, length)) = of;
+    let traces = Traces { seed: seed_of(t.seed(), number), count, length };
+    Ok(traces.play(vec![t.shared_fixture()]).await?)
+}
+    short => (0, SHORT),
+    short_again => (1, SHORT),
+    long => (2, LONG),
+    long_again => (3, LONG),
+}

@@ -1,0 +1,208 @@
+//! The model as a store, honest or tampered with: what the suite is tested on.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use ork_state_api::{
+    Backend, Capabilities, Capability, Clock, ConnectOptions, Database, Error, OptionInfo, Result, Timestamp,
+    Topic, Watch, WatchSource,
+};
+use tokio::sync::watch;
+
+use super::{Answer, Answers, Call, Calls, Model};
+use crate::{Fixture, TestStore};
+
+/// What the model says about itself. It is no plugin: only [`ModelFixture`] opens it.
+pub static MODEL: Backend = Backend {
+    name: "model",
+    package: "ork_state_conformance",
+    schemes: &["model"],
+    example: "model:name",
+    // Its stores live as long as their fixture and can be opened again, but not from another process.
+    capabilities: Capabilities::all().without(Capability::MultiProcess),
+    options: &[OptionInfo { name: "max_log_bytes", help: "cap of each task's log in bytes; default none" }],
+    connect: |options| {
+        Box::pin(async move {
+            let handle = Handle::open(&options, Arc::default(), Tamper::NONE)?;
+            Ok(Arc::new(Calls(handle)) as Arc<dyn Database>)
+        })
+    },
+};
+
+/// How a store breaks the rules.
+#[derive(Debug, Clone, Copy)]
+pub struct Tamper {
+    /// Answers a call.
+    pub answer: fn(&mut Turn<'_>) -> Answer,
+    /// What happens to the state when the store is opened again, if anything; the second is the one before the latest change.
+    pub reopen: Option<fn(&mut Model, Model)>,
+    /// Whether hints are given.
+    pub hints: bool,
+}
+
+impl Tamper {
+    /// It breaks none.
+    pub const NONE: Self = Self { answer: |turn| turn.honest(), reopen: None, hints: true };
+}
+
+/// One call of a store, to be answered.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// The store's state.
+    pub model: &'a mut Model,
+    /// The present time.
+    pub now: Timestamp,
+    /// The call.
+    pub call: Call,
+}
+
+impl Turn<'_> {
+    /// What the rules want.
+    pub fn honest(&mut self) -> Answer {
+        self.model.answer(self.now, self.call.clone(), None)
+    }
+
+    /// What the rules want of another call at this moment.
+    pub fn instead(&mut self, call: Call) -> Answer {
+        self.model.answer(self.now, call, None)
+    }
+}
+
+/// A store's state, shared by its handles.
+#[derive(Debug)]
+struct Shared {
+    /// The present state, and the one before the latest change.
+    state: Mutex<(Model, Model)>,
+    hints: watch::Sender<()>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { state: Mutex::default(), hints: watch::Sender::new(()) }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, (Model, Model)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A handle of a store that is the model.
+pub type ModelStore = Calls<Handle>;
+
+/// What a [`ModelStore`] is made of.
+#[derive(Debug)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+    max_log_bytes: Option<u64>,
+    tamper: Tamper,
+}
+
+impl Handle {
+    fn open(options: &ConnectOptions, shared: Arc<Shared>, tamper: Tamper) -> Result<Self> {
+        let parameters = options.url().parameters(&MODEL)?;
+        let max_log_bytes = parameters.number("max_log_bytes", 0..=u64::MAX)?;
+        if let Some(reopen) = tamper.reopen {
+            let (state, before) = &mut *shared.lock();
+            reopen(state, before.clone());
+        }
+        Ok(Self { shared, clock: options.clock_or_system(), max_log_bytes, tamper })
+    }
+}
+
+#[async_trait]
+impl Answers for Handle {
+    fn backend(&self) -> &'static Backend {
+        &MODEL
+    }
+
+    /// Under one lock and without an await, so it is one transaction (G1) that nothing cuts short (G9).
+    async fn answer(&self, call: Call) -> Answer {
+        let writes = call.writes();
+        let answer = {
+            let (model, before) = &mut *self.shared.lock();
+            if writes && self.tamper.reopen.is_some() {
+                before.clone_from(model);
+            }
+            model.max_log_bytes = self.max_log_bytes;
+            (self.tamper.answer)(&mut Turn { model, now: self.clock.now(), call })
+        };
+        if writes && self.tamper.hints {
+            // A hint may come for nothing (M5).
+            self.shared.hints.send_replace(());
+        }
+        answer
+    }
+
+    async fn watch(&self, _: Topic) -> Result<Watch> {
+        Ok(Watch::new(Hints(self.shared.hints.subscribe())))
+    }
+}
+
+struct Hints(watch::Receiver<()>);
+
+#[async_trait]
+impl WatchSource for Hints {
+    async fn changed(&mut self) -> Result<()> {
+        self.0.changed().await.map_err(|_| Error::unavailable("the store is gone"))
+    }
+}
+
+/// Stores that are the model, tampered with or not.
+#[derive(Debug)]
+pub struct ModelFixture {
+    tamper: Tamper,
+    stores: Mutex<BTreeMap<String, Arc<Shared>>>,
+}
+
+impl ModelFixture {
+    /// Stores that keep the rules.
+    #[must_use]
+    pub const fn honest() -> Self {
+        Self::tampered(Tamper::NONE)
+    }
+
+    /// Stores that break them.
+    #[must_use]
+    pub const fn tampered(tamper: Tamper) -> Self {
+        Self { tamper, stores: Mutex::new(BTreeMap::new()) }
+    }
+
+    fn stores(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Shared>>> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Fixture for ModelFixture {
+    fn backend(&self) -> &'static str {
+        MODEL.name
+    }
+
+    fn plugin(&self) -> std::result::Result<&'static Backend, String> {
+        Ok(&MODEL)
+    }
+
+    async fn empty(&self) -> Result<Arc<dyn TestStore>> {
+        let mut stores = self.stores();
+        let name = stores.len().to_string();
+        stores.insert(name.clone(), Arc::default());
+        Ok(Arc::new(ModelTestStore(format!("model:{name}"))))
+    }
+
+    async fn connect(&self, options: ConnectOptions) -> Result<Arc<dyn Database>> {
+        let shared = self.stores().entry(options.url().location().to_owned()).or_default().clone();
+        Ok(Arc::new(Calls(Handle::open(&options, shared, self.tamper)?)))
+    }
+}
+
+struct ModelTestStore(String);
+
+impl TestStore for ModelTestStore {
+    fn url(&self) -> String {
+        self.0.clone()
+    }
+}

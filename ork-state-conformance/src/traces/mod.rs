@@ -1,0 +1,90 @@
+//! Random traces of calls, against a store and the model beside it.
+
+mod player;
+mod steps;
+mod words;
+
+use std::sync::Arc;
+
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use tokio::runtime::Handle;
+
+use crate::Fixture;
+use player::Player;
+use steps::{Step, traces};
+
+/// How many traces to play, and how long they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Traces {
+    /// Where chance comes from: the same seed, the same traces.
+    pub seed: u64,
+    /// How many.
+    pub count: u32,
+    /// At most so many steps each.
+    pub length: usize,
+}
+
+impl Traces {
+    /// Plays them against fresh stores of each fixture and the model beside it: every answer and the whole state at the end must be what the model
+    /// says, and so all of them the same. The first trace that shows a difference is cut down as far as it still does.
+    ///
+    /// # Errors
+    /// A message with the shortest trace that was found, and where it differs.
+    pub async fn play(self, fixtures: Vec<Arc<dyn Fixture>>) -> Result<(), String> {
+        // The runner blocks.
+        let runtime = Handle::current();
+        let played = tokio::task::spawn_blocking(move || self.play_blocking(&runtime, &fixtures));
+        played.await.map_err(|error| error.to_string())?
+    }
+
+    fn play_blocking(self, runtime: &Handle, fixtures: &[Arc<dyn Fixture>]) -> Result<(), String> {
+        let config = Config {
+            cases: self.count,
+            // Nothing is written anywhere: the seed is enough to play them again.
+            failure_persistence: None,
+            max_shrink_iters: 3000,
+            ..Config::default()
+        };
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+        let mut runner = TestRunner::new_with_rng(config, rng);
+        let played = runner.run(&traces(self.length), |steps| {
+            runtime.block_on(play(fixtures, &steps)).map_err(TestCaseError::fail)
+        });
+        match played {
+            Ok(()) => Ok(()),
+            Err(TestError::Abort(reason)) => Err(format!("the traces were given up: {reason}")),
+            Err(TestError::Fail(reason, steps)) => {
+                let lines: Vec<String> =
+                    steps.iter().enumerate().map(|(number, step)| format!("  {number}: {step:?}")).collect();
+                Err(format!("{reason}\nthe trace, cut down to {} steps:\n{}", steps.len(), lines.join("\n")))
+            }
+        }
+    }
+}
+
+/// Plays one trace against a fresh store of each, and compares what they said.
+async fn play(fixtures: &[Arc<dyn Fixture>], steps: &[Step]) -> Result<(), String> {
+    let mut first: Option<(&str, Vec<String>)> = None;
+    for fixture in fixtures {
+        let on = |divergence| format!("{}: {divergence}", fixture.backend());
+        let player = Player::new(fixture.clone()).await.map_err(on)?;
+        let said = player.play(steps).await.map_err(on)?;
+        let Some((other, before)) = &first else {
+            first = Some((fixture.backend(), said));
+            continue;
+        };
+        if let Some((one, another)) = before.iter().zip(&said).find(|(one, another)| one != another) {
+            return Err(format!("{other}: {one}\n{}: {another}", fixture.backend()));
+        }
+    }
+    Ok(())
+}
+
+/// A seed of one's own for each of several runs that share one.
+#[must_use]
+pub const fn seed_of(seed: u64, number: u64) -> u64 {
+    // The odd constant of the golden ratio spreads neighbours apart.
+    seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
