@@ -64,6 +64,9 @@ pub use workflows::{
     ListWorkflows, NewWorkflow, Snapshot, Target, UpdateWorkflow, Workflow, WorkflowFilter, WorkflowStore,
 };
 
+/// The version of this crate, for reports.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// What the macros expand to. Not part of the contract.
 #[doc(hidden)]
 pub mod __private {

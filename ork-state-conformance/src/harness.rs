@@ -1,14 +1,15 @@
 //! `cargo test` over the suite: one test a case, through libtest-mimic.
 
 use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{Case, Fixture, Verdict, run_case, run_if_child};
+use crate::{BackendReport, Case, CaseReport, Facts, Fixture, Report, Verdict, run_case, run_if_child};
 
 /// Names backends, by commas, that must be there: `ORK_STATE_REQUIRE=postgres`. Without it a backend whose stores cannot
 /// be had shows as one ignored test that says why.
@@ -17,32 +18,110 @@ pub const REQUIRE: &str = "ORK_STATE_REQUIRE";
 /// The seed of what cases leave to chance, a number; [`chosen_seed`] reads it.
 pub const SEED: &str = "ORK_STATE_SEED";
 
+/// Names a directory that [`run_tests`] writes its report into: `ORK_STATE_REPORT=report cargo test --test conformance`.
+pub const REPORT: &str = "ORK_STATE_REPORT";
+
+/// The seed that [`SEED`] gives cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{SEED} is {given:?}: it must be a whole number from 0 to {max}", max = u64::MAX)]
+pub struct BadSeed {
+    /// What was given.
+    pub given: String,
+}
+
 /// The seed that [`SEED`] gives, else a new one.
-#[must_use]
-pub fn chosen_seed() -> u64 {
-    let given = std::env::var(SEED).ok().and_then(|seed| seed.trim().parse().ok());
-    // The standard library's hasher is keyed by chance.
-    given.unwrap_or_else(|| RandomState::new().hash_one(()))
+///
+/// # Errors
+/// [`BadSeed`]: a seed that is meant and not taken would not replay what it should.
+pub fn chosen_seed() -> Result<u64, BadSeed> {
+    match std::env::var_os(SEED) {
+        Some(given) => read_seed(&given.to_string_lossy()),
+        // The standard library's hasher is keyed by chance. 53 bits: more are rounded by what reads JSON as JavaScript does.
+        None => Ok(RandomState::new().hash_one(()) >> 11),
+    }
+}
+
+fn read_seed(given: &str) -> Result<u64, BadSeed> {
+    given.trim().parse().map_err(|_| BadSeed { given: given.to_owned() })
 }
 
 /// Runs all cases over these fixtures as tests. [`main!`](crate::main) calls it.
+///
+/// It ends by saying what each backend comes to; [`REPORT`] has it write the whole report. Under nextest, where every case is a process of
+/// its own, there is neither.
 #[must_use]
 pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
     run_if_child();
     let arguments = Arguments::from_args();
-    let (seed, mut trials) = (chosen_seed(), Vec::new());
+    let seed = match chosen_seed() {
+        Ok(seed) => seed,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let facts = Facts::gather();
+    let (mut trials, mut tested) = (Vec::new(), Vec::new());
     for fixture in fixtures {
-        trials.extend(trials_of(fixture, seed, arguments.list));
+        let unavailable = if arguments.list { None } else { block_on(fixture.unavailable()) };
+        let cases = Arc::default();
+        match &unavailable {
+            Some(reason) => trials.push(stand_in(fixture.backend(), reason.clone())),
+            None => trials.extend(trials_of(fixture, seed, &cases)),
+        }
+        tested.push(Tested { fixture: fixture.clone(), unavailable, cases });
     }
     if trials.is_empty() {
         eprintln!("no backend or no case: nothing was tested");
         return ExitCode::FAILURE;
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    let backends: Vec<BackendReport> = tested.into_iter().map(Tested::report).collect();
     for fixture in fixtures {
         block_on(fixture.finish());
     }
+    if arguments.list || std::env::var_os("NEXTEST").is_some() {
+        return conclusion.exit_code();
+    }
+    let millis = facts.millis();
+    let report = Report { facts, filter: arguments.filter, seed, millis, backends, kill_matrix: None };
+    for backend in &report.backends {
+        println!("{}: {}", backend.name, backend.summary());
+    }
+    if let Some(directory) = std::env::var_os(REPORT).map(PathBuf::from) {
+        if let Err(error) = report.write(&directory) {
+            eprintln!("error: the report cannot be written to {}: {error}", directory.display());
+            return ExitCode::FAILURE;
+        }
+        println!("seed {seed}, report: {}", directory.join("report.html").display());
+    }
     conclusion.exit_code()
+}
+
+/// What was seen of a backend.
+struct Tested {
+    fixture: Arc<dyn Fixture>,
+    unavailable: Option<String>,
+    cases: Arc<Mutex<Vec<CaseReport>>>,
+}
+
+impl Tested {
+    fn report(self) -> BackendReport {
+        let name = self.fixture.backend();
+        match self.unavailable {
+            Some(reason) => BackendReport::unavailable(name, reason),
+            None => {
+                let cases = std::mem::take(&mut *self.cases.lock().unwrap_or_else(PoisonError::into_inner));
+                BackendReport::new(name, block_on(self.fixture.origin()), cases)
+            }
+        }
+    }
+}
+
+/// The command that runs a case again through `cargo test`.
+#[must_use]
+pub fn replay_by_test(backend: &str, case: &str, seed: u64) -> String {
+    format!("{SEED}={seed} cargo test --test conformance -- --exact {backend}::{case}")
 }
 
 /// A test of a backend's own: what it is called, and what it does.
@@ -59,8 +138,10 @@ pub fn run_own_tests(fixture: &dyn Fixture, tests: &[OwnTest]) -> ExitCode {
             Ok(())
         })
     };
-    let trials = match stand_in(fixture, arguments.list) {
-        Some(stand_in) => vec![stand_in],
+    // Listing must be quick: no server is started for it.
+    let unavailable = if arguments.list { None } else { block_on(fixture.unavailable()) };
+    let trials = match unavailable {
+        Some(reason) => vec![stand_in(fixture.backend(), reason)],
         None => tests.iter().map(own).collect(),
     };
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -68,19 +149,22 @@ pub fn run_own_tests(fixture: &dyn Fixture, tests: &[OwnTest]) -> ExitCode {
     conclusion.exit_code()
 }
 
-fn trials_of(fixture: &Arc<dyn Fixture>, seed: u64, listing: bool) -> Vec<Trial> {
-    if let Some(stand_in) = stand_in(&**fixture, listing) {
-        return vec![stand_in];
-    }
+fn trials_of(fixture: &Arc<dyn Fixture>, seed: u64, ended: &Arc<Mutex<Vec<CaseReport>>>) -> Vec<Trial> {
     let name = fixture.backend();
     Case::all()
         .into_iter()
         .map(|case| {
-            let fixture = fixture.clone();
+            let (fixture, ended) = (fixture.clone(), ended.clone());
             Trial::ignorable_test(format!("{name}::{}", case.name), move || {
-                match run_case(&fixture, case, seed).verdict {
+                let report = run_case(&fixture, case, seed)
+                    .with_replay(|case| replay_by_test(fixture.backend(), case, seed));
+                let verdict = report.verdict.clone();
+                let again =
+                    report.replay.as_ref().map(|replay| format!("\nagain: {replay}")).unwrap_or_default();
+                ended.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+                match verdict {
                     Verdict::Passed => Ok(Completion::Completed),
-                    Verdict::Failed { message } => Err(Failed::from(message)),
+                    Verdict::Failed { message } => Err(Failed::from(message + &again)),
                     Verdict::NotApplicable { reason } => Ok(Completion::ignored_with(reason)),
                 }
             })
@@ -89,18 +173,12 @@ fn trials_of(fixture: &Arc<dyn Fixture>, seed: u64, listing: bool) -> Vec<Trial>
 }
 
 /// Stands for all tests of a backend whose stores cannot be had.
-fn stand_in(fixture: &dyn Fixture, listing: bool) -> Option<Trial> {
-    if listing {
-        // Listing must be quick: no server is started for it.
-        return None;
-    }
-    let name = fixture.backend();
-    let reason = block_on(fixture.unavailable())?;
+fn stand_in(name: &str, reason: String) -> Trial {
     let required =
         std::env::var(REQUIRE).is_ok_and(|names| names.split(',').any(|required| required.trim() == name));
     eprintln!("{name} is UNAVAILABLE: {reason}");
     let trial = Trial::test(format!("{name} is UNAVAILABLE"), move || Err(Failed::from(reason)));
-    Some(trial.with_ignored_flag(!required))
+    trial.with_ignored_flag(!required)
 }
 
 /// Waits for a future that needs a runtime: all of them share one, which lives as long as the process, because what they start
@@ -112,5 +190,19 @@ pub(crate) fn block_on<T: Default>(future: impl Future<Output = T>) -> T {
     match runtime {
         Some(runtime) => runtime.block_on(future),
         None => T::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_that_is_no_number_is_an_error() {
+        assert_eq!(read_seed(" 42\n"), Ok(42));
+        for bad in ["", "x", "-1", "1.5", "18446744073709551616"] {
+            let error = read_seed(bad).unwrap_err();
+            assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
+        }
     }
 }

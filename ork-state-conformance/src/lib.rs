@@ -20,8 +20,13 @@ pub use case::{Case, CaseResult, NotApplicable};
 pub use child::run_if_child;
 pub use ctx::{Ctx, LEASE, claim_request, dag, wide_dag};
 pub use fixture::{Damage, DamageDirectory, DirectoryFixture, Fixture, TestStore, UrlFixture};
-pub use harness::{OwnTest, REQUIRE, SEED, chosen_seed, run_own_tests, run_tests};
-pub use report::{BackendReport, Level, Report};
+pub use harness::{
+    BadSeed, OwnTest, REPORT, REQUIRE, SEED, chosen_seed, replay_by_test, run_own_tests, run_tests,
+};
+pub use report::{
+    BackendReport, Difference, Extension, ExtensionState, Facts, FaultReport, KillMatrix, Level,
+    REPORT_SCHEMA, Repeated, Replay, Report, RuleReport, repeat,
+};
 pub use rules::Rule;
 pub use run::{CaseReport, Verdict, linked, run_case};
 pub use suite::{Event, Suite};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ork_state_api::verify::observe;
 use ork_state_api::{Backend, Capability, Registry};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinError;
 
 use crate::{Case, Ctx, Fixture, NotApplicable};
@@ -15,8 +15,8 @@ use crate::{Case, Ctx, Fixture, NotApplicable};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What became of a case.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
     /// The store does what the rule says.
     Passed,
@@ -34,18 +34,29 @@ pub enum Verdict {
 }
 
 /// A case's verdict, with what else there is to say.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CaseReport {
     /// The case.
-    pub name: &'static str,
-    /// The rules it is about.
-    pub rules: &'static [crate::Rule],
+    pub name: String,
+    /// The rules it is about; the first is the one it is named after.
+    pub rules: Vec<crate::Rule>,
+    /// The capabilities that it needs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
+    /// The capability that must be opted out of for it to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without: Option<String>,
     /// What became of it.
+    #[serde(flatten)]
     pub verdict: Verdict,
     /// How long it took, in milliseconds.
     pub millis: u64,
     /// What the case had to say, such as figures.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// The command that runs it again in the same way, of a case that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<String>,
 }
 
 /// Runs a case in a runtime of its own, against a fresh store, and has the store verified after it.
@@ -58,7 +69,16 @@ pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64) -> C
     let mut notes = Vec::new();
     let verdict = verdict(fixture, case, seed, &mut notes);
     let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    CaseReport { name: case.name, rules: case.rules, verdict, millis, notes }
+    CaseReport {
+        name: case.name.to_owned(),
+        rules: case.rules.to_vec(),
+        needs: case.needs.iter().map(ToString::to_string).collect(),
+        without: case.without.map(|capability| capability.to_string()),
+        verdict,
+        millis,
+        notes,
+        replay: None,
+    }
 }
 
 fn verdict(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64, notes: &mut Vec<String>) -> Verdict {

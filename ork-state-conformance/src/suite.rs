@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::harness::block_on;
-use crate::{BackendReport, Case, CaseReport, Fixture, Report, run_case};
+use crate::{BackendReport, Case, CaseReport, Facts, Fixture, Replay, Report, run_case};
 
 /// What to run, and how.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub struct Suite {
     pub threads: usize,
     /// Where chance comes from in cases that leave something to it: the same seed, the same course.
     pub seed: u64,
+    /// How a case is run again, for the report.
+    pub replay: Replay,
 }
 
 /// What happens while the suite runs.
@@ -41,15 +43,34 @@ pub enum Event<'a> {
 impl Suite {
     /// Runs the cases over each fixture, one backend after the other, and tells about it as it goes.
     pub fn run(&self, fixtures: &[Arc<dyn Fixture>], on_event: &(dyn Fn(Event<'_>) + Sync)) -> Report {
-        let mut backends: Vec<BackendReport> =
-            fixtures.iter().map(|fixture| self.run_backend(fixture, on_event)).collect();
-        backends.sort_by_key(|backend| backend.name);
-        Report { suite: env!("CARGO_PKG_VERSION"), filter: self.filter.clone(), seed: self.seed, backends }
+        let matches = |case: &Case| self.filter.as_deref().is_none_or(|filter| case.name.contains(filter));
+        self.run_chosen(fixtures, &|_, case| matches(case), on_event)
+    }
+
+    /// Runs the cases that are chosen by backend and case; the filter is only told.
+    pub(crate) fn run_chosen(
+        &self,
+        fixtures: &[Arc<dyn Fixture>],
+        is_chosen: &dyn Fn(&str, &Case) -> bool,
+        on_event: &(dyn Fn(Event<'_>) + Sync),
+    ) -> Report {
+        let facts = Facts::gather();
+        let mut backends: Vec<BackendReport> = fixtures
+            .iter()
+            .map(|fixture| {
+                let chosen = Case::all().into_iter().filter(|case| is_chosen(fixture.backend(), case));
+                self.run_backend(fixture, &chosen.collect::<Vec<_>>(), on_event)
+            })
+            .collect();
+        backends.sort_by(|a, b| a.name.cmp(&b.name));
+        let (filter, seed, millis) = (self.filter.clone(), self.seed, facts.millis());
+        Report { facts, filter, seed, millis, backends, kill_matrix: None }
     }
 
     fn run_backend(
         &self,
         fixture: &Arc<dyn Fixture>,
+        cases: &[&'static Case],
         on_event: &(dyn Fn(Event<'_>) + Sync),
     ) -> BackendReport {
         let backend = fixture.backend();
@@ -57,15 +78,14 @@ impl Suite {
             return BackendReport::unavailable(backend, reason);
         }
         let origin = block_on(fixture.origin());
-        let matches = |case: &&Case| self.filter.as_deref().is_none_or(|filter| case.name.contains(filter));
-        let cases: Vec<&'static Case> = Case::all().into_iter().filter(matches).collect();
         on_event(Event::Begins { backend, origin: origin.as_deref(), cases: cases.len() });
         let (next, ended) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(cases.len())));
         std::thread::scope(|scope| {
             for _ in 0..self.threads.max(1) {
                 scope.spawn(|| {
                     while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let report = run_case(fixture, case, self.seed);
+                        let report = run_case(fixture, case, self.seed)
+                            .with_replay(|case| (self.replay)(backend, case, self.seed));
                         on_event(Event::Ended { backend, case: &report });
                         ended.lock().unwrap_or_else(PoisonError::into_inner).push(report);
                     }
@@ -73,8 +93,7 @@ impl Suite {
             }
         });
         block_on(fixture.finish());
-        let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
-        ended.sort_by_key(|case| case.name);
-        BackendReport::new(backend, origin, self.filter.is_some(), ended)
+        let ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+        BackendReport::new(backend, origin, ended)
     }
 }

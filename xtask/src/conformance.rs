@@ -1,19 +1,22 @@
-//! `cargo xtask conformance`: the suite over every linked backend, with a bar, a table and a report.
+//! `cargo xtask conformance`: the suite over every linked backend, with a bar, a table and a report, which `verify` runs again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use ork_state_conformance::{Event, Level, Report, Suite, Verdict, chosen_seed};
+use ork_state_conformance::{Event, Level, Repeated, Report, Suite, Verdict, chosen_seed, repeat};
 
 use crate::TaskResult;
 use crate::backends::fixtures;
 
 /// Runs the conformance suite over every linked backend.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    task: Option<Task>,
     /// Only this backend; may be given several times.
     #[arg(long)]
     backend: Vec<String>,
@@ -23,7 +26,7 @@ pub(crate) struct Arguments {
     /// Fail if this backend is unavailable, such as `postgres` without a server; may be given several times.
     #[arg(long)]
     require: Vec<String>,
-    /// Write `report.json` and `report.md` into this directory.
+    /// Write `report.html`, `report.json`, `report.md` and `junit.xml` into this directory.
     #[arg(long)]
     report: Option<PathBuf>,
     /// How many cases run at the same time; as many as there are cores by default.
@@ -34,7 +37,23 @@ pub(crate) struct Arguments {
     seed: Option<u64>,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Task {
+    /// Runs the cases of a report again, from its seed, and says whether they come to the same.
+    Verify {
+        /// The `report.json`.
+        report: PathBuf,
+    },
+}
+
 pub(crate) fn run(arguments: &Arguments) -> TaskResult {
+    match &arguments.task {
+        Some(Task::Verify { report }) => verify(report),
+        None => run_suite(arguments),
+    }
+}
+
+fn run_suite(arguments: &Arguments) -> TaskResult {
     let mut chosen = fixtures();
     let linked: Vec<&str> = chosen.iter().map(|fixture| fixture.backend()).collect();
     if let Some(unknown) =
@@ -45,16 +64,19 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     chosen.retain(|fixture| {
         arguments.backend.is_empty() || arguments.backend.iter().any(|name| name == fixture.backend())
     });
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let seed = match arguments.seed {
+        Some(seed) => seed,
+        None => chosen_seed()?,
+    };
     let suite = Suite {
         filter: arguments.filter.clone(),
-        threads: arguments.threads.unwrap_or(cores),
-        seed: arguments.seed.unwrap_or_else(chosen_seed),
+        threads: arguments.threads.unwrap_or_else(cores),
+        seed,
+        replay,
     };
 
     let begun = Instant::now();
-    let bar = ProgressBar::new(0)
-        .with_style(ProgressStyle::with_template("{prefix:>9} [{bar:40}] {pos}/{len} {msg}")?);
+    let bar = bar()?;
     let report = suite.run(&chosen, &|event| show(&bar, &event));
     bar.finish_and_clear();
 
@@ -63,9 +85,54 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     println!("{:.1} s, seed {}", begun.elapsed().as_secs_f64(), report.seed);
     if let Some(directory) = &arguments.report {
         report.write(directory)?;
-        println!("report: {}", directory.join("report.md").display());
+        println!("report: {}", directory.join("report.html").display());
     }
     Ok(verdict(&report, arguments))
+}
+
+/// Says whether a report holds.
+fn verify(path: &Path) -> TaskResult {
+    let json = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let then =
+        Report::from_json(&json).map_err(|error| format!("{} is no report: {error}", path.display()))?;
+    if then.backends.iter().all(|backend| backend.cases.is_empty()) {
+        return Err(format!("{} has no case in it: there is nothing to verify", path.display()).into());
+    }
+    let suite = Suite { filter: None, threads: cores(), seed: then.seed, replay };
+    let bar = bar()?;
+    let Repeated { report: now, differences } =
+        repeat(&then, &fixtures(), &suite, &|event| show(&bar, &event));
+    bar.finish_and_clear();
+    println!("{}", table(&now));
+    let by = |report: &Report| format!("suite {}, {}", report.facts.suite, report.facts.rustc);
+    println!("then: {}, by {}\nnow: by {}", then.facts.started, by(&then), by(&now));
+    for difference in &differences {
+        println!("{difference}");
+    }
+    if differences.is_empty() {
+        println!(
+            "the report holds: the same cases, the same verdicts, the same levels from seed {}",
+            then.seed
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("the report does NOT hold: {} differences", differences.len());
+    Ok(ExitCode::FAILURE)
+}
+
+/// How many cases run at the same time.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn bar() -> Result<ProgressBar, Box<dyn std::error::Error>> {
+    let style = ProgressStyle::with_template("{prefix:>9} [{bar:40}] {pos}/{len} {msg}")?;
+    Ok(ProgressBar::new(0).with_style(style))
+}
+
+/// The command that runs a case again.
+fn replay(backend: &str, case: &str, seed: u64) -> String {
+    format!("cargo xtask conformance --backend {backend} --filter {case} --seed {seed}")
 }
 
 fn show(bar: &ProgressBar, event: &Event<'_>) {
@@ -83,10 +150,12 @@ fn show(bar: &ProgressBar, event: &Event<'_>) {
         }
         Event::Ended { backend, case } => {
             bar.inc(1);
-            bar.set_message(case.name);
+            bar.set_message(case.name.clone());
             if let Verdict::Failed { message } = &case.verdict {
+                let again = case.replay.as_deref().unwrap_or_default();
                 bar.suspend(|| {
                     println!("{backend}: {} FAILED\n  {}", case.name, message.replace('\n', "\n  "));
+                    println!("  again: {again}");
                 });
             }
         }
@@ -96,17 +165,17 @@ fn show(bar: &ProgressBar, event: &Event<'_>) {
 fn table(report: &Report) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["backend", "result", "passed", "failed", "not applicable"]);
+    table.set_header(["backend", "level", "passed", "failed", "not applicable"]);
     for backend in &report.backends {
         let color = match backend.level {
-            Level::Conformant => Color::Green,
+            Level::Full | Level::Core => Color::Green,
             Level::NotConformant => Color::Red,
-            Level::Incomplete | Level::Unavailable { .. } => Color::Yellow,
+            Level::Incomplete | Level::Unavailable => Color::Yellow,
         };
         let number = |count: usize| Cell::new(count).set_alignment(CellAlignment::Right);
         table.add_row([
-            Cell::new(backend.name),
-            Cell::new(backend.level.word()).fg(color),
+            Cell::new(&backend.name),
+            Cell::new(backend.summary()).fg(color),
             number(backend.passed),
             number(backend.failed),
             number(backend.not_applicable),
@@ -118,7 +187,7 @@ fn table(report: &Report) -> Table {
 /// What cases had to say, and why a backend is unavailable.
 fn print_details(report: &Report) {
     for backend in &report.backends {
-        if let Level::Unavailable { reason } = &backend.level {
+        if let Some(reason) = &backend.unavailable {
             println!("{} is UNAVAILABLE: {reason}", backend.name);
         }
         for case in &backend.cases {
@@ -131,8 +200,7 @@ fn print_details(report: &Report) {
 
 fn verdict(report: &Report, arguments: &Arguments) -> ExitCode {
     let missing = |name: &str| {
-        let unavailable = |level: &Level| matches!(level, Level::Unavailable { .. });
-        report.backends.iter().any(|backend| backend.name == name && unavailable(&backend.level))
+        report.backends.iter().any(|backend| backend.name == name && backend.unavailable.is_some())
     };
     if let Some(name) = arguments.require.iter().find(|name| missing(name)) {
         println!("{name} is required and unavailable");

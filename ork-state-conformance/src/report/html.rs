@@ -1,0 +1,318 @@
+//! The report as one HTML page that needs nothing else: no network, no other file. The few lines of script only fold.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::{BackendReport, Extension, ExtensionState, Facts, Level, Report, RuleReport, duration};
+use crate::{CaseReport, Rule, Verdict};
+
+const STYLE: &str = include_str!("report.css");
+const SCRIPT: &str = include_str!("report.js");
+/// How many of the slowest cases are shown.
+const SLOWEST: usize = 12;
+
+impl Report {
+    /// The report as one self-contained HTML page.
+    #[must_use]
+    pub fn html(&self) -> String {
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    title { "Conformance report, " (date(&self.facts)) }
+                    style { (PreEscaped(STYLE)) }
+                    noscript { style { "tr.case[hidden] { display: table-row } .folding { display: none }" } }
+                }
+                body {
+                    (self.header())
+                    main {
+                        section.cards aria-label="Backends" { @for backend in &self.backends { (card(backend)) } }
+                        (self.failures())
+                        @if let Some(matrix) = &self.kill_matrix {
+                            @if matrix.survivors().next().is_some() { (matrix.html()) }
+                        }
+                        (self.matrix())
+                        (self.slowest())
+                        (self.not_applicable())
+                        @if let Some(matrix) = &self.kill_matrix {
+                            @if matrix.survivors().next().is_none() { (matrix.html()) }
+                        }
+                    }
+                    script { (PreEscaped(SCRIPT)) }
+                }
+            }
+        };
+        page.into_string()
+    }
+
+    fn header(&self) -> Markup {
+        let Facts { suite, api, rustc, os, arch, cores, started } = &self.facts;
+        let conformant = self.backends.iter().filter(|backend| backend.level.is_conformant()).count();
+        html! {
+            header {
+                h1 { "Conformance report" }
+                p.lead { (conformant) " of " (count(self.backends.len(), "backend")) " conformant" }
+                @if let Some(filter) = &self.filter {
+                    p.banner { "Only cases that match " code { (filter) } " ran: this says nothing about conformance." }
+                }
+                dl.facts {
+                    div { dt { "Began" } dd { time datetime=(started) { (date(&self.facts)) } } }
+                    div { dt { "Took" } dd { (duration(self.millis)) } }
+                    div { dt { "Seed" } dd { code { (self.seed) } } }
+                    div { dt { "Suite" } dd { (suite) } }
+                    div { dt { "API" } dd { (api) } }
+                    div { dt { "Compiler" } dd { (rustc) } }
+                    div { dt { "Machine" } dd { (os) " " (arch) ", " (count(*cores, "thread")) } }
+                }
+            }
+        }
+    }
+
+    fn failures(&self) -> Markup {
+        let failed = self.backends.iter().flat_map(|backend| {
+            let cases = backend.cases.iter();
+            let failed = cases.filter(|case| matches!(case.verdict, Verdict::Failed { .. }));
+            failed.map(move |case| (backend, case))
+        });
+        let failed: Vec<_> = failed.collect();
+        if failed.is_empty() {
+            return html! {};
+        }
+        html! {
+            section {
+                h2 { "Failures " span.count { (failed.len()) } }
+                @for (index, (backend, case)) in failed.iter().enumerate() {
+                    // A few are read at once; of many the names are.
+                    details.failure open[index < 5] {
+                        summary { b { (backend.name) } " " code { (case.name) } }
+                        @if let Verdict::Failed { message } = &case.verdict { pre { (message) } }
+                        @for note in &case.notes { p { (note) } }
+                        @if let Some(replay) = &case.replay { (command(replay)) }
+                    }
+                }
+            }
+        }
+    }
+
+    fn matrix(&self) -> Markup {
+        html! {
+            section {
+                div.bar {
+                    h2 { "Rules" }
+                    button.folding type="button" id="fold" aria-expanded="false" { "Show all cases" }
+                }
+                p.hint { "Passed of the cases that apply. A rule opens to its cases; a case about several rules is counted at each." }
+                div.scroll tabindex="0" role="region" aria-label="Rules by backends" {
+                    table.matrix {
+                        thead { tr {
+                            th scope="col" { "Rule" }
+                            @for backend in &self.backends { th scope="col" { (backend.name) } }
+                        } }
+                        @for rule in Rule::ALL { (self.rule(*rule)) }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A rule's row, and those of its cases.
+    fn rule(&self, rule: Rule) -> Markup {
+        let tallies: Vec<Option<&RuleReport>> =
+            self.backends.iter().map(|it| it.rules.iter().find(|tally| tally.rule == rule)).collect();
+        let is_open = tallies.iter().flatten().any(|tally| tally.failed > 0);
+        let mut names: Vec<&str> = self
+            .backends
+            .iter()
+            .flat_map(|backend| &backend.cases)
+            .filter(|case| case.rules.contains(&rule))
+            .map(|case| case.name.as_str())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        html! {
+            tbody {
+                tr.rule {
+                    th scope="row" {
+                        button type="button" aria-expanded=(is_open) { b { (rule) } " " (rule.title()) }
+                    }
+                    @for (backend, tally) in self.backends.iter().zip(&tallies) { (rule_cell(backend, *tally)) }
+                }
+                @for name in names { (self.case(name, is_open)) }
+            }
+        }
+    }
+
+    fn case(&self, name: &str, is_open: bool) -> Markup {
+        let found: Vec<(&BackendReport, Option<&CaseReport>)> = self
+            .backends
+            .iter()
+            .map(|backend| (backend, backend.cases.iter().find(|case| case.name == name)))
+            .collect();
+        html! {
+            tr.case hidden[!is_open] {
+                th scope="row" {
+                    code { (name) }
+                    @for (backend, case) in &found { @if let Some(case) = case { (remarks(backend, case)) } }
+                }
+                @for (_, case) in &found { (case_cell(*case)) }
+            }
+        }
+    }
+
+    fn slowest(&self) -> Markup {
+        let all = self.backends.iter().flat_map(|it| it.cases.iter().map(move |case| (it, case)));
+        let mut all: Vec<(&BackendReport, &CaseReport)> = all.filter(|(_, case)| case.millis > 0).collect();
+        all.sort_by_key(|(_, case)| std::cmp::Reverse(case.millis));
+        all.truncate(SLOWEST);
+        let Some(longest) = all.first().map(|(_, case)| case.millis) else { return html! {} };
+        html! {
+            section {
+                h2 { "Slowest cases" }
+                div.scroll tabindex="0" role="region" aria-label="Slowest cases" {
+                    table.slowest {
+                        thead { tr { th scope="col" { "Case" } th scope="col" { "Backend" } th scope="col" { "Time" } } }
+                        tbody { @for (backend, case) in all {
+                            tr {
+                                th scope="row" { code { (case.name) } }
+                                td { (backend.name) }
+                                td { div.time {
+                                    meter min="0" max=(longest) value=(case.millis) aria-hidden="true" {}
+                                    (duration(case.millis))
+                                } }
+                            }
+                        } }
+                    }
+                }
+            }
+        }
+    }
+
+    fn not_applicable(&self) -> Markup {
+        if self.backends.iter().all(|backend| backend.not_applicable == 0) {
+            return html! {};
+        }
+        html! {
+            section {
+                h2 { "Not applicable" }
+                p.hint { "These cases had nothing to check. They count neither for nor against a backend." }
+                @for backend in self.backends.iter().filter(|backend| backend.not_applicable > 0) {
+                    h3 { (backend.name) " " span.count { (backend.not_applicable) } }
+                    @for (reason, cases) in backend.reasons() {
+                        details {
+                            summary { (reason) " " span.count { (cases.len()) } }
+                            ul.names { @for case in cases { li { code { (case.name) } } } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn card(backend: &BackendReport) -> Markup {
+    let class = match backend.level {
+        Level::Full | Level::Core => "passed",
+        Level::NotConformant => "failed",
+        Level::Incomplete | Level::Unavailable => "unknown",
+    };
+    html! {
+        article class={ "card " (class) } {
+            h2 { (backend.name) }
+            p.level { (backend.level.word()) }
+            @if let Some(package) = &backend.package { p.hint { (package) } }
+            @if let Some(origin) = &backend.origin { p.hint { (origin) } }
+            @if let Some(reason) = &backend.unavailable { p { (reason) } }
+            @else {
+                div.stack aria-hidden="true" {
+                    @for (class, number) in [("passed", backend.passed), ("failed", backend.failed), ("none", backend.not_applicable)] {
+                        @if number > 0 { span class=(class) style={ "flex-grow:" (number) } {} }
+                    }
+                }
+                p { b { (backend.passed) } " passed, " b { (backend.failed) } " failed, " b { (backend.not_applicable) } " not applicable, " (duration(backend.millis)) }
+                @if backend.left_out > 0 { p { (count(backend.left_out, "case")) " left out" } }
+                @if !backend.unchecked.is_empty() {
+                    p.warning { "Not checked, for no case of it applies: " @for rule in &backend.unchecked { b { (rule) } " " (rule.title()) ". " } }
+                }
+                ul.extensions { @for it in &backend.extensions { (extension(it)) } }
+            }
+        }
+    }
+}
+
+fn extension(extension: &Extension) -> Markup {
+    let (class, mark) = match extension.state {
+        ExtensionState::Passed => ("passed", "✓"),
+        ExtensionState::Failed => ("failed", "✗"),
+        ExtensionState::Refused | ExtensionState::OptedOut => ("none", "–"),
+        ExtensionState::Unproven => ("none", "?"),
+    };
+    let Extension { name, state, passed, applied } = extension;
+    html! {
+        li class=(class) {
+            span aria-hidden="true" { (mark) } " " (name) ": " (state.words())
+            @if *applied > 0 { " " (passed) "/" (applied) }
+        }
+    }
+}
+
+fn rule_cell(backend: &BackendReport, tally: Option<&RuleReport>) -> Markup {
+    let Some(RuleReport { passed, failed, not_applicable, millis, .. }) = tally else {
+        return html! { td.none {} };
+    };
+    let (class, mark) = match (failed, passed) {
+        (1.., _) => ("failed", "✗ "),
+        (0, 1..) => ("passed", "✓ "),
+        (0, 0) if backend.unchecked.iter().any(|rule| Some(*rule) == tally.map(|it| it.rule)) => {
+            ("unknown", "! ")
+        }
+        (0, 0) => ("none", ""),
+    };
+    let said =
+        format!("{passed} passed, {failed} failed, {not_applicable} not applicable, {}", duration(*millis));
+    html! {
+        td class=(class) title=(said) {
+            @if passed + failed > 0 { (mark) (passed) "/" (passed + failed) }
+            @else if *not_applicable > 0 { (mark) "n/a" }
+            @else { span aria-label="no case ran" { "·" } }
+        }
+    }
+}
+
+fn case_cell(case: Option<&CaseReport>) -> Markup {
+    let Some(case) = case else { return html! { td.none { span aria-label="did not run" { "·" } } } };
+    match &case.verdict {
+        Verdict::Passed => html! { td.passed { "✓ " span.sr { "passed, " } (duration(case.millis)) } },
+        Verdict::Failed { .. } => html! { td.failed { "✗ " span.sr { "failed, " } (duration(case.millis)) } },
+        Verdict::NotApplicable { reason } => html! { td.none title=(reason) { "n/a" } },
+    }
+}
+
+/// What there is to say about a case on a backend beyond its verdict.
+fn remarks(backend: &BackendReport, case: &CaseReport) -> Markup {
+    html! {
+        @match &case.verdict {
+            Verdict::Passed => {}
+            Verdict::Failed { message } => {
+                p { b { (backend.name) } " " (message.lines().next().unwrap_or_default()) }
+                @if let Some(replay) = &case.replay { (command(replay)) }
+            }
+            Verdict::NotApplicable { reason } => { p { b { (backend.name) } " " (reason) } }
+        }
+        @for note in &case.notes { p { b { (backend.name) } " " (note) } }
+    }
+}
+
+fn command(command: &str) -> Markup {
+    html! { pre.command tabindex="0" aria-label="the command that runs it again" { (command) } }
+}
+
+fn date(facts: &Facts) -> String {
+    facts.started.to_chrono().format("%Y-%m-%d %H:%M UTC").to_string()
+}
+
+/// `1 case`, `2 cases`.
+pub(super) fn count(number: usize, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}

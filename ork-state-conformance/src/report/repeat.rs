@@ -1,0 +1,109 @@
+//! A report run again, to see whether it holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{BackendReport, Report};
+use crate::{Case, CaseReport, Event, Fixture, Suite, Verdict};
+
+/// A report, run again.
+#[derive(Debug)]
+pub struct Repeated {
+    /// What was found now.
+    pub report: Report,
+    /// Where that differs from what was found then. None: the report holds.
+    pub differences: Vec<Difference>,
+}
+
+/// What another run came to differently.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// The backend's name.
+    pub backend: String,
+    /// The case's name, or `level`.
+    pub what: String,
+    /// What the report says.
+    pub then: String,
+    /// What it is now.
+    pub now: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { backend, what, then, now } = self;
+        write!(f, "{backend}, {what}: was {then}, is {now}")
+    }
+}
+
+/// Runs the cases of a report again, from its seed, over the backends in it, and compares: the same cases are there, with the same verdicts,
+/// and come to the same level. How long they took, and what exactly a failure said, may differ. The kill matrix is not made again.
+///
+/// A backend of the report for which there is no fixture is a difference too.
+pub fn repeat(
+    then: &Report,
+    fixtures: &[Arc<dyn Fixture>],
+    suite: &Suite,
+    on_event: &(dyn Fn(Event<'_>) + Sync),
+) -> Repeated {
+    let suite = Suite { filter: then.filter.clone(), seed: then.seed, ..suite.clone() };
+    let named =
+        |fixture: &dyn Fixture| then.backends.iter().find(|backend| backend.name == fixture.backend());
+    let chosen: Vec<Arc<dyn Fixture>> =
+        fixtures.iter().filter(|fixture| named(&***fixture).is_some()).cloned().collect();
+    let report = suite.run_chosen(
+        &chosen,
+        &|backend, case| {
+            let there = then.backends.iter().find(|report| report.name == backend);
+            there.is_some_and(|report| report.cases.iter().any(|report| report.name == case.name))
+        },
+        on_event,
+    );
+    let mut differences = Vec::new();
+    for backend in &then.backends {
+        match report.backends.iter().find(|now| now.name == backend.name) {
+            Some(now) => compare(backend, now, &mut differences),
+            None => differences.push(Difference {
+                backend: backend.name.clone(),
+                what: "level".to_owned(),
+                then: backend.summary(),
+                now: "not linked".to_owned(),
+            }),
+        }
+    }
+    Repeated { report, differences }
+}
+
+fn compare(then: &BackendReport, now: &BackendReport, differences: &mut Vec<Difference>) {
+    let mut differs = |what: &str, then_: &str, now_: &str| {
+        if then_ != now_ {
+            differences.push(Difference {
+                backend: then.name.clone(),
+                what: what.to_owned(),
+                then: then_.to_owned(),
+                now: now_.to_owned(),
+            });
+        }
+    };
+    differs("level", &then.summary(), &now.summary());
+    let verdicts = |cases: &[CaseReport]| -> BTreeMap<String, &'static str> {
+        cases.iter().map(|case| (case.name.clone(), word(&case.verdict))).collect()
+    };
+    let (before, after) = (verdicts(&then.cases), verdicts(&now.cases));
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    for name in names {
+        let of = |verdicts: &BTreeMap<String, &'static str>| verdicts.get(name).copied();
+        let absent = if Case::all().iter().any(|case| case.name == *name) { "not run" } else { "no case" };
+        differs(name, of(&before).unwrap_or("absent"), of(&after).unwrap_or(absent));
+    }
+}
+
+fn word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Passed => "passed",
+        Verdict::Failed { .. } => "failed",
+        Verdict::NotApplicable { .. } => "not applicable",
+    }
+}
