@@ -146,3 +146,18 @@ impl Delay {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_one_at_least() {
+        for wrong in [0, Limit::MAX + 1, usize::MAX] {
+            let error = Limit::new(wrong).unwrap_err();
+            assert!(error.to_string().contains(&wrong.to_string()), "{error}");
+        }
+        assert_eq!(Limit::new(1).map(Limit::get).unwrap(), 1);
+        assert_eq!(Limit::new(Limit::MAX).map(Limit::get).unwrap(), Limit::MAX);
+    }
+}

@@ -12,7 +12,7 @@ use tokio::task::JoinError;
 use crate::{Case, Ctx, Fixture, NotApplicable};
 
 /// A case that takes longer has hung.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What became of a case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,10 +64,20 @@ pub struct CaseReport {
 /// What a case leaves to chance comes from the seed. Blocks; not to be called from async code.
 #[must_use]
 pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64) -> CaseReport {
+    run_case_within(PATIENCE, fixture, case, seed)
+}
+
+/// The same with another idea of when a case has hung.
+pub(crate) fn run_case_within(
+    patience: Duration,
+    fixture: &Arc<dyn Fixture>,
+    case: &'static Case,
+    seed: u64,
+) -> CaseReport {
     note_panics();
     let begun = Instant::now();
     let mut notes = Vec::new();
-    let verdict = verdict(fixture, case, seed, &mut notes);
+    let verdict = verdict(patience, fixture, case, seed, &mut notes);
     let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     CaseReport {
         name: case.name.to_owned(),
@@ -81,7 +91,13 @@ pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64) -> C
     }
 }
 
-fn verdict(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64, notes: &mut Vec<String>) -> Verdict {
+fn verdict(
+    patience: Duration,
+    fixture: &Arc<dyn Fixture>,
+    case: &'static Case,
+    seed: u64,
+    notes: &mut Vec<String>,
+) -> Verdict {
     let backend = match fixture.plugin() {
         Ok(backend) => backend,
         Err(message) => return fail(message),
@@ -94,9 +110,9 @@ fn verdict(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64, notes: &m
         Err(error) => return fail(format!("no runtime: {error}")),
     };
     let ended = runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, in_fresh_store(fixture, case, seed, notes))
+        tokio::time::timeout(patience, in_fresh_store(fixture, case, seed, notes))
             .await
-            .unwrap_or_else(|_| Err(fail(format!("still running after {PATIENCE:?}"))))
+            .unwrap_or_else(|_| Err(fail(format!("still running after {patience:?}"))))
     });
     // A hung case must not hang the suite.
     runtime.shutdown_timeout(Duration::from_secs(5));

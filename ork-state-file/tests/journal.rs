@@ -493,6 +493,22 @@ async fn deleted_at(reading: usize) -> (TempDir, FileDatabase, TaskId, Arc<Ambus
     (home, db, task, clock)
 }
 
+/// What is written at an append does not grow with the log (L2).
+#[tokio::test]
+async fn an_append_writes_its_chunk_and_a_line() {
+    let (home, db, task, _) = deleted_at(usize::MAX).await;
+    let size = |path: &Path| {
+        fs::read_dir(path).unwrap().map(|it| it.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    let journal = || fs::metadata(home.path().join("journal.jsonl")).unwrap().len();
+    for _ in 0..100 {
+        let before = journal();
+        db.append_log(task, LogChunk::new(&[b'x'; 10_000]).unwrap()).await.unwrap();
+        assert!(journal() - before < 300, "a line of {} bytes", journal() - before);
+    }
+    assert_eq!(size(&home.path().join("logs")), 10 + 100 * 10_000);
+}
+
 #[tokio::test]
 async fn the_log_of_a_task_that_was_just_deleted_is_not_found() {
     let (_home, db, task, _) = deleted_at(1).await;

@@ -151,6 +151,24 @@ async fn an_update_reads_the_tasks_it_is_about_and_their_dependents() {
     assert_eq!(scans(&mut transaction, "task_edges").await.whole, 0);
 }
 
+async fn an_append_reads_nothing_of_the_log_it_adds_to() {
+    let (store, db, _clock) = store().await;
+    start(&db, workflow(&db, "w", "t").await).await;
+    let task = claim(&db, 1).await[0].task.id;
+    for _ in 0..200 {
+        db.append_log(task, LogChunk::new(&[b'x'; 1000]).unwrap()).await.unwrap();
+    }
+    let mut session = session(&store).await;
+    let mut transaction = session.begin().await.unwrap();
+    let append = "SELECT new_length FROM ork_append_log($1, 'y', NULL, NULL)";
+    let length: i64 =
+        sqlx::query_scalar(append).bind(task.as_uuid()).fetch_one(&mut *transaction).await.unwrap();
+    assert_eq!(length, 200_001);
+    assert_eq!(scans(&mut transaction, "task_log_chunks").await, Scans { whole: 0, rows_by_index: 0 });
+    let lengths = scans(&mut transaction, "task_logs").await;
+    assert!(lengths.whole == 0 && lengths.rows_by_index <= 2, "{lengths:?}");
+}
+
 async fn updates_of_tasks_stay_on_their_pages() {
     let (store, db, _clock) = store().await;
     let text: String = (0..200).map(|i| format!("t{i} ")).collect();
@@ -188,6 +206,7 @@ ork_state_conformance::own_tests!(
         a_claim_reads_the_ready_tasks_only_whatever_the_statistics,
         the_explained_claim_searches_ready_tasks_and_no_pending_ones,
         an_update_reads_the_tasks_it_is_about_and_their_dependents,
+        an_append_reads_nothing_of_the_log_it_adds_to,
         updates_of_tasks_stay_on_their_pages,
     ]
 );

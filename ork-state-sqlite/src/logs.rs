@@ -24,10 +24,11 @@ impl LogStore for SqliteDatabase {
     }
 }
 
-/// The length of a task's log, 0 before its first chunk.
+/// The length of a task's log, 0 before its first chunk. It is kept: an append reads no chunk (L2).
+pub(crate) const LENGTH: &str = "SELECT t.id, coalesce(g.length, 0) AS length
+     FROM tasks AS t LEFT JOIN task_logs AS g ON g.task_id = t.id WHERE t.id = ?1";
+
 async fn length(connection: &mut SqliteConnection, task: TaskId) -> Attempt<u64> {
-    const LENGTH: &str = "SELECT t.id, coalesce(g.length, 0) AS length
-         FROM tasks AS t LEFT JOIN task_logs AS g ON g.task_id = t.id WHERE t.id = ?1";
     let row = sqlx::query(LENGTH).bind(bytes(task.as_uuid())).fetch_optional(connection).await?;
     let row = row.ok_or_else(|| Error::not_found(Entity::Task, task))?;
     Ok(Cells::new(&row, "task_logs").number("length")?)

@@ -259,6 +259,32 @@ mod tests {
         assert_eq!(parse(url).unwrap().location, Location::Memory);
     }
 
+    #[tokio::test]
+    async fn every_connection_has_every_setting() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = SqliteOptions::new(directory.path().join("ork.db")).unwrap();
+        options.clone().connect().await.unwrap();
+        for (connection, query_only) in [(options.writer(), 0), (options.reader(), 1), (options.reader(), 1)]
+        {
+            let mut connection = connection.connect().await.unwrap();
+            let expected = [
+                ("synchronous", 2),
+                ("foreign_keys", 1),
+                ("busy_timeout", 10_000),
+                ("mmap_size", 0),
+                ("query_only", query_only),
+            ];
+            for (pragma, value) in expected {
+                let ask = sqlx::AssertSqlSafe(format!("PRAGMA {pragma}"));
+                let found: i64 = sqlx::query_scalar(ask).fetch_one(&mut connection).await.unwrap();
+                assert_eq!(found, value, "{pragma}");
+            }
+            let mode: String =
+                sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut connection).await.unwrap();
+            assert_eq!(mode, "wal");
+        }
+    }
+
     #[test]
     fn defaults() {
         let options = parse("sqlite://x").unwrap();

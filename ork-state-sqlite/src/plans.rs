@@ -4,7 +4,7 @@ use ork_state_api::Maintenance as _;
 use rstest::rstest;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
 
-use crate::{SqliteOptions, claims, deferred_jobs, maintenance, runs, schedules, updates};
+use crate::{SqliteOptions, claims, deferred_jobs, logs, maintenance, runs, schedules, updates};
 
 async fn plan(statement: &str) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
@@ -34,6 +34,7 @@ async fn plan(statement: &str) -> Vec<String> {
     deferred_jobs::DUE,
     "deferred_jobs USING INDEX idx_deferred_jobs_due ((poll_at,id)>(?,?) AND poll_at<?)"
 )]
+#[case::log_length(logs::LENGTH, "g USING PRIMARY KEY (task_id=?) LEFT-JOIN")]
 #[case::lapsed(
     updates::LAPSED,
     "l USING INDEX idx_task_leases_expires_at ((expires_at,task_id)>(?,?) AND expires_at<?)"

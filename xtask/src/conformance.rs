@@ -6,7 +6,10 @@ use std::time::Instant;
 
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use ork_state_conformance::{Event, Level, Repeated, Report, Suite, Verdict, chosen_seed, repeat};
+use ork_state_conformance::model::Fault;
+use ork_state_conformance::{
+    Event, KillMatrix, Level, Repeated, Report, Suite, Verdict, chosen_seed, repeat,
+};
 
 use crate::TaskResult;
 use crate::backends::fixtures;
@@ -35,6 +38,9 @@ pub(crate) struct Arguments {
     /// The seed of what is left to chance; a new one by default.
     #[arg(long)]
     seed: Option<u64>,
+    /// Test the suite itself as well: break a store in every way that is known, and fail if no case notices.
+    #[arg(long)]
+    faults: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -77,11 +83,17 @@ fn run_suite(arguments: &Arguments) -> TaskResult {
 
     let begun = Instant::now();
     let bar = bar()?;
-    let report = suite.run(&chosen, &|event| show(&bar, &event));
+    let mut report = suite.run(&chosen, &|event| show(&bar, &event));
+    if arguments.faults {
+        report.kill_matrix = Some(hunt(&bar, &suite)?);
+    }
     bar.finish_and_clear();
 
     println!("{}", table(&report));
     print_details(&report);
+    if let Some(matrix) = &report.kill_matrix {
+        println!("{}", matrix.summary());
+    }
     println!("{:.1} s, seed {}", begun.elapsed().as_secs_f64(), report.seed);
     if let Some(directory) = &arguments.report {
         report.write(directory)?;
@@ -118,6 +130,28 @@ fn verify(path: &Path) -> TaskResult {
     }
     println!("the report does NOT hold: {} differences", differences.len());
     Ok(ExitCode::FAILURE)
+}
+
+/// Sets every case on every fault.
+fn hunt(bar: &ProgressBar, suite: &Suite) -> Result<KillMatrix, Box<dyn std::error::Error>> {
+    let faults = Fault::all();
+    bar.reset();
+    bar.set_length(faults.len() as u64);
+    bar.set_prefix("faults");
+    bar.suspend(|| println!("faults: {} ways to break a store", faults.len()));
+    let matrix = KillMatrix::of(&faults, suite.seed, suite.threads, &|fault| {
+        bar.inc(1);
+        bar.set_message(fault.name.clone());
+        if fault.survived {
+            bar.suspend(|| {
+                println!(
+                    "{} {} SURVIVED: no case notices a store that {}",
+                    fault.rule, fault.name, fault.description
+                );
+            });
+        }
+    })?;
+    Ok(matrix)
 }
 
 /// How many cases run at the same time.
@@ -206,5 +240,6 @@ fn verdict(report: &Report, arguments: &Arguments) -> ExitCode {
         println!("{name} is required and unavailable");
         return ExitCode::FAILURE;
     }
-    if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let has_survivor = report.kill_matrix.as_ref().is_some_and(|matrix| matrix.survivors().next().is_some());
+    if report.is_good() && !has_survivor { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    Backend, ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, CreatedRun, Database, DeferTask, DeferredJob,
-    DeferredJobStore, DueSchedule, Error, ErrorKind, ExpiredTasks, FireSchedule, FiredSchedule, Heartbeat,
-    HeartbeatOutcome, JobReport, JobUpdates, Json, Limit, ListRuns, ListTasks, ListWorkflows, LogAppended,
-    LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun, NewWorkflow, Page, Prune,
-    Pruned, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStore, Schedule, ScheduleStore,
-    Snapshot, SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates, Topic,
-    UpdateReport, UpdateWorkflow, Violation, Watch, Workflow, WorkflowFilter, WorkflowId, WorkflowName,
-    WorkflowStore,
+    Backend, Capability, ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, CreatedRun, Database, DeferTask,
+    DeferredJob, DeferredJobStore, DueSchedule, Error, ErrorKind, ExpiredTasks, FireSchedule, FiredSchedule,
+    Heartbeat, HeartbeatOutcome, JobReport, JobUpdates, Json, Limit, ListRuns, ListTasks, ListWorkflows,
+    LogAppended, LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun, NewWorkflow,
+    Page, Prune, Pruned, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStore, Schedule,
+    ScheduleStore, Snapshot, SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId, TaskName, TaskStore,
+    TaskUpdates, Topic, UpdateReport, UpdateWorkflow, Violation, Watch, Workflow, WorkflowFilter, WorkflowId,
+    WorkflowName, WorkflowStore,
 };
 
 /// Something that answers calls: with [`Calls`] around it, a whole [`Database`].
@@ -138,6 +138,20 @@ macro_rules! calls {
                         | C::ReadLog { .. } | C::DueSchedules { .. } | C::ListJobs { .. } | C::PlanMigration {}
                         | C::Stats {} | C::Verify {}
                 )
+            }
+
+            /// The capability without which it is refused, if there is one.
+            #[must_use]
+            pub const fn needs(&self) -> Option<Capability> {
+                use Call as C;
+                match self {
+                    C::AppendLog { .. } | C::ReadLog { .. } => Some(Capability::Logs),
+                    C::SetSchedule { .. } | C::DueSchedules { .. } | C::FireSchedule { .. } => Some(Capability::Schedules),
+                    C::DeferTask { .. } | C::ClaimJobs { .. } | C::UpdateJobs { .. } | C::ListJobs { .. } => {
+                        Some(Capability::DeferredJobs)
+                    }
+                    _ => None,
+                }
             }
 
             /// Makes the call.

@@ -8,7 +8,9 @@
 //! checked that they are new, and says what the whole answer should have been.
 
 mod call;
+mod damage;
 mod deferred_jobs;
+mod faults;
 mod logs;
 mod maintenance;
 mod runs;
@@ -24,8 +26,11 @@ use ork_state_api::{
     Timestamp, Workflow, WorkflowId,
 };
 
+use crate::Damage;
+
 pub use call::{Answer, Answers, Call, Calls};
-pub use store::{MODEL, ModelFixture, ModelStore, Tamper};
+pub use faults::Fault;
+pub use store::{MODEL, ModelFixture, ModelStore, Tamper, Turn};
 
 /// A store's whole state.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +49,8 @@ pub struct Model {
     pub(crate) jobs: Vec<JobRow>,
     /// The cap of each log, in bytes.
     pub(crate) max_log_bytes: Option<u64>,
+    /// What was put into it that no store would write.
+    pub(crate) damaged: Vec<Damage>,
     /// Every id that there ever was.
     used: BTreeSet<[u8; 16]>,
 }
@@ -78,6 +85,9 @@ impl Model {
     /// What the answer to a call is at this time, given the one that a store has given: what it chose is taken from there. Without one
     /// the model chooses.
     pub fn answer(&mut self, now: Timestamp, call: Call, seen: Option<&Answer>) -> Answer {
+        if self.is_newer() {
+            return damage::newer(&call);
+        }
         if !self.is_migrated && !matches!(call, Call::Migrate {} | Call::PlanMigration {}) {
             return call.fails(Error::new(ErrorKind::SchemaMismatch { found: 0, needed: 1 }));
         }
@@ -91,7 +101,7 @@ impl Model {
                 }
             };
         }
-        match call {
+        let answer = match call {
             Call::CreateWorkflow { new } => {
                 Answer::CreateWorkflow(self.create_workflow(now, &new, seen!(CreateWorkflow)))
             }
@@ -143,8 +153,9 @@ impl Model {
             Call::PlanMigration {} => Answer::PlanMigration(Ok(self.plan_migration())),
             Call::Prune { prune } => Answer::Prune(Ok(self.prune(now, prune))),
             Call::Stats {} => Answer::Stats(Ok(self.stats(now))),
-            Call::Verify {} => Answer::Verify(Ok(vec![])),
-        }
+            Call::Verify {} => Answer::Verify(Ok(self.verify())),
+        };
+        self.readable(answer)
     }
 
     /// An id that a store chose, if it never was one before (G3), else one that it did not choose, which shows.

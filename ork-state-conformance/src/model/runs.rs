@@ -107,7 +107,10 @@ impl Model {
         }
         let dag = match start.dag {
             Some(dag) => dag,
-            None => self.get_snapshot(run.snapshot)?.dag,
+            None => {
+                self.corrupt_snapshot(run.snapshot)?;
+                self.get_snapshot(run.snapshot)?.dag
+            }
         };
         let rows = rows_of(run.id, &dag, now);
         for row in &rows {

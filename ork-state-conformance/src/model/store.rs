@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use ork_state_api::{
-    Backend, Capabilities, Capability, Clock, ConnectOptions, Database, Error, OptionInfo, Result, Timestamp,
-    Topic, Watch, WatchSource,
+    Backend, Capabilities, Capability, Clock, ConnectOptions, Database, Error, ErrorKind, OptionInfo, Result,
+    Timestamp, Topic, Watch, WatchSource,
 };
 use tokio::sync::watch;
 
 use super::{Answer, Answers, Call, Calls, Model};
-use crate::{Fixture, TestStore};
+use crate::{Damage, Fixture, TestStore};
 
 /// What the model says about itself. It is no plugin: only [`ModelFixture`] opens it.
 pub static MODEL: Backend = Backend {
@@ -30,6 +30,17 @@ pub static MODEL: Backend = Backend {
     },
 };
 
+/// What a backend says about itself that opts out of all it may.
+pub(super) static LESSER: Backend = Backend {
+    capabilities: MODEL
+        .capabilities
+        .without(Capability::Logs)
+        .without(Capability::Schedules)
+        .without(Capability::DeferredJobs)
+        .without(Capability::Notifications),
+    ..MODEL
+};
+
 /// How a store breaks the rules.
 #[derive(Debug, Clone, Copy)]
 pub struct Tamper {
@@ -37,17 +48,28 @@ pub struct Tamper {
     pub answer: fn(&mut Turn<'_>) -> Answer,
     /// What happens to the state when the store is opened again, if anything; the second is the one before the latest change.
     pub reopen: Option<fn(&mut Model, Model)>,
-    /// Whether hints are given.
-    pub hints: bool,
+    /// Whether a call that may have changed something is hinted at.
+    pub hints: fn(&Call) -> bool,
+    /// What it says about itself.
+    pub plugin: &'static Backend,
+    /// What it does though it says that it does not.
+    pub also: &'static [Capability],
 }
 
 impl Tamper {
     /// It breaks none.
-    pub const NONE: Self = Self { answer: |turn| turn.honest(), reopen: None, hints: true };
+    pub const NONE: Self =
+        Self { answer: |turn| turn.honest(), reopen: None, hints: Call::writes, plugin: &MODEL, also: &[] };
+
+    fn lacks(&self, capability: Capability) -> bool {
+        !self.plugin.capabilities.has(capability) && !self.also.contains(&capability)
+    }
 }
 
+/// A part of what a call does, done after the rest of it.
+type Later = Box<dyn FnOnce(&mut Model) + Send>;
+
 /// One call of a store, to be answered.
-#[derive(Debug)]
 pub struct Turn<'a> {
     /// The store's state.
     pub model: &'a mut Model,
@@ -55,17 +77,36 @@ pub struct Turn<'a> {
     pub now: Timestamp,
     /// The call.
     pub call: Call,
+    tamper: Tamper,
+    later: Vec<Later>,
+}
+
+impl std::fmt::Debug for Turn<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Turn").field("now", &self.now).field("call", &self.call).finish_non_exhaustive()
+    }
 }
 
 impl Turn<'_> {
     /// What the rules want.
     pub fn honest(&mut self) -> Answer {
-        self.model.answer(self.now, self.call.clone(), None)
+        self.instead(self.call.clone())
     }
 
     /// What the rules want of another call at this moment.
     pub fn instead(&mut self, call: Call) -> Answer {
-        self.model.answer(self.now, call, None)
+        match call.needs().filter(|needed| self.tamper.lacks(*needed)) {
+            Some(capability) => {
+                call.fails(Error::new(ErrorKind::Unsupported { backend: MODEL.name, capability }))
+            }
+            None => self.model.answer(self.now, call, None),
+        }
+    }
+
+    /// Has something done before the call is answered, but not in one step with the rest: others may look in between, and it is not done
+    /// at all if nobody waits for the answer any more.
+    pub fn later(&mut self, rest: impl FnOnce(&mut Model) + Send + 'static) {
+        self.later.push(Box::new(rest));
     }
 }
 
@@ -103,7 +144,7 @@ pub struct Handle {
 
 impl Handle {
     fn open(options: &ConnectOptions, shared: Arc<Shared>, tamper: Tamper) -> Result<Self> {
-        let parameters = options.url().parameters(&MODEL)?;
+        let parameters = options.url().parameters(tamper.plugin)?;
         let max_log_bytes = parameters.number("max_log_bytes", 0..=u64::MAX)?;
         if let Some(reopen) = tamper.reopen {
             let (state, before) = &mut *shared.lock();
@@ -116,21 +157,30 @@ impl Handle {
 #[async_trait]
 impl Answers for Handle {
     fn backend(&self) -> &'static Backend {
-        &MODEL
+        self.tamper.plugin
     }
 
-    /// Under one lock and without an await, so it is one transaction (G1) that nothing cuts short (G9).
+    /// Under one lock and without an await but for what is tampered with, so it is one transaction (G1) that nothing cuts short (G9).
     async fn answer(&self, call: Call) -> Answer {
-        let writes = call.writes();
-        let answer = {
+        // Nothing here waits for anything: a case that goes round in circles could not be ended.
+        tokio::task::coop::consume_budget().await;
+        let (writes, is_told) = (call.writes(), (self.tamper.hints)(&call));
+        let (answer, later) = {
             let (model, before) = &mut *self.shared.lock();
             if writes && self.tamper.reopen.is_some() {
                 before.clone_from(model);
             }
             model.max_log_bytes = self.max_log_bytes;
-            (self.tamper.answer)(&mut Turn { model, now: self.clock.now(), call })
+            let (now, tamper) = (self.clock.now(), self.tamper);
+            let mut turn = Turn { model, now, call, tamper, later: Vec::new() };
+            let answer = (tamper.answer)(&mut turn);
+            (answer, turn.later)
         };
-        if writes && self.tamper.hints {
+        for rest in later {
+            tokio::task::yield_now().await;
+            rest(&mut self.shared.lock().0);
+        }
+        if writes && is_told {
             // A hint may come for nothing (M5).
             self.shared.hints.send_replace(());
         }
@@ -138,6 +188,10 @@ impl Answers for Handle {
     }
 
     async fn watch(&self, _: Topic) -> Result<Watch> {
+        let capability = Capability::Notifications;
+        if self.tamper.lacks(capability) {
+            return Err(Error::new(ErrorKind::Unsupported { backend: MODEL.name, capability }));
+        }
         Ok(Watch::new(Hints(self.shared.hints.subscribe())))
     }
 }
@@ -183,14 +237,14 @@ impl Fixture for ModelFixture {
     }
 
     fn plugin(&self) -> std::result::Result<&'static Backend, String> {
-        Ok(&MODEL)
+        Ok(self.tamper.plugin)
     }
 
     async fn empty(&self) -> Result<Arc<dyn TestStore>> {
         let mut stores = self.stores();
         let name = stores.len().to_string();
-        stores.insert(name.clone(), Arc::default());
-        Ok(Arc::new(ModelTestStore(format!("model:{name}"))))
+        let shared: Arc<Shared> = stores.entry(name.clone()).or_default().clone();
+        Ok(Arc::new(ModelTestStore { url: format!("model:{name}"), shared }))
     }
 
     async fn connect(&self, options: ConnectOptions) -> Result<Arc<dyn Database>> {
@@ -199,10 +253,19 @@ impl Fixture for ModelFixture {
     }
 }
 
-struct ModelTestStore(String);
+struct ModelTestStore {
+    url: String,
+    shared: Arc<Shared>,
+}
 
+#[async_trait]
 impl TestStore for ModelTestStore {
     fn url(&self) -> String {
-        self.0.clone()
+        self.url.clone()
+    }
+
+    async fn damage(&self, damage: Damage) -> Result<bool> {
+        self.shared.lock().0.damage(damage);
+        Ok(true)
     }
 }

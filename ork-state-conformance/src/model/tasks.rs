@@ -48,6 +48,10 @@ impl Model {
         let is_running =
             self.runs.get(&row.detail.task.run).is_some_and(|run| run.status == RunStatus::Running);
         let is_queued = row.detail.task.status == TaskStatus::Pending && self.unmet(row) == 0 && is_running;
+        // G8: who claims passes over what cannot be read.
+        if self.corrupt_run(row.detail.task.run).is_err() || self.corrupt_task(row.detail.task.id).is_err() {
+            return None;
+        }
         is_queued.then_some(row.ready_since)
     }
 

@@ -1,0 +1,3 @@
+use super::Fault;
+
+pub(super) const FAULTS: &[Fault] = &[];

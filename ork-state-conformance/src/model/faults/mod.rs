@@ -1,0 +1,98 @@
+//! Faults: stores that each break one rule, to see that the suite notices.
+//!
+//! Each is the model, tampered with. What they do was seen in stores that are in use, or is what a backend does wrong while it is
+//! written. [`KillMatrix::of`](crate::KillMatrix::of) sets every case on every fault: one that no case notices is a hole in the suite.
+
+mod deferred_jobs;
+mod general;
+mod logs;
+mod maintenance;
+mod matrix;
+mod runs;
+mod schedules;
+mod tasks;
+mod workflows;
+
+use ork_state_api::Capability;
+
+use super::store::LESSER;
+use super::{Answer, Call, Model, Tamper, TaskRow, Turn};
+use crate::Rule;
+
+/// One way to break one rule.
+#[derive(Debug, Clone, Copy)]
+pub struct Fault {
+    /// What it is called; no two are called the same.
+    pub name: &'static str,
+    /// The rule that it breaks.
+    pub rule: Rule,
+    /// What it does, in a sentence's end: "the store ...".
+    pub description: &'static str,
+    /// How.
+    pub tamper: Tamper,
+}
+
+impl Fault {
+    /// A store that answers wrongly, or rightly and then keeps something wrong.
+    const fn new(
+        rule: Rule,
+        name: &'static str,
+        description: &'static str,
+        answer: fn(&mut Turn<'_>) -> Answer,
+    ) -> Self {
+        Self { name, rule, description, tamper: Tamper { answer, ..Tamper::NONE } }
+    }
+
+    /// A store that is not what it was when it is opened again.
+    const fn reopened(
+        rule: Rule,
+        name: &'static str,
+        description: &'static str,
+        reopen: fn(&mut Model, Model),
+    ) -> Self {
+        Self { name, rule, description, tamper: Tamper { reopen: Some(reopen), ..Tamper::NONE } }
+    }
+
+    /// A store that opts out of all it may and yet does some of it.
+    const fn lesser(
+        rule: Rule,
+        name: &'static str,
+        description: &'static str,
+        also: &'static [Capability],
+    ) -> Self {
+        Self { name, rule, description, tamper: Tamper { plugin: &LESSER, also, ..Tamper::NONE } }
+    }
+
+    /// A store that gives no hints of some calls.
+    const fn silent(
+        rule: Rule,
+        name: &'static str,
+        description: &'static str,
+        hints: fn(&Call) -> bool,
+    ) -> Self {
+        Self { name, rule, description, tamper: Tamper { hints, ..Tamper::NONE } }
+    }
+
+    /// All of them, by rule.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let areas = [
+            general::FAULTS,
+            workflows::FAULTS,
+            runs::FAULTS,
+            tasks::FAULTS,
+            logs::FAULTS,
+            schedules::FAULTS,
+            deferred_jobs::FAULTS,
+            maintenance::FAULTS,
+        ];
+        let mut all = areas.concat();
+        all.sort_by_key(|fault| fault.rule);
+        all
+    }
+}
+
+/// Every task of a store.
+fn tasks_of(model: &mut Model) -> impl Iterator<Item = &mut TaskRow> {
+    model.tasks.values_mut().flatten()
+}
