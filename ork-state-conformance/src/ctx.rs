@@ -29,6 +29,7 @@ struct Inner {
     notes: Mutex<Vec<String>>,
     damaged: AtomicBool,
     seed: u64,
+    shrinks: bool,
 }
 
 impl std::fmt::Debug for Ctx {
@@ -43,6 +44,7 @@ impl Ctx {
         fixture: Arc<dyn Fixture>,
         store: Arc<dyn TestStore>,
         seed: u64,
+        shrinks: bool,
     ) -> Result<Self> {
         let url = store.url();
         let clock = Arc::new(ManualClock::default());
@@ -58,6 +60,7 @@ impl Ctx {
             notes: Mutex::default(),
             damaged: AtomicBool::new(false),
             seed,
+            shrinks,
         })))
     }
 
@@ -127,6 +130,11 @@ impl Ctx {
     #[must_use]
     pub fn seed(&self) -> u64 {
         self.0.seed
+    }
+
+    /// Whether what shows a failure is to be cut down to its shortest form.
+    pub(crate) fn shrinks(&self) -> bool {
+        self.0.shrinks
     }
 
     /// Says something that is worth reading in the report, such as a figure.

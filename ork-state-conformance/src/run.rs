@@ -11,8 +11,21 @@ use tokio::task::JoinError;
 
 use crate::{Case, Ctx, Fixture, NotApplicable};
 
-/// A case that takes longer has hung.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// How a case is run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    /// A case that takes longer has hung.
+    pub(crate) patience: Duration,
+    /// How many threads the case has.
+    pub(crate) threads: usize,
+    /// Whether what shows a failure is cut down to its shortest form.
+    pub(crate) shrinks: bool,
+}
+
+impl Manner {
+    /// As a backend's author wants it.
+    pub(crate) const THOROUGH: Self = Self { patience: Duration::from_secs(120), threads: 2, shrinks: true };
+}
 
 /// What became of a case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,12 +77,12 @@ pub struct CaseReport {
 /// What a case leaves to chance comes from the seed. Blocks; not to be called from async code.
 #[must_use]
 pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64) -> CaseReport {
-    run_case_within(PATIENCE, fixture, case, seed)
+    run_case_so(Manner::THOROUGH, fixture, case, seed)
 }
 
-/// The same with another idea of when a case has hung.
-pub(crate) fn run_case_within(
-    patience: Duration,
+/// The same in another manner.
+pub(crate) fn run_case_so(
+    manner: Manner,
     fixture: &Arc<dyn Fixture>,
     case: &'static Case,
     seed: u64,
@@ -77,7 +90,7 @@ pub(crate) fn run_case_within(
     note_panics();
     let begun = Instant::now();
     let mut notes = Vec::new();
-    let verdict = verdict(patience, fixture, case, seed, &mut notes);
+    let verdict = verdict(manner, fixture, case, seed, &mut notes);
     let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     CaseReport {
         name: case.name.to_owned(),
@@ -92,7 +105,7 @@ pub(crate) fn run_case_within(
 }
 
 fn verdict(
-    patience: Duration,
+    manner: Manner,
     fixture: &Arc<dyn Fixture>,
     case: &'static Case,
     seed: u64,
@@ -105,12 +118,17 @@ fn verdict(
     if let Some(reason) = not_applicable(backend, case) {
         return Verdict::NotApplicable { reason };
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let Manner { patience, threads, shrinks } = manner;
+    let mut builder = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = match builder.worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(format!("no runtime: {error}")),
     };
     let ended = runtime.block_on(async {
-        tokio::time::timeout(patience, in_fresh_store(fixture, case, seed, notes))
+        tokio::time::timeout(patience, in_fresh_store(fixture, case, seed, shrinks, notes))
             .await
             .unwrap_or_else(|_| Err(fail(format!("still running after {patience:?}"))))
     });
@@ -152,10 +170,11 @@ async fn in_fresh_store(
     fixture: &Arc<dyn Fixture>,
     case: &Case,
     seed: u64,
+    shrinks: bool,
     notes: &mut Vec<String>,
 ) -> Result<(), Verdict> {
     let store = fixture.migrated().await.map_err(|error| fail(format!("no store: {error:?}")))?;
-    let ctx = match Ctx::open(fixture.clone(), store.clone(), seed).await {
+    let ctx = match Ctx::open(fixture.clone(), store.clone(), seed, shrinks).await {
         Ok(ctx) => ctx,
         Err(error) => return Err(fail(format!("the store does not open: {error:?}"))),
     };

@@ -6,7 +6,7 @@ use ork_state_api::HeartbeatOutcome;
 use ork_state_conformance::model::{Answer, ModelFixture, Tamper};
 use ork_state_conformance::traces::Traces;
 
-const TRACES: Traces = Traces { seed: 1, count: 100, length: 100 };
+const TRACES: Traces = Traces { seed: 1, count: 100, length: 100, shrinks: true };
 
 #[tokio::test]
 async fn stores_that_keep_the_rules_agree() {

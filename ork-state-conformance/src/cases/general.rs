@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ork_state_api::{
-    Capability, Claim, Database, Json, Limit, ListRuns, ListTasks, LogChunk, NewRun, NewWorkflow,
+    Capability, Claim, CreatedRun, Database, Json, Limit, ListRuns, ListTasks, LogChunk, NewRun, NewWorkflow,
     PageRequest, RunStatus, StartRun, TaskStatus, TaskUpdate, Token,
 };
 
@@ -64,6 +64,26 @@ case! { G1, g1_no_reader_sees_a_cascade_half_done(t) {
     Ok(())
 }}
 
+case! { [G1, R4], g1_no_reader_sees_a_cancellation_half_done(t) {
+    let (db, mut looks) = (reader(&t).await?, 0);
+    for _ in 0..5 {
+        let run = t.start(&(0..200).map(|i| format!("t{i} ")).collect::<String>()).await?.id;
+        let canceller = { let t = t.clone(); tokio::spawn(async move { t.db().cancel_run(run).await }) };
+        while !canceller.is_finished() {
+            let status = db.get_run(run).await?.status;
+            let tasks = db.list_tasks(ListTasks::of(run, all_tasks()?)).await?.items;
+            let live = tasks.iter().filter(|task| !task.status.is_terminal()).count();
+            looks += 1;
+            assert!(live == 0 || live == 200, "{live} of 200 tasks live");
+            assert!(status == RunStatus::Running || live == 0, "{status} with {live} live tasks");
+            tokio::task::yield_now().await;
+        }
+        canceller.await??;
+    }
+    assert!(looks > 0, "nobody looked while runs were cancelled");
+    Ok(())
+}}
+
 case! { G1, g1_a_workflow_and_its_snapshot_appear_together(t) {
     let (db, mut looks) = (reader(&t).await?, 0);
     let creating = { let t = t.clone(); tokio::spawn(async move {
@@ -117,6 +137,53 @@ case! { G2 needs [Durable], g2_everything_is_there_after_reopening(t) {
     assert_eq!(db.ready_tasks(Limit::default()).await?, queue);
     assert_eq!(db.get_task(a.task.id).await?.output.as_ref().map(Json::as_str), Some("{\"x\": 1}"));
     assert_eq!(db.get_workflow(run.workflow).await?, t.db().get_workflow(run.workflow).await?);
+    Ok(())
+}}
+
+case! { G2 needs [Durable], g2_what_waits_waits_on_after_reopening(t) {
+    let (waits, paused) = (t.start("a*1").await?.id, t.start("b").await?.id);
+    t.fail(&t.claim_one().await?, Duration::from_secs(60)).await?;
+    t.db().pause_run(paused).await?;
+    let db = t.reopen().await?;
+    assert_eq!(db.get_run(paused).await?.status, RunStatus::Paused);
+    let claim = || claim_request("w", crate::LEASE);
+    assert!(db.claim_tasks(claim()?).await?.is_empty(), "nothing is ready");
+    t.advance(Duration::from_secs(60));
+    let claimed = t.reopen().await?.claim_tasks(claim()?).await?;
+    assert_eq!(claimed.iter().map(|task| task.task.run).collect::<Vec<_>>(), [waits]);
+    t.reopen().await?.resume_run(paused).await?;
+    assert_eq!(t.reopen().await?.claim_tasks(claim()?).await?.len(), 1);
+    Ok(())
+}}
+
+case! { [G2, R1] needs [Durable], g2_an_idempotency_key_is_known_after_reopening(t) {
+    let workflow = t.workflow(dag("a")?).await?.id;
+    let new = NewRun::new(workflow).with_idempotency_key("key".parse()?);
+    let run = t.db().create_run(new.clone()).await?.into_run();
+    assert_eq!(t.reopen().await?.create_run(new).await?, CreatedRun::Existing(run));
+    Ok(())
+}}
+
+case! { [G2, T2] needs [Durable], g2_tokens_grow_on_after_reopening(t) {
+    t.start("a*9").await?;
+    let mut last = 0;
+    for _ in 0..4 {
+        let claimed = t.reopen().await?.claim_tasks(claim_request("w", crate::LEASE)?).await?;
+        let token = claimed[0].claim.token.get();
+        assert!(token > last, "token {token} after {last}");
+        last = token;
+        t.advance(crate::LEASE);
+        t.reopen().await?.expire_leases(Limit::default()).await?;
+    }
+    Ok(())
+}}
+
+case! { [G2, S1] needs [Durable, Schedules], g2_a_schedule_is_there_after_reopening(t) {
+    let workflow = t.workflow(dag("a")?).await?.id;
+    let schedule = ork_state_api::Schedule::new("@daily".parse()?, Some(t.now()));
+    let set = t.db().set_schedule(workflow, Some(schedule)).await?;
+    assert_eq!(t.reopen().await?.get_workflow(workflow).await?, set);
+    assert_eq!(t.reopen().await?.due_schedules(Limit::default()).await?.len(), 1);
     Ok(())
 }}
 

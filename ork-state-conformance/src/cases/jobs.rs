@@ -360,6 +360,24 @@ case! { [D2, R4] needs [DeferredJobs], d2_cancelling_a_run_cancels_its_open_jobs
     Ok(())
 }}
 
+case! { [D2, G1] needs [DeferredJobs], d2_no_reader_sees_an_open_job_of_a_cancelled_run(t) {
+    for _ in 0..10 {
+        let run = t.start("a").await?.id;
+        let (a, _) = deferred(&t, &["j1", "j2", "j3"]).await?;
+        let canceller = { let t = t.clone(); tokio::spawn(async move { t.db().cancel_run(run).await }) };
+        while !canceller.is_finished() {
+            let status = t.db().get_run(run).await?.status;
+            let jobs = t.db().list_jobs(a.task.id).await?;
+            let open = jobs.iter().filter(|job| !job.status.is_terminal()).count();
+            assert!(open == 0 || open == 3, "{open} of 3 jobs open");
+            assert!(status == RunStatus::Running || open == 0, "{status} with {open} open jobs");
+            tokio::task::yield_now().await;
+        }
+        canceller.await??;
+    }
+    Ok(())
+}}
+
 case! { [D2, R4] needs [DeferredJobs], d2_a_cancelled_job_stays_so_and_revives_nothing(t) {
     let run = t.start("a").await?;
     deferred(&t, &["j"]).await?;

@@ -37,6 +37,7 @@ async fn runs(t: &Ctx, workflow: Option<WorkflowId>, limit: usize) -> ork_state_
     loop {
         let found =
             t.db().list_runs(ListRuns { filter: RunFilter { workflow, ..RunFilter::all() }, page }).await?;
+        assert!(found.items.len() <= limit);
         all.extend(found.items);
         match found.next {
             Some(key) => page = PageRequest::after(key, Limit::new(limit)?),

@@ -164,11 +164,13 @@ case! { L2 needs [Logs], l2_a_log_goes_on_over_attempts_and_after_the_end(t) {
 }}
 
 case! { L2 needs [Logs], l2_tasks_have_logs_of_their_own(t) {
-    let run = t.start("a b").await?;
+    let (run, other) = (t.start("a b").await?, t.start("a").await?);
     let (a, b) = (t.task(run.id, "a").await?.id, t.task(run.id, "b").await?.id);
+    let namesake = t.task(other.id, "a").await?.id;
     append(&t, a, b"of a").await?;
     append(&t, b, b"of b").await?;
     assert_eq!((whole(&t, a).await?, whole(&t, b).await?), (b"of a".to_vec(), b"of b".to_vec()));
+    assert_eq!(whole(&t, namesake).await?, b"", "a task of this name in another run has another log");
     Ok(())
 }}
 

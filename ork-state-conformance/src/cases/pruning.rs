@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use ork_state_api::ErrorKind::NotFound;
-use ork_state_api::{Limit, NewRun, Prune, Pruned, RetryRun, RunFilter, RunId, StartRun};
+use ork_state_api::{Limit, NewRun, Prune, Pruned, RetryRun, RunFilter, RunId, StartRun, TaskUpdate, Text};
 
 use super::{assert_fails, together};
 use crate::case::case;
@@ -22,11 +22,17 @@ async fn ended(t: &Ctx, tasks: &str) -> ork_state_api::Result<RunId> {
 
 case! { M2, m2_runs_that_ended_long_ago_are_deleted(t) {
     let old = ended(&t, "a b:a").await?;
+    let failed = t.start("a").await?.id;
+    t.update([TaskUpdate::failed_for_good(t.claim_one().await?.claim, Text::lossy("x"))]).await?;
+    let cancelled = t.start("a").await?.id;
+    t.db().cancel_run(cancelled).await?;
     t.advance(HOUR);
     let young = ended(&t, "c").await?;
     t.advance(Duration::from_micros(1));
-    assert_eq!(prune(&t, HOUR, 100).await?, Pruned { runs: 1, tasks: 2 });
-    assert_fails!(t.db().get_run(old).await, NotFound { .. });
+    assert_eq!(prune(&t, HOUR, 100).await?, Pruned { runs: 3, tasks: 4 });
+    for gone in [old, failed, cancelled] {
+        assert_fails!(t.db().get_run(gone).await, NotFound { .. });
+    }
     assert_eq!(t.db().get_run(young).await?.tasks.total, 1);
     assert_eq!(t.db().count_runs(RunFilter::all()).await?, 1);
     Ok(())

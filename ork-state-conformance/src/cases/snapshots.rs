@@ -94,6 +94,26 @@ case! { W2, w2_replacing_at_once_leaves_one_of_them(t) {
     Ok(())
 }}
 
+case! { W2, w2_updates_of_different_parts_at_once_all_count(t) {
+    for _ in 0..10 {
+        let workflow = t.workflow(dag("a")?).await?;
+        let updates = [
+            UpdateWorkflow::new(workflow.id).with_dag(dag("b")?),
+            UpdateWorkflow::new(workflow.id).with_description(Some(Text::lossy("new"))),
+            UpdateWorkflow::new(workflow.id).with_target(Target { region: Text::lossy("new"), ..workflow.target.clone() }),
+        ];
+        let updates = updates.map(|update| {
+            let db = t.db().clone();
+            async move { db.update_workflow(update).await }
+        });
+        together(updates).await?.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let last = t.db().get_workflow(workflow.id).await?;
+        assert_ne!(last.snapshot, workflow.snapshot, "the DAG was replaced");
+        assert_eq!((last.description.as_deref(), last.target.region.as_str()), (Some("new"), "new"));
+    }
+    Ok(())
+}}
+
 case! { [W2, G7], w2_an_unknown_workflow_is_not_found(t) {
     assert_fails!(t.db().update_workflow(UpdateWorkflow::new(WorkflowId::generate()).with_dag(dag("a")?)).await, NotFound { .. });
     Ok(())

@@ -101,6 +101,7 @@ case! { M3, m3_the_oldest_ready_task_tells_how_far_behind_schedulers_are(t) {
     t.start("a b").await?;
     let since = t.now();
     t.advance(Duration::from_secs(5));
+    t.start("c").await?;
     assert_eq!(t.db().stats().await?.oldest_ready_at, Some(since));
     t.work_off().await?;
     assert_eq!(t.db().stats().await?.oldest_ready_at, None);

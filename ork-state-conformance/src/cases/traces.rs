@@ -7,7 +7,7 @@ const LONG: (u32, usize) = (2, 300);
 
 case! { G7, g7_random_traces_are_answered_as_the_model_does(t, of: (u64, (u32, usize))) {
     let (number, (count, length)) = of;
-    let traces = Traces { seed: seed_of(t.seed(), number), count, length };
+    let traces = Traces { seed: seed_of(t.seed(), number), count, length, shrinks: t.shrinks() };
     Ok(traces.play(vec![t.shared_fixture()]).await?)
 }
     short => (0, SHORT),

@@ -42,6 +42,8 @@ case! { T4, t4_a_status_never_moves_back(t) {
     assert_eq!(t.update([late, TaskUpdate::running(a.claim)]).await?.outcomes, [Applied { status: TaskStatus::Running }; 2]);
     let task = t.task(run.id, "a").await?;
     assert_eq!((task.status, task.started_at, task.execution_name.as_deref()), (TaskStatus::Running, started, Some("late")));
+    t.update([TaskUpdate::dispatched(a.claim, None)]).await?;
+    assert_eq!(t.task(run.id, "a").await?, task, "also in a call of its own");
     Ok(())
 }}
 
@@ -162,11 +164,12 @@ case! { T4, t4_a_release_keeps_the_error_of_an_earlier_attempt(t) {
 }}
 
 case! { T4, t4_a_new_attempt_starts_clean(t) {
-    t.start("a*1").await?;
+    let run = t.start("a*1").await?;
     let a = t.claim_one().await?;
     t.update([TaskUpdate::dispatched(a.claim, Some(Label::new("x")?)), TaskUpdate::running(a.claim)]).await?;
     t.fail(&a, Duration::ZERO).await?;
     let task = t.claim_one().await?.task;
+    assert_eq!(t.task(run.id, "a").await?, task, "what the claim brought is what is kept");
     assert_eq!((task.execution_name, task.started_at, task.retry_at), (None, None, None));
     assert_eq!(task.error.as_deref(), Some("broken"), "the latest failure is still worth reading");
     Ok(())

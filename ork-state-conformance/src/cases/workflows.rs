@@ -173,20 +173,30 @@ case! { W3, w3_cancelled_runs_do_not_stand_in_the_way(t) {
 }}
 
 case! { W3, w3_other_workflows_stay(t) {
-    let (gone, stays) = (t.start("a").await?, t.start("a b:a").await?);
+    let (gone, stays, ended) = (t.start("a").await?, t.start("a b:a").await?, t.start("a").await?);
     t.db().cancel_run(gone.id).await?;
+    let ended = t.db().cancel_run(ended.id).await?;
     t.db().delete_workflow(gone.workflow).await?;
+    assert_eq!(t.db().get_run(ended.id).await?, ended);
+    assert_eq!(t.statuses(ended.id).await?, "a=cancelled");
     assert_eq!(t.work_off().await?, 2);
     assert_eq!(t.statuses(stays.id).await?, "a=success b=success");
     Ok(())
 }}
 
 case! { W3, w3_a_run_created_meanwhile_stops_it_or_finds_nothing(t) {
-    for _ in 0..20 {
+    for round in 0..20 {
         let workflow = t.workflow(dag("a")?).await?.id;
         let (db, other) = (t.db().clone(), t.db().clone());
-        let deleting = tokio::spawn(async move { db.delete_workflow(workflow).await });
-        let creating = tokio::spawn(async move { other.create_run(NewRun::new(workflow)).await });
+        let delete = async move { db.delete_workflow(workflow).await };
+        let create = async move { other.create_run(NewRun::new(workflow)).await };
+        // What is spawned last often runs first.
+        let (deleting, creating) = if round % 2 == 0 {
+            let creating = tokio::spawn(create);
+            (tokio::spawn(delete), creating)
+        } else {
+            (tokio::spawn(delete), tokio::spawn(create))
+        };
         match (deleting.await?, creating.await?) {
             (Ok(()), Err(error)) => assert!(matches!(error.kind(), NotFound { entity: Entity::Workflow, .. }), "{error:?}"),
             (Err(error), Ok(created)) => {

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ork_state_api::{
     DeferredJob, Error, ErrorKind, JobId, Run, RunId, Snapshot, SnapshotId, Task, TaskDetail, TaskId,
-    Timestamp, Workflow, WorkflowId,
+    Timestamp, Workflow, WorkflowId, WorkflowName,
 };
 
 use crate::Damage;
@@ -51,6 +51,8 @@ pub struct Model {
     pub(crate) max_log_bytes: Option<u64>,
     /// What was put into it that no store would write.
     pub(crate) damaged: Vec<Damage>,
+    /// How many rows were before a page: what a store keeps that cannot page by key.
+    pub(crate) pages: BTreeMap<WorkflowName, usize>,
     /// Every id that there ever was.
     used: BTreeSet<[u8; 16]>,
 }

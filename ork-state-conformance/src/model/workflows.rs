@@ -31,7 +31,7 @@ impl Model {
         Ok(workflow)
     }
 
-    fn new_snapshot(
+    pub(super) fn new_snapshot(
         &mut self,
         now: Timestamp,
         workflow: WorkflowId,

@@ -22,11 +22,13 @@ pub struct Traces {
     pub count: u32,
     /// At most so many steps each.
     pub length: usize,
+    /// Whether a trace that shows a difference is cut down as far as it still does.
+    pub shrinks: bool,
 }
 
 impl Traces {
     /// Plays them against fresh stores of each fixture and the model beside it: every answer and the whole state at the end must be what the model
-    /// says, and so all of them the same. The first trace that shows a difference is cut down as far as it still does.
+    /// says, and so all of them the same. The first trace that shows a difference is told.
     ///
     /// # Errors
     /// A message with the shortest trace that was found, and where it differs.
@@ -42,7 +44,7 @@ impl Traces {
             cases: self.count,
             // Nothing is written anywhere: the seed is enough to play them again.
             failure_persistence: None,
-            max_shrink_iters: 3000,
+            max_shrink_iters: if self.shrinks { 3000 } else { 0 },
             ..Config::default()
         };
         let mut seed = [0; 32];
@@ -58,7 +60,8 @@ impl Traces {
             Err(TestError::Fail(reason, steps)) => {
                 let lines: Vec<String> =
                     steps.iter().enumerate().map(|(number, step)| format!("  {number}: {step:?}")).collect();
-                Err(format!("{reason}\nthe trace, cut down to {} steps:\n{}", steps.len(), lines.join("\n")))
+                let cut_down = if self.shrinks { "cut down to" } else { "of" };
+                Err(format!("{reason}\nthe trace, {cut_down} {} steps:\n{}", steps.len(), lines.join("\n")))
             }
         }
     }

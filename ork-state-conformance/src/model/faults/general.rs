@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ork_state_api::{
-    Capability, Clock, CreatedRun, Entity, Error, ErrorKind, Json, Label, Page, RunKey, RunStatus,
+    Capability, Clock, CreatedRun, Entity, Error, ErrorKind, Json, Label, Limit, Page, RunKey, RunStatus,
     SystemClock, TaskStatus, Text, Timestamp, WorkflowName,
 };
 
@@ -273,22 +273,17 @@ pub(super) const FAULTS: &[Fault] = &[
         "page-by-number",
         "counts rows to find a page, so that a row that is inserted before it shows one again",
         |turn| {
-            let Call::ListWorkflows { list } = turn.call.clone() else { return turn.honest() };
-            let Some(after) = list.page.after.clone() else { return turn.honest() };
-            // Names that came in the meantime are before the page and move it.
-            let newest = turn
-                .model
-                .workflows
-                .values()
-                .max_by_key(|workflow| (workflow.created_at, workflow.id))
-                .cloned();
+            let Call::ListWorkflows { list } = &mut turn.call else { return turn.honest() };
+            let (limit, after) = (list.page.limit, list.page.after.take());
+            let skipped = after.and_then(|after| turn.model.pages.get(&after).copied()).unwrap_or(0);
+            list.page.limit = Limit::new(Limit::MAX).unwrap_or(limit);
             let mut answer = turn.honest();
-            if let Answer::ListWorkflows(Ok(page)) = &mut answer
-                && newest.is_some_and(|newest| newest.name < after)
-                && let Ok(again) = turn.model.find_workflow(&after)
-            {
-                page.items.insert(0, again);
-                page.items.truncate(list.page.limit.get());
+            if let Answer::ListWorkflows(Ok(page)) = &mut answer {
+                let rows = page.items.drain(..).skip(skipped).take(limit.get() + 1).collect();
+                *page = Page::from_rows(rows, limit, |row| row.name.clone());
+                if let Some(next) = page.next.clone() {
+                    turn.model.pages.insert(next, skipped + limit.get());
+                }
             }
             answer
         },
@@ -305,7 +300,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
     Fault::new(G6, "one-too-many", "gives a row more than was asked for", |turn| {
         let Call::ListRuns { list } = &mut turn.call else { return turn.honest() };
-        list.page.limit = ork_state_api::Limit::new(list.page.limit.get() + 1).unwrap_or(list.page.limit);
+        list.page.limit = Limit::new(list.page.limit.get() + 1).unwrap_or(list.page.limit);
         turn.honest()
     }),
     Fault::new(G6, "tasks-by-name", "lists tasks by name", |turn| {
@@ -362,10 +357,10 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
     // G7
     Fault::new(G7, "payload-in-error", "tells the whole input in an error", |turn| {
-        let call = turn.call.clone();
+        let Call::CreateWorkflow { new } = turn.call.clone() else { return turn.honest() };
         match turn.honest() {
             Answer::CreateWorkflow(Err(error)) => {
-                Answer::CreateWorkflow(Err(error.with_source(format!("{call:?}"))))
+                Answer::CreateWorkflow(Err(error.with_source(new.dag.to_json().as_str())))
             }
             answer => answer,
         }

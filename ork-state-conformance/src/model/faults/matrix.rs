@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use super::Fault;
 use crate::model::{MODEL, ModelFixture};
-use crate::run::{PATIENCE, run_case_within};
+use crate::run::{Manner, run_case_so};
 use crate::{Case, CaseReport, FaultReport, Fixture, KillMatrix, Verdict};
 
 /// Cases that take longer over a store that keeps the rules are tried on faults of their own rules only: ten of them take ten times as
 /// long as all the others.
 const QUICK: Duration = Duration::from_millis(200);
+
+/// One thread a case: the model answers under a lock, and hands over only where a fault has it.
+const HUNT: Manner = Manner { threads: 1, shrinks: false, ..Manner::THOROUGH };
 
 /// What a quick case may take over a broken store before it has hung.
 const QUICK_PATIENCE: Duration = Duration::from_secs(5);
@@ -64,7 +67,7 @@ fn honest(seed: u64, threads: usize) -> Result<BTreeMap<&'static str, Duration>,
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let report = run_case_within(PATIENCE, &fixture, case, seed);
+                    let report = run_case_so(HUNT, &fixture, case, seed);
                     ended.lock().unwrap_or_else(PoisonError::into_inner).insert(case.name, report);
                 }
             });
@@ -90,8 +93,8 @@ fn hunt(fault: &Fault, honest: &BTreeMap<&'static str, Duration>, seed: u64) -> 
         if took > QUICK && !case.rules.contains(&rule) {
             continue;
         }
-        let patience = QUICK_PATIENCE.max(took * 10).min(PATIENCE);
-        if let Verdict::Failed { .. } = run_case_within(patience, &fixture, case, seed).verdict {
+        let manner = Manner { patience: QUICK_PATIENCE.max(took * 10).min(HUNT.patience), ..HUNT };
+        if let Verdict::Failed { .. } = run_case_so(manner, &fixture, case, seed).verdict {
             caught_by.push(case.name.to_owned());
         }
     }
