@@ -33,7 +33,11 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
         step("tests", &["test", "--workspace"], &[("ORK_STATE_REQUIRE", "postgres")]),
         step("schema", &["xtask", "schema", "--check"], &[]),
         step("demo", &["xtask", "demo"], &[]),
-        step("conformance", &["xtask", "conformance", "--require", "postgres", "--report", "report"], &[]),
+        step(
+            "conformance and faults",
+            &["xtask", "conformance", "--faults", "--require", "postgres", "--report", "report"],
+            &[],
+        ),
     ];
     if let Some(image) = &arguments.docker_image {
         let command = &[

@@ -1,5 +1,6 @@
 //! Random traces of calls, against a store and the model beside it.
 
+mod histories;
 mod player;
 mod steps;
 mod words;
@@ -10,6 +11,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use tokio::runtime::Handle;
 
 use crate::Fixture;
+pub use histories::Histories;
 use player::Player;
 use steps::{Step, traces};
 
@@ -47,10 +49,7 @@ impl Traces {
             max_shrink_iters: if self.shrinks { 3000 } else { 0 },
             ..Config::default()
         };
-        let mut seed = [0; 32];
-        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-        let mut runner = TestRunner::new_with_rng(config, rng);
+        let mut runner = TestRunner::new_with_rng(config, rng_of(self.seed));
         let played = runner.run(&traces(self.length), |steps| {
             runtime.block_on(play(fixtures, &steps)).map_err(TestCaseError::fail)
         });
@@ -83,6 +82,12 @@ async fn play(fixtures: &[Arc<dyn Fixture>], steps: &[Step]) -> Result<(), Strin
         }
     }
     Ok(())
+}
+
+fn rng_of(seed: u64) -> TestRng {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    TestRng::from_seed(RngAlgorithm::ChaCha, &bytes)
 }
 
 /// A seed of one's own for each of several runs that share one.

@@ -8,10 +8,10 @@ use std::time::Duration;
 use ork_state_api::{
     Capability, Claim, ClaimJobs, ClaimTasks, Clock, ConnectOptions, Database, DeferTask, Delay,
     FireSchedule, Heartbeat, JobClaim, JobId, JobUpdate, JobUpdates, LeaseTime, Limit, ListRuns, ListTasks,
-    ListWorkflows, LogPosition, LogRange, ManualClock, NewDeferredJob, NewRun, NewWorkflow, PageRequest,
-    Prune, Result, RetryRun, RunFilter, RunId, RunKey, RunStatus, Schedule, SnapshotId, StartRun, Target,
-    TaskId, TaskStatus, TaskUpdate, TaskUpdates, Timestamp, Token, UpdateWorkflow, WorkflowFilter,
-    WorkflowId,
+    ListWorkflows, LogPosition, LogRange, ManualClock, NewDeferredJob, NewRun, NewWorkflow, Page,
+    PageRequest, Prune, Result, RetryRun, RunFilter, RunId, RunKey, RunStatus, Schedule, SnapshotId,
+    StartRun, Target, Task, TaskId, TaskStatus, TaskUpdate, TaskUpdates, Timestamp, Token, UpdateWorkflow,
+    WorkflowFilter, WorkflowId,
 };
 
 use super::steps::{JobStep, Look, Ref, ScheduleStep, Step, TaskStep, UNKNOWN};
@@ -28,7 +28,7 @@ pub(super) struct Divergence {
 }
 
 impl Divergence {
-    fn new(what: impl Into<String>) -> Self {
+    pub(super) fn new(what: impl Into<String>) -> Self {
         Self { step: None, what: what.into() }
     }
 }
@@ -122,15 +122,56 @@ impl Player {
 
     /// Plays all of it. Gives the answers, in the order of the calls.
     pub(super) async fn play(mut self, steps: &[Step]) -> Result<Vec<String>, Divergence> {
-        for (number, step) in steps.iter().enumerate() {
-            let at = |divergence| Divergence { step: Some((number, step.clone())), ..divergence };
-            self.step(step).await.map_err(at)?;
-        }
+        self.go_on(steps).await?;
         self.compare_all().await?;
         Ok(self.transcript)
     }
 
-    fn has(&self, capability: Capability) -> bool {
+    /// Plays these steps.
+    pub(super) async fn go_on(&mut self, steps: &[Step]) -> Result<(), Divergence> {
+        for (number, step) in steps.iter().enumerate() {
+            let at = |divergence| Divergence { step: Some((number, step.clone())), ..divergence };
+            self.step(step).await.map_err(at)?;
+        }
+        Ok(())
+    }
+
+    /// Takes it that the store has answered a call so, as the model does.
+    pub(super) fn follow(&mut self, call: Call, answer: &Answer) {
+        self.model.answer(self.clock.now(), call, Some(answer));
+        self.remember(answer);
+        if let Answer::ListTasks(Ok(page)) = answer {
+            self.remember_tasks(page);
+        }
+    }
+
+    pub(super) const fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub(super) fn db(&self) -> &dyn Database {
+        &*self.db
+    }
+
+    pub(super) fn shared_db(&self) -> Arc<dyn Database> {
+        self.db.clone()
+    }
+
+    /// One more handle of the store.
+    pub(super) async fn another(&self) -> Result<Arc<dyn Database>> {
+        open(&*self.fixture, &*self.store, &self.clock).await
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The runs that the model has.
+    pub(super) fn runs(&self) -> impl Iterator<Item = RunId> {
+        self.model.runs.keys().copied()
+    }
+
+    pub(super) fn has(&self, capability: Capability) -> bool {
         self.db.backend().capabilities.has(capability)
     }
 
@@ -182,13 +223,17 @@ impl Player {
         let list = ListTasks::of(run, PageRequest::first(Limit::new(Limit::MAX)?));
         let answer = self.make(Call::ListTasks { list }).await?;
         if let Answer::ListTasks(Ok(page)) = &answer {
-            for task in &page.items {
-                if !self.tasks.contains(&task.id) {
-                    self.tasks.push(task.id);
-                }
-            }
+            self.remember_tasks(page);
         }
         Ok(())
+    }
+
+    fn remember_tasks(&mut self, page: &Page<Task, u32>) {
+        for task in &page.items {
+            if !self.tasks.contains(&task.id) {
+                self.tasks.push(task.id);
+            }
+        }
     }
 
     /// Keeps the ids and tokens that an answer told.
@@ -231,7 +276,7 @@ impl Player {
     }
 
     /// The call that a step is about, or `None` if the backend opts out of it, or there is nothing to do.
-    fn call(&self, step: &Step) -> Result<Option<Call>> {
+    pub(super) fn call(&self, step: &Step) -> Result<Option<Call>> {
         let needs = match step {
             Step::AppendLog { .. } | Step::Look(Look::Log { .. }) => Some(Capability::Logs),
             Step::SetSchedule { .. } | Step::FireSchedule { .. } | Step::Look(Look::Due(_)) => {
@@ -434,7 +479,7 @@ impl Player {
     }
 
     /// Compares all that the store has with all that it should have, and has it verified.
-    async fn compare_all(&mut self) -> Result<(), Divergence> {
+    pub(super) async fn compare_all(&mut self) -> Result<(), Divergence> {
         let everything = Limit::new(Limit::MAX)?;
         self.make(Call::ListWorkflows { list: PageRequest::first(everything).into() }).await?;
         self.make(Call::ListRuns { list: PageRequest::first(everything).into() }).await?;
@@ -465,7 +510,7 @@ impl Player {
     }
 }
 
-async fn open(
+pub(super) async fn open(
     fixture: &dyn Fixture,
     store: &dyn TestStore,
     clock: &Arc<ManualClock>,
@@ -534,7 +579,7 @@ fn chosen<T: Copy + Ord>(all: &[T], bits: u8) -> BTreeSet<T> {
 }
 
 /// Some answers are long: nobody reads more than this.
-fn shown(value: &impl fmt::Debug) -> String {
+pub(super) fn shown(value: &impl fmt::Debug) -> String {
     const MOST: usize = 4000;
     let mut text = format!("{value:?}");
     if text.len() > MOST {
