@@ -1,5 +1,7 @@
 //! Random traces must find stores that break a rule, and none in one that keeps them all.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
+
 use std::sync::Arc;
 
 use ork_state_api::HeartbeatOutcome;

@@ -9,7 +9,7 @@ impl Model {
     pub(super) fn damage(&mut self, damage: Damage) {
         if let Damage::RunEnded(id) = damage {
             self.edit_run(id, |run| {
-                (run.status, run.finished_at) = (RunStatus::Success, Some(run.created_at))
+                (run.status, run.finished_at) = (RunStatus::Success, Some(run.created_at));
             });
         }
         self.damaged.push(damage);

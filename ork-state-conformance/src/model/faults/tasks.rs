@@ -509,7 +509,7 @@ pub(super) const FAULTS: &[Fault] = &[
         let answer = turn.honest();
         for (_, new) in cascade(&before, turn) {
             turn.model.edit_task(new.detail.task.id, |row| {
-                row.detail.task.error = Some(Text::lossy("dependency failed"))
+                row.detail.task.error = Some(Text::lossy("dependency failed"));
             });
         }
         answer
@@ -857,7 +857,7 @@ pub(super) const FAULTS: &[Fault] = &[
                     && new.detail.task.attempts > 1
                 {
                     turn.model.edit_task(new.detail.task.id, |row| {
-                        row.detail.task.started_at = Some(new.detail.task.created_at)
+                        row.detail.task.started_at = Some(new.detail.task.created_at);
                     });
                 }
             }
