@@ -212,7 +212,7 @@ const SEEN: &[Seen] = &[
     Seen(
         "many indexes on the wide table, and a claim that trusts stale statistics",
         &[
-            "ork-state-postgres/tests/plans.rs::updates_of_tasks_stay_on_their_pages",
+            "ork-state-postgres/tests/pages.rs::updates_of_tasks_stay_on_their_pages",
             "ork-state-postgres/tests/plans.rs::a_claim_reads_the_ready_tasks_only_whatever_the_statistics",
             "t2_a_thousand_waiting_tasks_do_not_hide_a_ready_one",
         ],
