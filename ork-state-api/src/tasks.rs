@@ -376,7 +376,8 @@ pub trait TaskStore: Send + Sync {
     ///
     /// **T2**
     /// - A ready task is given to exactly one claimer, however many processes ask at once. None is left
-    ///   lying while a claimer gets fewer than it asked for, unless another claimer is just taking it.
+    ///   lying while a claimer gets fewer than it asked for, unless another call is just at it: a claimer that takes it, or one that
+    ///   pauses or cancels its run. A claim need not wait for those.
     /// - The order is (`ready_at`, run id, index), the answer's too. `ready_at` is the latest of: the run started or
     ///   resumed, the last dependency succeeded, the retry time came, the task was released or was taken back by
     ///   [`expire_leases`](Self::expire_leases). A claim takes ready tasks only: one whose lease has lapsed is not, until then.

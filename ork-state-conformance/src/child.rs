@@ -1,14 +1,17 @@
 //! Other processes: a case starts this very program again, in a role.
 
 use std::process::Stdio;
+use std::sync::Arc;
 
 use ork_state_api::{
-    ClaimTasks, Database, Delay, EndedRun, Json, Label, LeaseTime, Limit, LogChunk, NewRun, NewWorkflow,
-    Result, RunId, RunStatus, StartRun, TaskId, TaskStatus, TaskUpdate, TaskUpdates, Text, Token, WorkflowId,
+    ClaimTasks, Database, Delay, EndedRun, ErrorKind, Json, Label, LeaseTime, Limit, LogChunk, NewRun,
+    NewWorkflow, Result, RunId, RunStatus, StartRun, TaskId, TaskStatus, TaskUpdate, TaskUpdates, Text,
+    Token, WorkflowId,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinSet;
 
 use crate::ctx::{LEASE, connect, dag};
 
@@ -45,6 +48,10 @@ pub(crate) enum Role {
     LiveOn {
         /// The store.
         url: String,
+        /// How many do so at the same time.
+        workers: usize,
+        /// Whether the store keeps logs.
+        logs: bool,
     },
     /// Says `ready`, waits for a line, then appends lines of one letter to a task's log.
     AppendLog {
@@ -75,6 +82,8 @@ pub(crate) enum Told {
     Started(WorkflowId, RunId),
     /// A task was claimed.
     Claimed(WorkflowId, TaskId, Token),
+    /// Something was appended to a task's log, which is so long now.
+    Logged(WorkflowId, TaskId, u64),
     /// An update of a task was applied, and left it there.
     Updated(WorkflowId, TaskId, TaskStatus),
     /// A run ended.
@@ -83,6 +92,23 @@ pub(crate) enum Told {
     Deleting(WorkflowId),
     /// It was deleted.
     Deleted(WorkflowId),
+}
+
+impl Told {
+    /// The workflow that it is about.
+    pub(crate) const fn workflow(self) -> WorkflowId {
+        match self {
+            Self::Workflow(workflow)
+            | Self::Run(workflow, _)
+            | Self::Started(workflow, _)
+            | Self::Claimed(workflow, ..)
+            | Self::Logged(workflow, ..)
+            | Self::Updated(workflow, ..)
+            | Self::Ended(workflow, ..)
+            | Self::Deleting(workflow)
+            | Self::Deleted(workflow) => workflow,
+        }
+    }
 }
 
 /// A child process; killed when dropped.
@@ -169,7 +195,7 @@ pub fn run_if_child() {
     std::process::exit(code);
 }
 
-fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
+fn play(role: &str) -> PlayResult {
     let role: Role = serde_json::from_str(role)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -177,7 +203,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
             Role::WorkOff { url, owner, batch } => work_off(&url, &owner, batch).await,
             Role::ClaimAndHang { url, batch } => claim_and_hang(&url, batch).await,
             Role::CreateRuns { url, workflow } => create_runs(&url, workflow).await,
-            Role::LiveOn { url } => live_on(&url).await,
+            Role::LiveOn { url, workers, logs } => live_on(&url, workers, logs).await,
             Role::AppendLog { url, task, letter, lengths } => append_log(&url, task, letter, &lengths).await,
             Role::Migrate { url } => {
                 println!("{}", connect(&url).await?.migrate().await?.applied.len());
@@ -187,7 +213,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
     })
 }
 
-pub(crate) type PlayResult<T = ()> = Result<T, Box<dyn std::error::Error>>;
+pub(crate) type PlayResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 async fn work_off(url: &str, owner: &str, batch: usize) -> PlayResult {
     let db = connect(url).await?;
@@ -244,13 +270,22 @@ fn tell(told: Told) -> PlayResult {
     Ok(())
 }
 
-async fn live_on(url: &str) -> PlayResult {
+async fn live_on(url: &str, workers: usize, logs: bool) -> PlayResult {
     let db = connect(url).await?;
     db.migrate().await?;
+    let mut living = JoinSet::new();
+    for worker in 0..workers {
+        living.spawn(live(db.clone(), worker, logs));
+    }
+    // They live for ever: the first that ends has failed.
+    living.join_next().await.ok_or("nobody lives")??
+}
+
+async fn live(db: Arc<dyn Database>, worker: usize, logs: bool) -> PlayResult {
     let dag = dag("a*1 b:a c:a d*2:b,c e f:e g:f,d h")?;
     for round in 0_u64.. {
         // Of no workflow of an earlier child.
-        let name = format!("{}-{round}", std::process::id()).try_into()?;
+        let name = format!("{}-{worker}-{round}", std::process::id()).try_into()?;
         let workflow = db.create_workflow(NewWorkflow::new(name, dag.clone())).await?.id;
         tell(Told::Workflow(workflow))?;
         for _ in 0..2 {
@@ -259,22 +294,32 @@ async fn live_on(url: &str) -> PlayResult {
             db.start_run(StartRun::pinned(run)).await?;
             tell(Told::Started(workflow, run))?;
         }
-        while work(&*db, round).await? {}
+        while work(&*db, round, logs).await? {}
         // Every third is deleted: the others are there to be looked at.
         if round % 3 == 2 {
             tell(Told::Deleting(workflow))?;
-            db.delete_workflow(workflow).await?;
-            tell(Told::Deleted(workflow))?;
+            match db.delete_workflow(workflow).await {
+                Ok(()) => tell(Told::Deleted(workflow))?,
+                // Another worker holds a task of it still.
+                Err(error) if matches!(error.kind(), ErrorKind::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     Ok(())
 }
 
 /// Claims a few tasks and brings them to all kinds of ends. Says whether there were any.
-async fn work(db: &dyn Database, round: u64) -> PlayResult<bool> {
+async fn work(db: &dyn Database, round: u64, logs: bool) -> PlayResult<bool> {
     let claimed = db.claim_tasks(claim_request("doomed", 3)?).await?;
     for task in &claimed {
         tell(Told::Claimed(task.workflow, task.task.id, task.claim.token))?;
+    }
+    if logs {
+        for task in claimed.iter().step_by(2) {
+            let appended = db.append_log(task.task.id, LogChunk::new(b"a line of a log\n")?).await?;
+            tell(Told::Logged(task.workflow, task.task.id, appended.length))?;
+        }
     }
     let mut updates = Vec::new();
     for task in &claimed {

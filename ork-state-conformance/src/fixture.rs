@@ -54,6 +54,13 @@ pub trait Fixture: Send + Sync {
         None
     }
 
+    /// Has what serves the stores fail, for all of them, and waits until it serves again. Says `false` if that cannot be done, because there
+    /// is no server, or it is not the suite's to break.
+    async fn fail_server(&self, failure: ServerFailure) -> Result<bool> {
+        let _ = failure;
+        Ok(false)
+    }
+
     /// Ends what was started for the stores. Nothing is asked for after it.
     async fn finish(&self) {}
 
@@ -61,6 +68,16 @@ pub trait Fixture: Send + Sync {
     async fn origin(&self) -> Option<String> {
         None
     }
+}
+
+/// How a server fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ServerFailure {
+    /// It dies at once, without putting anything in order, as with the power, and starts again.
+    Crash,
+    /// It ends every connection.
+    ConnectionsCut,
 }
 
 /// A store for one case. Dropping it removes it.

@@ -84,7 +84,8 @@ pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
         return conclusion.exit_code();
     }
     let millis = facts.millis();
-    let report = Report { facts, filter: arguments.filter, seed, millis, backends, kill_matrix: None };
+    let report =
+        Report { facts, filter: arguments.filter, seed, millis, backends, kill_matrix: None, deep: None };
     for backend in &report.backends {
         println!("{}: {}", backend.name, backend.summary());
     }

@@ -3,7 +3,9 @@
 mod case;
 mod cases;
 mod child;
+mod crashes;
 mod ctx;
+mod deep;
 mod fixture;
 mod harness;
 pub mod legacy;
@@ -18,8 +20,10 @@ pub mod traces;
 
 pub use case::{Case, CaseResult, NotApplicable};
 pub use child::run_if_child;
+pub use crashes::Crashes;
 pub use ctx::{Ctx, LEASE, claim_request, dag, wide_dag};
-pub use fixture::{Damage, DamageDirectory, DirectoryFixture, Fixture, TestStore, UrlFixture};
+pub use deep::{Deep, DeepCounts, DeepEvent, DeepKind, DeepReport, Finding};
+pub use fixture::{Damage, DamageDirectory, DirectoryFixture, Fixture, ServerFailure, TestStore, UrlFixture};
 pub use harness::{
     BadSeed, OwnTest, REPORT, REQUIRE, SEED, chosen_seed, replay_by_test, run_own_tests, run_tests,
 };

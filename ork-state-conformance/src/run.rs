@@ -165,6 +165,23 @@ fn fail(message: String) -> Verdict {
     Verdict::Failed { message }
 }
 
+/// Runs a future in a runtime of its own, for as long as it may take. Its panic is an error like any other.
+pub(crate) fn guarded<T: Send + 'static>(
+    patience: Duration,
+    future: impl Future<Output = Result<T, String>> + Send + 'static,
+) -> Result<T, String> {
+    note_panics();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
+    let ended = runtime.block_on(async { tokio::time::timeout(patience, tokio::spawn(future)).await });
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    match ended {
+        Ok(Ok(ended)) => ended,
+        Ok(Err(error)) => Err(panic_message(&error)),
+        Err(_) => Err(format!("still running after {patience:?}")),
+    }
+}
+
 /// `Err` with the verdict if it is not that the case passed.
 async fn in_fresh_store(
     fixture: &Arc<dyn Fixture>,
@@ -244,7 +261,8 @@ fn note_panics() {
     });
 }
 
-fn panic_message(error: &JoinError) -> String {
+/// What a task said that panicked, and where.
+pub(crate) fn panic_message(error: &JoinError) -> String {
     let noted = PANICS.lock().unwrap_or_else(PoisonError::into_inner).remove(&error.id());
     noted.unwrap_or_else(|| error.to_string())
 }

@@ -64,7 +64,7 @@ impl Suite {
             .collect();
         backends.sort_by(|a, b| a.name.cmp(&b.name));
         let (filter, seed, millis) = (self.filter.clone(), self.seed, facts.millis());
-        Report { facts, filter, seed, millis, backends, kill_matrix: None }
+        Report { facts, filter, seed, millis, backends, kill_matrix: None, deep: None }
     }
 
     fn run_backend(

@@ -4,6 +4,7 @@ mod backends;
 mod bench;
 mod ci;
 mod conformance;
+mod deep;
 mod demo;
 mod migrate;
 #[cfg(all(feature = "postgres", feature = "sqlite"))]

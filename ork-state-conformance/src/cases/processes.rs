@@ -1,16 +1,11 @@
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use ork_state_api::ErrorKind::NotFound;
-use ork_state_api::verify::observe;
-use ork_state_api::{
-    Database, Limit, ListRuns, ListTasks, LogPosition, LogRange, NewRun, PageRequest, RunFilter, RunStatus,
-    StartRun, TaskStatus, WorkflowId,
-};
+use ork_state_api::{Limit, LogPosition, LogRange, NewRun, RunFilter, RunStatus, StartRun};
 
-use super::assert_fails;
 use crate::case::case;
-use crate::child::{ChildProcess, Role, Told};
+use crate::child::{ChildProcess, Role};
+use crate::crashes::{Crashes, Death, Survivor, all_runs};
 use crate::{LEASE, dag, wide_dag};
 
 /// The size that the contract's own target names: four processes, twenty thousand tasks.
@@ -84,105 +79,21 @@ case! { G2 needs [MultiProcess, Durable], g2_what_a_killed_process_was_told_is_t
         }
         told.extend(child.kill().await?);
     }
-    let (mut there, mut page) = (BTreeSet::new(), PageRequest::first(Limit::new(1000)?));
-    let db = t.reopen().await?;
-    loop {
-        let found = db.list_runs(ListRuns { filter: RunFilter::of(workflow), page }).await?;
-        there.extend(found.items.iter().map(|run| run.id.to_string()));
-        match found.next {
-            Some(key) => page = PageRequest::after(key, Limit::new(1000)?),
-            None => break,
-        }
-    }
+    let there = all_runs(&*t.reopen().await?, RunFilter::of(workflow)).await?;
+    let there: BTreeSet<_> = there.into_iter().map(|run| run.id.to_string()).collect();
     assert!(there.is_superset(&told), "lost: {:?}", told.difference(&there).collect::<Vec<_>>());
     Ok(())
 }}
 
-/// Looks for the effect of one step that was acknowledged. Later steps may have gone on from it.
-async fn is_there(db: &dyn Database, told: Told) -> crate::CaseResult {
-    match told {
-        Told::Workflow(workflow) | Told::Deleting(workflow) => drop(db.get_workflow(workflow).await?),
-        Told::Run(workflow, run) => assert_eq!(db.get_run(run).await?.workflow, workflow),
-        Told::Started(_, run) => {
-            assert_eq!(db.get_run(run).await?.tasks.total, 8);
-            assert_eq!(db.list_tasks(ListTasks::of(run, PageRequest::default())).await?.items.len(), 8);
-        }
-        Told::Claimed(_, task, token) => {
-            let task = db.get_task(task).await?.task;
-            assert!(task.attempts > 0 && task.dispatched_at.is_some(), "{task:?}");
-            assert!(task.lease.is_none_or(|lease| lease.token >= token));
-        }
-        Told::Updated(_, task, TaskStatus::Pending) => assert!(db.get_task(task).await?.task.attempts > 0),
-        Told::Updated(_, task, status) => {
-            let found = db.get_task(task).await?;
-            assert_eq!((found.task.status, found.output.is_some()), (status, status == TaskStatus::Success));
-        }
-        Told::Ended(_, run, status) => assert_eq!(db.get_run(run).await?.status, status),
-        Told::Deleted(workflow) => {
-            assert_fails!(db.get_workflow(workflow).await, NotFound { .. });
-        }
-    }
-    Ok(())
-}
-
-fn workflow_of(told: Told) -> WorkflowId {
-    match told {
-        Told::Workflow(workflow)
-        | Told::Run(workflow, _)
-        | Told::Started(workflow, _)
-        | Told::Claimed(workflow, ..)
-        | Told::Updated(workflow, ..)
-        | Told::Ended(workflow, ..)
-        | Told::Deleting(workflow)
-        | Told::Deleted(workflow) => workflow,
-    }
-}
-
 case! { [G1, G2, R3] needs [MultiProcess, Durable], g1_a_process_that_is_killed_leaves_no_half_transaction(t) {
-    let mut told = Vec::new();
+    let mut survivor = Survivor::new(&t);
     // Each is killed while it is at the step after the last that was read: after a few, after many, and where a workflow is deleted.
     for steps in [1, 4, 23, 60, 131, 190, 200, 211] {
-        let mut child = ChildProcess::start(&Role::LiveOn { url: t.url().to_owned() })?;
-        let mut said = Vec::new();
-        while said.len() < steps {
-            match child.line().await? {
-                Some(line) => said.push(line),
-                None => return Err(format!("the child ended: {:?}", child.finish().await).into()),
-            }
-        }
-        said.extend(child.kill().await?);
-        for line in said {
-            told.push(serde_json::from_str::<Told>(&line)?);
-        }
+        survivor.outlive(Death { workers: 1, steps, pause: Duration::ZERO, failure: None }).await?;
     }
-    // On real time like the children: for the case's clock what they made ready is not yet.
-    let real = t.connect(t.url()).await?;
-    assert_eq!((real.verify().await?, observe(&*real).await?), (vec![], vec![]));
-    let db = t.reopen().await?;
-    // Where a deletion was asked for, its effect may be there though nobody was told.
-    let leaving: BTreeSet<_> = told.iter().filter(|told| matches!(told, Told::Deleting(_))).map(|told| workflow_of(*told)).collect();
-    let mut deleted = 0;
-    for step in told.iter().copied() {
-        let gone = matches!(step, Told::Deleted(_));
-        if gone || !leaving.contains(&workflow_of(step)) {
-            is_there(&*db, step).await.map_err(|error| format!("{step:?} was acknowledged: {error}"))?;
-        }
-        deleted += usize::from(gone);
-    }
-    t.note(format!("{} acknowledged steps of 8 killed processes, {deleted} deletions among them", told.len()));
-
-    // Work goes on: what was claimed comes back, what was not started is started, and all of it ends. The children's leases ran on real
-    // time, which this case's clock is moved past.
-    t.advance(LEASE * 60 * 24 * 365 * 50);
-    db.expire_leases(Limit::new(1000)?).await?;
-    let all = ListRuns { filter: RunFilter::all(), page: PageRequest::first(Limit::new(Limit::MAX)?) };
-    for run in db.list_runs(all.clone()).await?.items.iter().filter(|run| run.status == RunStatus::Pending) {
-        db.start_run(StartRun::pinned(run.id)).await?;
-    }
-    t.work_off().await?;
-    for run in db.list_runs(all).await?.items {
-        assert!(run.status.is_terminal(), "{run:?}");
-    }
+    survivor.check().await?;
+    let Crashes { kills, acknowledged, deletions, .. } = survivor.finish().await?;
+    t.note(format!("{acknowledged} acknowledged steps of {kills} killed processes, {deletions} deletions among them"));
     Ok(())
 }}
 

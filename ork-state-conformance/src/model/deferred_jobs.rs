@@ -67,6 +67,7 @@ impl Model {
             seen.into_iter().flatten().map(|it| (it.claim.job, it.claim.token.get())).collect();
         let mut due: Vec<usize> = (0..self.jobs.len()).collect();
         due.retain(|&place| self.jobs[place].job.poll_at.is_some_and(|poll_at| poll_at <= now));
+        due.retain(|&place| tokens.contains_key(&self.jobs[place].job.id) || !self.is_busy(place));
         due.sort_by_key(|&place| (self.jobs[place].job.poll_at, self.jobs[place].job.id));
         due.truncate(claim.limit.get());
         let mut claimed = Vec::new();
@@ -81,6 +82,10 @@ impl Model {
             claimed.push(ClaimedJob { job: job.clone(), claim });
         }
         claimed
+    }
+
+    fn is_busy(&self, place: usize) -> bool {
+        self.places.get(&self.jobs[place].job.task).is_some_and(|(run, _)| self.busy.contains(run))
     }
 
     /// D1

@@ -53,6 +53,8 @@ pub struct Model {
     pub(crate) damaged: Vec<Damage>,
     /// How many rows were before a page: what a store keeps that cannot page by key.
     pub(crate) pages: BTreeMap<WorkflowName, usize>,
+    /// Runs that another call is at just now: what is claimed may lack any of their tasks and jobs (T2, D1).
+    pub(crate) busy: BTreeSet<RunId>,
     /// Every id that there ever was.
     used: BTreeSet<[u8; 16]>,
 }

@@ -67,8 +67,15 @@ impl Model {
         }
     }
 
-    /// T1, in the order of T2.
+    /// T1
     pub(super) fn ready_tasks(&self, now: Timestamp, limit: Limit) -> Vec<ReadyTask> {
+        let mut ready = self.all_ready(now);
+        ready.truncate(limit.get());
+        ready
+    }
+
+    /// All of them, in the order of T2.
+    fn all_ready(&self, now: Timestamp) -> Vec<ReadyTask> {
         let mut ready = Vec::new();
         for row in self.tasks.values().flatten() {
             let Some(ready_at) = self.ready_at(row).filter(|ready_at| *ready_at <= now) else { continue };
@@ -76,7 +83,6 @@ impl Model {
             ready.push(ReadyTask { ready_at, run: task.run, index: task.index, task: task.id });
         }
         ready.sort_by_key(|it| (it.ready_at, it.run, it.index));
-        ready.truncate(limit.get());
         ready
     }
 
@@ -89,9 +95,11 @@ impl Model {
     ) -> Vec<ClaimedTask> {
         let tokens: BTreeMap<TaskId, i64> =
             seen.into_iter().flatten().map(|it| (it.claim.task, it.claim.token.get())).collect();
-        let ready = self.ready_tasks(now, claim.limit);
+        let mut ready = self.all_ready(now);
+        ready.retain(|it| tokens.contains_key(&it.task) || !self.busy.contains(&it.run));
         ready
             .into_iter()
+            .take(claim.limit.get())
             .filter_map(|it| self.claim_task(now, it.task, claim, tokens.get(&it.task)))
             .collect()
     }

@@ -28,17 +28,20 @@ impl Report {
                 body {
                     (self.header())
                     main {
-                        section.cards aria-label="Backends" { @for backend in &self.backends { (card(backend)) } }
-                        (self.failures())
-                        @if let Some(matrix) = &self.kill_matrix {
-                            @if matrix.survivors().next().is_some() { (matrix.html()) }
+                        @if !self.backends.is_empty() {
+                            section.cards aria-label="Backends" { @for backend in &self.backends { (card(backend)) } }
+                            (self.failures())
+                            @if let Some(matrix) = &self.kill_matrix {
+                                @if matrix.survivors().next().is_some() { (matrix.html()) }
+                            }
+                            (self.matrix())
+                            (self.slowest())
+                            (self.not_applicable())
+                            @if let Some(matrix) = &self.kill_matrix {
+                                @if matrix.survivors().next().is_none() { (matrix.html()) }
+                            }
                         }
-                        (self.matrix())
-                        (self.slowest())
-                        (self.not_applicable())
-                        @if let Some(matrix) = &self.kill_matrix {
-                            @if matrix.survivors().next().is_none() { (matrix.html()) }
-                        }
+                        @if let Some(deep) = &self.deep { (deep.html()) }
                     }
                     script { (PreEscaped(SCRIPT)) }
                 }
@@ -53,7 +56,12 @@ impl Report {
         html! {
             header {
                 h1 { "Conformance report" }
-                p.lead { (conformant) " of " (count(self.backends.len(), "backend")) " conformant" }
+                @if self.backends.is_empty() {
+                    p.lead { "No case ran" }
+                    p.banner { "This says nothing about conformance." }
+                } @else {
+                    p.lead { (conformant) " of " (count(self.backends.len(), "backend")) " conformant" }
+                }
                 @if let Some(filter) = &self.filter {
                     p.banner { "Only cases that match " code { (filter) } " ran: this says nothing about conformance." }
                 }
@@ -304,7 +312,7 @@ fn remarks(backend: &BackendReport, case: &CaseReport) -> Markup {
     }
 }
 
-fn command(command: &str) -> Markup {
+pub(super) fn command(command: &str) -> Markup {
     html! { pre.command tabindex="0" aria-label="the command that runs it again" { (command) } }
 }
 

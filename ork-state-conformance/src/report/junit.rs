@@ -9,7 +9,7 @@ use crate::{CaseReport, Verdict};
 
 impl Report {
     /// The report as JUnit XML: a suite a backend, a test a case. What does not apply is skipped, and so is a backend that is
-    /// unavailable.
+    /// unavailable. A deep run is a suite of its own.
     ///
     /// # Errors
     /// None that is known: what XML cannot say is left out.
@@ -18,6 +18,9 @@ impl Report {
         report.set_timestamp(self.facts.started.to_chrono()).set_time(Duration::from_millis(self.millis));
         for backend in &self.backends {
             report.add_test_suite(suite(backend, &self.facts, self.seed));
+        }
+        if let Some(deep) = &self.deep {
+            report.add_test_suite(deep.junit());
         }
         report.to_string()
     }

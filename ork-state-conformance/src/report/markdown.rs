@@ -28,7 +28,19 @@ impl Report {
             let _ =
                 writeln!(page, "Only cases that match `{filter}`: this says nothing about conformance.\n");
         }
-        page += "| backend | level | passed | failed | not applicable | time | opts out of | origin |\n|---|---|--:|--:|--:|--:|---|---|\n";
+        if self.backends.is_empty() {
+            page += "No case ran: this says nothing about conformance.\n";
+        } else {
+            page += &self.cases();
+        }
+        if let Some(deep) = &self.deep {
+            page += &deep.markdown();
+        }
+        page
+    }
+
+    fn cases(&self) -> String {
+        let mut page = "| backend | level | passed | failed | not applicable | time | opts out of | origin |\n|---|---|--:|--:|--:|--:|---|---|\n".to_owned();
         for backend in &self.backends {
             page += &backend_row(backend);
         }
@@ -139,7 +151,7 @@ fn kill_matrix(matrix: &KillMatrix) -> String {
 }
 
 /// A block that the text cannot end, whatever is in it.
-fn fenced(text: &str) -> String {
+pub(super) fn fenced(text: &str) -> String {
     let mut fence = "```".to_owned();
     while text.contains(&fence) {
         fence.push('`');

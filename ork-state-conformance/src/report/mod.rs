@@ -1,5 +1,6 @@
 //! What a run of the suite found, for people and for programs.
 
+mod deep;
 mod html;
 mod junit;
 mod kill_matrix;
@@ -19,7 +20,7 @@ use level::Outcome;
 pub use level::{Extension, ExtensionState, Level};
 pub use repeat::{Difference, Repeated, repeat};
 
-use crate::{Case, CaseReport, Rule, Verdict};
+use crate::{Case, CaseReport, DeepReport, Rule, Verdict};
 
 /// The JSON Schema of [`Report::json`].
 pub const REPORT_SCHEMA: &str = include_str!("report.schema.json");
@@ -40,6 +41,9 @@ pub struct Report {
     /// What became of faults that were put into a store on purpose, where that was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kill_matrix: Option<KillMatrix>,
+    /// What a deep run did and found, where there was one: no case runs in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deep: Option<DeepReport>,
 }
 
 /// What ran, where and when.
@@ -224,11 +228,14 @@ impl BackendReport {
 }
 
 impl Report {
-    /// Whether every backend did what it should, in all cases that ran. This is not a level: see
-    /// [`BackendReport::level`].
+    /// Whether there was something to find and nothing was found: every backend did what it should in all cases that ran, every fault was
+    /// noticed, and a deep run went well. This is not a level: see [`BackendReport::level`].
     #[must_use]
     pub fn is_good(&self) -> bool {
-        !self.backends.is_empty() && self.backends.iter().all(|backend| backend.level != Level::NotConformant)
+        let ran = !self.backends.is_empty() || self.deep.as_ref().is_some_and(DeepReport::did_something);
+        ran && self.backends.iter().all(|backend| backend.level != Level::NotConformant)
+            && self.kill_matrix.iter().all(|matrix| matrix.survivors().next().is_none())
+            && self.deep.iter().all(|deep| deep.findings.is_empty())
     }
 
     /// Writes `report.json`, `report.md`, `junit.xml` and `report.html` into a directory, which is made.

@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::{PostgresServer, Unavailable};
-use crate::{Damage, Fixture, TestStore};
+use crate::{Damage, Fixture, ServerFailure, TestStore};
 
 /// Stores in databases of one server, which is found when the first is wanted. A migrated store is copied from a
 /// template that is migrated once.
@@ -91,6 +91,10 @@ impl Fixture for PostgresFixture {
 
     async fn origin(&self) -> Option<String> {
         self.server().await.ok().map(|server| server.origin().to_owned())
+    }
+
+    async fn fail_server(&self, failure: ServerFailure) -> Result<bool> {
+        self.server().await?.fail(failure).await.map_err(Error::unavailable)
     }
 
     async fn finish(&self) {

@@ -1,6 +1,7 @@
 //! A server from the binaries on this machine, in a temporary directory, on a Unix socket.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,12 +18,21 @@ const PLACES: &[&str] =
 
 /// Keeps the server until its standard input ends, which happens at the latest with the process that holds the other
 /// end, however that dies. Then it stops the server and removes the directory. `$1` is the directory, `$2` where the binaries are.
+/// Each line it reads before has the server die and start again: SIGQUIT ends it at once, and it recovers from its log.
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
-"$2/postgres" -D "$1/data" -k "$1" -c listen_addresses= -c max_connections=200 -c logging_collector=off \
-    >"$1/log" 2>&1 </dev/null &
-server=$!
-read -r _
+start() {
+    "$2/postgres" -D "$1/data" -k "$1" -c listen_addresses= -c max_connections=200 -c logging_collector=off \
+        >>"$1/log" 2>&1 </dev/null &
+    server=$!
+}
+start "$1" "$2"
+while read -r _; do
+    kill -QUIT $server
+    wait $server
+    start "$1" "$2"
+    echo started
+done
 kill -INT $server
 wait $server
 rm -rf "$1"
@@ -35,6 +45,17 @@ pub(super) struct Process {
 }
 
 impl Process {
+    /// Has the server die and start again.
+    pub(super) fn crash(&mut self) -> std::io::Result<()> {
+        let (Some(orders), Some(answers)) = (&mut self.keeper.stdin, &mut self.keeper.stdout) else {
+            return Err(std::io::Error::other("the server's keeper has no pipe"));
+        };
+        writeln!(orders, "crash")?;
+        // Not to be asked whether it answers before it has died.
+        BufReader::new(answers).read_line(&mut String::new())?;
+        Ok(())
+    }
+
     pub(super) fn stop(mut self) {
         drop(self.keeper.stdin.take());
         // Whatever it ends with, it has ended.
@@ -68,7 +89,7 @@ pub(super) async fn start() -> Result<PostgresServer, String> {
         .arg(&binaries)
         .current_dir(directory.path())
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         // An interrupt at the terminal is for us; the server ends after us, in order.
         .process_group(0)

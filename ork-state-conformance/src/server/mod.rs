@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection, Executor, PgConnection};
 
+use crate::ServerFailure;
 pub use fixture::PostgresFixture;
 
 /// A server's URL, to use instead of starting one. Its user must be allowed to create databases.
@@ -135,6 +136,32 @@ impl PostgresServer {
         let mut connection = PgConnection::connect(&self.url("postgres")).await?;
         connection.execute(AssertSqlSafe(statement)).await?;
         connection.close().await
+    }
+
+    /// Has it fail, and waits until it answers again. Says `false` where it was not started here as a process: only such a one is ours to break.
+    pub(crate) async fn fail(&self, failure: ServerFailure) -> Result<bool, String> {
+        match failure {
+            ServerFailure::Crash => {
+                if let Started::Process(process) =
+                    &mut *self.started.lock().unwrap_or_else(PoisonError::into_inner)
+                {
+                    process.crash().map_err(|error| error.to_string())?;
+                } else {
+                    return Ok(false);
+                }
+                let url = self.url("postgres");
+                wait_until_it_answers(&url.parse().map_err(|error: sqlx::Error| error.to_string())?).await?;
+            }
+            ServerFailure::ConnectionsCut => {
+                if matches!(*self.started.lock().unwrap_or_else(PoisonError::into_inner), Started::Nothing) {
+                    return Ok(false);
+                }
+                let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                           WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+                self.administer(cut.to_owned()).await.map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(true)
     }
 
     /// Ends what was started. The server is gone after the first call.

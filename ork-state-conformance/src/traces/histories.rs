@@ -4,9 +4,11 @@
 //! ([Herlihy and Wing, 1990](https://doi.org/10.1145/78969.78972)). That order is searched for by [`LinearizabilityTester`], with the
 //! model to say what each answer would have to be.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ork_state_api::{Capability, Database, Limit, ListTasks, Outcome, PageRequest, Timestamp};
+use ork_state_api::{Capability, Database, Limit, ListTasks, Outcome, PageRequest, RunId, Timestamp};
+use serde::{Deserialize, Serialize};
 use stateright::semantics::{ConsistencyTester as _, LinearizabilityTester, SequentialSpec};
 
 use super::player::{Divergence, Player, shown};
@@ -26,13 +28,13 @@ const BURSTS: u64 = 4;
 const LOOKING: u64 = CLIENTS;
 
 /// How many histories there were.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Histories {
     /// Bursts of calls at the same time, each a history.
     pub histories: u64,
     /// The calls in them.
     pub calls: u64,
-    /// Those among them whose answer nobody saw.
+    /// Those among them whose callers gave up before the answer, or got one that tells not whether anything was done.
     pub unknown: u64,
 }
 
@@ -51,22 +53,33 @@ impl Histories {
             player.go_on(&steps).await.map_err(failed)?;
             let calls =
                 sample_calls(seed_of(seed, 2 * burst + 1), usize::try_from(CLIENTS).unwrap_or(1) * CALLS);
-            done.burst(&mut player, &calls).await.map_err(failed)?;
+            let unknown = done.unknown;
+            // What is given up may have its effect whenever it likes: nothing is known for certain after it.
+            done.burst(&mut player, &calls, burst + 1 == BURSTS).await.map_err(failed)?;
+            if done.unknown > unknown {
+                return Ok(done);
+            }
         }
         player.compare_all().await.map_err(failed)?;
         Ok(done)
     }
 
-    async fn burst(&mut self, player: &mut Player, steps: &[(Step, bool)]) -> Result<(), Divergence> {
+    async fn burst(
+        &mut self,
+        player: &mut Player,
+        steps: &[(Step, Option<u8>)],
+        gives_up: bool,
+    ) -> Result<(), Divergence> {
         let events = Arc::new(Mutex::new(Vec::new()));
         let mut clients = Vec::new();
         for (client, steps) in (0..).zip(steps.chunks(CALLS)) {
             let db = handle(player).await?;
             let mut calls = Vec::new();
-            for (step, is_lost) in steps {
+            for (step, patience) in steps {
                 if let Some(call) = player.call(step)? {
-                    // Nobody sees the answer of the last one: the caller gave up, the call may have had its effect or not yet.
-                    calls.push((call, *is_lost && calls.len() + 1 == steps.len()));
+                    // The last one of a client: one that has a call under way makes no other.
+                    let is_last = calls.len() + 1 == steps.len();
+                    calls.push((call, patience.filter(|_| gives_up && is_last)));
                 }
             }
             clients.push(tokio::spawn(make(client, db, calls, events.clone())));
@@ -81,6 +94,8 @@ impl Histories {
             events.push(Event { client: LOOKING, what: What::Answered(answer) });
         }
 
+        // T2: a claim waits for nobody, and passes over what a pause or a cancellation is just at.
+        player.set_busy(events.iter().filter_map(Event::unmakes_ready).collect());
         let now = player.now();
         let mut tester = LinearizabilityTester::new(Spec { model: player.model().clone(), now });
         for Event { client, what } in events.clone() {
@@ -108,7 +123,16 @@ impl Histories {
         for (call, Said(answer)) in order {
             player.follow(call, &answer);
         }
+        player.set_busy(BTreeSet::new());
         Ok(())
+    }
+}
+
+impl std::ops::AddAssign for Histories {
+    fn add_assign(&mut self, more: Self) {
+        self.histories += more.histories;
+        self.calls += more.calls;
+        self.unknown += more.unknown;
     }
 }
 
@@ -133,6 +157,14 @@ enum What {
 }
 
 impl Event {
+    /// The run whose tasks it takes away from claimers.
+    const fn unmakes_ready(&self) -> Option<RunId> {
+        match self.what {
+            What::Called(Call::PauseRun { id } | Call::CancelRun { id }) => Some(id),
+            _ => None,
+        }
+    }
+
     fn told(&self) -> String {
         let Self { client, what } = self;
         match what {
@@ -143,18 +175,37 @@ impl Event {
     }
 }
 
-async fn make(client: u64, db: Arc<dyn Database>, calls: Vec<(Call, bool)>, events: Arc<Mutex<Vec<Event>>>) {
+async fn make(
+    client: u64,
+    db: Arc<dyn Database>,
+    calls: Vec<(Call, Option<u8>)>,
+    events: Arc<Mutex<Vec<Event>>>,
+) {
     let note = |what| events.lock().unwrap_or_else(PoisonError::into_inner).push(Event { client, what });
-    for (call, is_lost) in calls {
+    for (call, patience) in calls {
         note(What::Called(call.clone()));
-        let answer = call.of(&*db).await;
-        let is_unknown = answer.error().is_some_and(|error| error.outcome() == Outcome::Unknown);
-        if is_unknown || is_lost && makes_nothing(&call) {
+        let answer = match patience.filter(|_| makes_nothing(&call)) {
+            // By turns, not by time: a timer is too coarse for calls this quick.
+            Some(patience) => tokio::select! {
+                biased;
+                answer = call.of(&*db) => Some(answer),
+                () = turns(patience) => None,
+            },
+            None => Some(call.of(&*db).await),
+        };
+        let known = answer.filter(|it| it.error().is_none_or(|error| error.outcome() != Outcome::Unknown));
+        let Some(answer) = known else {
             note(What::Lost);
             // A client that has a call under way makes no other.
             return;
-        }
+        };
         note(What::Answered(answer));
+    }
+}
+
+async fn turns(number: u8) {
+    for _ in 0..number {
+        tokio::task::yield_now().await;
     }
 }
 

@@ -7,6 +7,7 @@ mod words;
 
 use std::sync::Arc;
 
+use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use tokio::runtime::Handle;
 
@@ -88,6 +89,13 @@ fn rng_of(seed: u64) -> TestRng {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     TestRng::from_seed(RngAlgorithm::ChaCha, &bytes)
+}
+
+/// A value, `None` if the strategy gives none, which only one that filters too much does.
+pub(crate) fn drawn<S: Strategy>(seed: u64, strategy: &S) -> Option<S::Value> {
+    let config = Config { failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, rng_of(seed));
+    Some(strategy.new_tree(&mut runner).ok()?.current())
 }
 
 /// A seed of one's own for each of several runs that share one.

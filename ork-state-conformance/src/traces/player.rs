@@ -145,6 +145,11 @@ impl Player {
         }
     }
 
+    /// Says which runs are [busy](Model::busy).
+    pub(super) fn set_busy(&mut self, runs: BTreeSet<RunId>) {
+        self.model.busy = runs;
+    }
+
     pub(super) const fn model(&self) -> &Model {
         &self.model
     }

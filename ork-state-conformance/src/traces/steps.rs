@@ -3,8 +3,8 @@
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
-use proptest::strategy::ValueTree as _;
-use proptest::test_runner::{Config, TestRunner};
+
+use super::drawn;
 
 /// Which of the things made so far: 0 is the latest. From [`UNKNOWN`] on it is one that never was.
 pub(super) type Ref = u8;
@@ -126,17 +126,10 @@ pub(super) fn sample(seed: u64, length: usize) -> Vec<Step> {
     drawn(seed, &vec(step(), length)).unwrap_or_default()
 }
 
-/// So many steps that may be made at the same time, each with whether its answer is lost.
-pub(super) fn sample_calls(seed: u64, length: usize) -> Vec<(Step, bool)> {
+/// So many steps that may be made at the same time. Some have a patience: how often their caller lets others go first before it gives up.
+pub(super) fn sample_calls(seed: u64, length: usize) -> Vec<(Step, Option<u8>)> {
     let call = step().prop_filter("is no call", |step| !matches!(step, Step::Advance(_) | Step::Reopen));
-    drawn(seed, &vec((call, proptest::bool::weighted(0.25)), length)).unwrap_or_default()
-}
-
-/// A value, `None` if the strategy gives none, which only one that filters too much does.
-fn drawn<S: Strategy>(seed: u64, strategy: &S) -> Option<S::Value> {
-    let rng = super::rng_of(seed);
-    let mut runner = TestRunner::new_with_rng(Config { failure_persistence: None, ..Config::default() }, rng);
-    Some(strategy.new_tree(&mut runner).ok()?.current())
+    drawn(seed, &vec((call, option::weighted(0.25, any::<u8>())), length)).unwrap_or_default()
 }
 
 fn few<T: std::fmt::Debug + Clone>(item: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {

@@ -1,0 +1,332 @@
+//! Traces, histories and crashes for as long as wanted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use ork_state_api::Capability;
+use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::crashes::{Crashes, Death, Survivor};
+use crate::harness::block_on;
+use crate::run::{guarded, panic_message};
+use crate::traces::{Histories, Traces, drawn, seed_of};
+use crate::{Ctx, Facts, Fixture, ServerFailure};
+
+/// At most so many steps a trace.
+const STEPS: usize = 150;
+
+/// So many processes die over one store.
+const DEATHS: usize = 10;
+
+/// Seeds have so many bits: more are rounded by what reads JSON as JavaScript does.
+const SEEDS: u64 = (1 << 53) - 1;
+
+/// A piece that takes longer has hung: they take seconds, but for one that is being cut down to its shortest form.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// What a deep run is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeepKind {
+    /// Random traces, over all backends at once: all must answer as the model does.
+    Traces,
+    /// Calls at the same time, which some order must explain.
+    Histories,
+    /// Processes that die while they write.
+    Crashes,
+}
+
+impl DeepKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Traces, Self::Histories, Self::Crashes];
+
+    /// Its name, in one word.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Traces => "traces",
+            Self::Histories => "histories",
+            Self::Crashes => "crashes",
+        }
+    }
+}
+
+/// What to run, and for how long.
+#[derive(Debug, Clone)]
+pub struct Deep {
+    /// Where chance comes from. Each piece of a run has a seed of its own; that of the first is this one.
+    pub seed: u64,
+    /// No new piece begins after this time; but there is at least one of each kind and backend.
+    pub time: Duration,
+    /// How many pieces run at the same time.
+    pub threads: usize,
+    /// Of which kinds.
+    pub kinds: Vec<DeepKind>,
+    /// The command that runs one piece again: of its kind, its backend unless it is about all, and its seed.
+    pub replay: fn(kind: DeepKind, backend: Option<&str>, seed: u64) -> String,
+}
+
+/// How much was done, and what was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeepReport {
+    /// The seed of the whole.
+    pub seed: u64,
+    /// How long it took, in milliseconds.
+    pub millis: u64,
+    /// A part a backend, in the order in which they were given.
+    pub backends: Vec<DeepCounts>,
+    /// What went wrong.
+    pub findings: Vec<Finding>,
+}
+
+impl DeepReport {
+    /// Whether there was anything over any backend.
+    #[must_use]
+    pub fn did_something(&self) -> bool {
+        self.backends.iter().any(|it| it.traces + it.histories.histories + it.crashes.kills > 0)
+    }
+}
+
+/// How much was done over one backend.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DeepCounts {
+    /// The plugin's name.
+    pub backend: String,
+    /// Why nothing was, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unavailable: Option<String>,
+    /// Random traces.
+    pub traces: u64,
+    /// Histories of calls at the same time.
+    pub histories: Histories,
+    /// Deaths.
+    pub crashes: Crashes,
+}
+
+/// Something that went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// In what.
+    pub kind: DeepKind,
+    /// Over which backend; all of them if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// The seed of the piece.
+    pub seed: u64,
+    /// What was seen.
+    pub message: String,
+    /// The command that runs the piece again. What depends on how processes met may need it several times.
+    pub replay: String,
+}
+
+/// What happens in a deep run.
+#[derive(Debug)]
+pub enum DeepEvent<'a> {
+    /// So much is done.
+    Progress(&'a [DeepCounts]),
+    /// Something went wrong.
+    Found(&'a Finding),
+}
+
+/// A part of a run: by itself in time, with a seed of its own.
+#[derive(Debug, Clone, Copy)]
+enum Piece {
+    Trace,
+    /// Of the backend at this place.
+    Histories(usize),
+    Crashes(usize),
+}
+
+/// What a run shares between its threads.
+struct Run<'a> {
+    deep: &'a Deep,
+    /// Those that have stores, and their places among the counts.
+    fixtures: Vec<(usize, Arc<dyn Fixture>)>,
+    round: Vec<Piece>,
+    next: AtomicU64,
+    counts: Mutex<Vec<DeepCounts>>,
+    findings: Mutex<Vec<Finding>>,
+    /// A server fails for everybody: only when nobody else is at it.
+    servers: RwLock<()>,
+    on_event: &'a (dyn Fn(DeepEvent<'_>) + Sync),
+}
+
+impl Deep {
+    /// Runs pieces over these fixtures until the time is over, and tells about it as it goes. A finding does not end it.
+    pub fn run(
+        &self,
+        fixtures: &[Arc<dyn Fixture>],
+        on_event: &(dyn Fn(DeepEvent<'_>) + Sync),
+    ) -> DeepReport {
+        let facts = Facts::gather();
+        let deadline = Instant::now() + self.time;
+        let counts: Vec<DeepCounts> = fixtures
+            .iter()
+            .map(|fixture| DeepCounts {
+                backend: fixture.backend().to_owned(),
+                unavailable: block_on(fixture.unavailable()),
+                ..DeepCounts::default()
+            })
+            .collect();
+        let there: Vec<_> = fixtures
+            .iter()
+            .cloned()
+            .enumerate()
+            .filter(|(place, _)| counts[*place].unavailable.is_none())
+            .collect();
+        let run = Run {
+            deep: self,
+            round: self.round(&there),
+            fixtures: there,
+            next: AtomicU64::new(0),
+            counts: Mutex::new(counts),
+            findings: Mutex::default(),
+            servers: RwLock::new(()),
+            on_event,
+        };
+        if !run.round.is_empty() {
+            std::thread::scope(|scope| {
+                for _ in 0..self.threads.max(1) {
+                    scope.spawn(|| run.pieces(deadline));
+                }
+            });
+        }
+        for (_, fixture) in &run.fixtures {
+            block_on(fixture.finish());
+        }
+        let counts = run.counts.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let findings = run.findings.into_inner().unwrap_or_else(PoisonError::into_inner);
+        DeepReport { seed: self.seed, millis: facts.millis(), backends: counts, findings }
+    }
+
+    /// One piece of each kind and backend that there can be.
+    fn round(&self, fixtures: &[(usize, Arc<dyn Fixture>)]) -> Vec<Piece> {
+        let mut round = Vec::new();
+        let wants = |kind| self.kinds.contains(&kind);
+        if wants(DeepKind::Traces) && !fixtures.is_empty() {
+            round.push(Piece::Trace);
+        }
+        for (place, (_, fixture)) in fixtures.iter().enumerate() {
+            if wants(DeepKind::Histories) {
+                round.push(Piece::Histories(place));
+            }
+            let shared = fixture.plugin().is_ok_and(|backend| {
+                [Capability::Durable, Capability::MultiProcess].iter().all(|it| backend.capabilities.has(*it))
+            });
+            if wants(DeepKind::Crashes) && shared {
+                round.push(Piece::Crashes(place));
+            }
+        }
+        round
+    }
+}
+
+impl Run<'_> {
+    fn pieces(&self, deadline: Instant) {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let length = self.round.len() as u64;
+            if number >= length && Instant::now() >= deadline {
+                return;
+            }
+            // The remainder is a place in the round.
+            let Some(piece) = self.round.get(usize::try_from(number % length).unwrap_or(0)) else { return };
+            self.piece(*piece, seed_of(self.deep.seed, number) & SEEDS);
+        }
+    }
+
+    fn piece(&self, piece: Piece, seed: u64) {
+        let deaths = if let Piece::Crashes(_) = piece { drawn_deaths(seed) } else { vec![] };
+        let (_shared, _alone);
+        if deaths.iter().any(|death| death.failure.is_some()) {
+            _alone = self.servers.write().unwrap_or_else(PoisonError::into_inner);
+        } else {
+            _shared = self.servers.read().unwrap_or_else(PoisonError::into_inner);
+        }
+        let (kind, backend, played) = match piece {
+            Piece::Trace => {
+                let fixtures: Vec<_> = self.fixtures.iter().map(|(_, fixture)| fixture.clone()).collect();
+                let traces = Traces { seed, count: 1, length: STEPS, shrinks: true };
+                let played = guarded(PATIENCE, traces.play(fixtures)).map(|()| {
+                    self.count(|counts| {
+                        for (place, _) in &self.fixtures {
+                            counts[*place].traces += 1;
+                        }
+                    });
+                });
+                (DeepKind::Traces, None, played)
+            }
+            Piece::Histories(place) => {
+                let (counted, fixture) = &self.fixtures[place];
+                let played = guarded(PATIENCE, Histories::play(fixture.clone(), seed));
+                let played = played.map(|done| self.count(|counts| counts[*counted].histories += done));
+                (DeepKind::Histories, Some(fixture.backend()), played)
+            }
+            Piece::Crashes(place) => {
+                let (counted, fixture) = &self.fixtures[place];
+                let played = guarded(PATIENCE, outlive(fixture.clone(), seed, deaths));
+                let played = played.map(|done| self.count(|counts| counts[*counted].crashes += done));
+                (DeepKind::Crashes, Some(fixture.backend()), played)
+            }
+        };
+        if let Err(message) = played {
+            let replay = (self.deep.replay)(kind, backend, seed);
+            let finding = Finding { kind, backend: backend.map(str::to_owned), seed, message, replay };
+            (self.on_event)(DeepEvent::Found(&finding));
+            self.findings.lock().unwrap_or_else(PoisonError::into_inner).push(finding);
+        }
+    }
+
+    fn count(&self, done: impl FnOnce(&mut [DeepCounts])) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        done(&mut counts);
+        (self.on_event)(DeepEvent::Progress(&counts));
+    }
+}
+
+/// Has processes die over one store, and looks at it after each.
+async fn outlive(fixture: Arc<dyn Fixture>, seed: u64, deaths: Vec<Death>) -> Result<Crashes, String> {
+    let failed = |error: &dyn std::fmt::Debug| format!("{error:?}");
+    let store = fixture.migrated().await.map_err(|error| failed(&error))?;
+    let t = Ctx::open(fixture, store.clone(), seed, true).await.map_err(|error| failed(&error))?;
+    // In a task of its own, so that the store is kept also if a look at it panics.
+    let ended = tokio::spawn(async move {
+        let mut survivor = Survivor::new(&t);
+        for death in deaths {
+            survivor
+                .outlive(death)
+                .await
+                .and(survivor.check().await)
+                .map_err(|error| format!("{death:?}: {error}"))?;
+        }
+        survivor.finish().await.map_err(|error| error.to_string())
+    });
+    let ended = match ended.await {
+        Ok(ended) => ended,
+        Err(error) => Err(panic_message(&error)),
+    };
+    ended.map_err(|message| match store.keep() {
+        Some(place) => format!("{message}\nthe store is kept at {place}"),
+        None => message,
+    })
+}
+
+/// How processes die over one store. In three of ten stores the last of them has its server fail, where there is one.
+fn drawn_deaths(seed: u64) -> Vec<Death> {
+    let failure = prop_oneof![Just(ServerFailure::Crash), Just(ServerFailure::ConnectionsCut)];
+    let death = (1..=4_usize, 0..200_usize, 0..4000_u64).prop_map(|(workers, steps, micros)| Death {
+        workers,
+        steps,
+        pause: Duration::from_micros(micros),
+        failure: None,
+    });
+    let deaths = proptest::collection::vec(death, DEATHS);
+    let drawn = drawn(seed, &(deaths, proptest::option::weighted(0.3, failure)));
+    let Some((mut deaths, failure)) = drawn else { return vec![] };
+    if let (Some(failure), Some(last)) = (failure, deaths.last_mut()) {
+        last.failure = Some(failure);
+    }
+    deaths
+}
