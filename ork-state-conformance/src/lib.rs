@@ -10,6 +10,7 @@ mod fixture;
 mod harness;
 pub mod legacy;
 pub mod model;
+pub mod new_backend;
 mod report;
 mod rules;
 mod run;

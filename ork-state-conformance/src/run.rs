@@ -25,6 +25,8 @@ pub(crate) struct Manner {
 impl Manner {
     /// As a backend's author wants it.
     pub(crate) const THOROUGH: Self = Self { patience: Duration::from_secs(120), threads: 2, shrinks: true };
+    /// For many runs over the model: it answers under a lock, and hands over only where a fault has it.
+    pub(crate) const QUICK: Self = Self { threads: 1, shrinks: false, ..Self::THOROUGH };
 }
 
 /// What became of a case.

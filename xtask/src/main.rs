@@ -10,6 +10,7 @@ mod migrate;
 #[cfg(all(feature = "postgres", feature = "sqlite"))]
 mod schema;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +37,13 @@ enum Task {
     /// Writes the schema of each SQL backend into its crate.
     #[cfg(all(feature = "postgres", feature = "sqlite"))]
     Schema(schema::Arguments),
+    /// Writes a crate for a new backend, ready to be written step by step.
+    NewBackend {
+        /// What the backend is called, such as `redb`: its crate is `ork-state-redb`.
+        name: String,
+        /// Where the crate is to be: by default, in a directory of its name.
+        directory: Option<PathBuf>,
+    },
     /// Measures.
     Bench(bench::Arguments),
     /// Runs everything that CI runs.
@@ -50,6 +58,14 @@ fn main() -> ExitCode {
         Task::Migrate(arguments) => migrate::run(&arguments),
         #[cfg(all(feature = "postgres", feature = "sqlite"))]
         Task::Schema(arguments) => schema::run(&arguments),
+        Task::NewBackend { name, directory } => {
+            ork_state_conformance::new_backend::run(&name, directory.as_deref()).map_err(Into::into).map(
+                |said| {
+                    println!("{said}");
+                    ExitCode::SUCCESS
+                },
+            )
+        }
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
     };

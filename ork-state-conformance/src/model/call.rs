@@ -118,6 +118,9 @@ macro_rules! calls {
         }
 
         impl Call {
+            /// The names of all methods.
+            pub const NAMES: &[&str] = &[$($(stringify!($name)),+),+];
+
             /// The name of the method.
             #[must_use]
             pub const fn name(&self) -> &'static str {

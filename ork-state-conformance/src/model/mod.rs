@@ -30,6 +30,7 @@ use crate::Damage;
 
 pub use call::{Answer, Answers, Call, Calls};
 pub use faults::Fault;
+pub(crate) use store::LESSER;
 pub use store::{MODEL, ModelFixture, ModelStore, Tamper, Turn};
 
 /// A store's whole state.

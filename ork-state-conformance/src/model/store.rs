@@ -31,7 +31,7 @@ pub static MODEL: Backend = Backend {
 };
 
 /// What a backend says about itself that opts out of all it may.
-pub(super) static LESSER: Backend = Backend {
+pub(crate) static LESSER: Backend = Backend {
     capabilities: MODEL
         .capabilities
         .without(Capability::Logs)

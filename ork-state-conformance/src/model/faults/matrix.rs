@@ -14,9 +14,6 @@ use crate::{Case, CaseReport, FaultReport, Fixture, KillMatrix, Verdict};
 /// long as all the others.
 const QUICK: Duration = Duration::from_millis(200);
 
-/// One thread a case: the model answers under a lock, and hands over only where a fault has it.
-const HUNT: Manner = Manner { threads: 1, shrinks: false, ..Manner::THOROUGH };
-
 /// What a quick case may take over a broken store before it has hung.
 const QUICK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -67,7 +64,7 @@ fn honest(seed: u64, threads: usize) -> Result<BTreeMap<&'static str, Duration>,
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let report = run_case_so(HUNT, &fixture, case, seed);
+                    let report = run_case_so(Manner::QUICK, &fixture, case, seed);
                     ended.lock().unwrap_or_else(PoisonError::into_inner).insert(case.name, report);
                 }
             });
@@ -93,7 +90,8 @@ fn hunt(fault: &Fault, honest: &BTreeMap<&'static str, Duration>, seed: u64) -> 
         if took > QUICK && !case.rules.contains(&rule) {
             continue;
         }
-        let manner = Manner { patience: QUICK_PATIENCE.max(took * 10).min(HUNT.patience), ..HUNT };
+        let manner =
+            Manner { patience: QUICK_PATIENCE.max(took * 10).min(Manner::QUICK.patience), ..Manner::QUICK };
         if let Verdict::Failed { .. } = run_case_so(manner, &fixture, case, seed).verdict {
             caught_by.push(case.name.to_owned());
         }
