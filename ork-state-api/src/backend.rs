@@ -55,6 +55,8 @@ pub enum Capability {
     DeferredJobs,
     /// [`Maintenance::watch`](crate::Maintenance::watch).
     Notifications,
+    /// The methods of [`Transfer`](crate::Transfer).
+    Transfer,
 }
 
 impl Capability {
@@ -66,6 +68,7 @@ impl Capability {
         Self::Schedules,
         Self::DeferredJobs,
         Self::Notifications,
+        Self::Transfer,
     ];
 }
 
@@ -78,6 +81,7 @@ impl fmt::Display for Capability {
             Self::Schedules => "schedules",
             Self::DeferredJobs => "deferred jobs",
             Self::Notifications => "notifications",
+            Self::Transfer => "copies of other stores",
         })
     }
 }

@@ -1,7 +1,6 @@
 //! A workflow's tasks and what each depends on, checked once so that no backend has to.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde::de::Error as _;
@@ -9,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use crate::limits::{MAX_DAG_BYTES, MAX_DAG_EDGES, MAX_DAG_TASKS, MAX_RETRIES};
+use crate::transfer::to_hex;
 use crate::{Error, Json, Label, Result, TaskName};
 
 /// What a task is, as its workflow's author wrote it.
@@ -259,11 +259,7 @@ impl Dag {
     /// The lower-case hex SHA-256 of the canonical form.
     #[must_use]
     pub fn content_hash(&self) -> String {
-        Sha256::digest(self.0.canonical.as_str()).iter().fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        to_hex(&Sha256::digest(self.0.canonical.as_str()))
     }
 
     /// The tasks in index order.

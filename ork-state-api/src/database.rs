@@ -1,7 +1,8 @@
 //! Everything a scheduler needs of a store.
 
 use crate::{
-    Backend, DeferredJobStore, LogStore, Maintenance, RunStore, ScheduleStore, TaskStore, WorkflowStore,
+    Backend, DeferredJobStore, LogStore, Maintenance, RunStore, ScheduleStore, TaskStore, Transfer,
+    WorkflowStore,
 };
 
 /// A store of workflows, their runs and tasks: all the role traits together.
@@ -44,6 +45,7 @@ pub trait Database:
     + ScheduleStore
     + DeferredJobStore
     + Maintenance
+    + Transfer
     + std::fmt::Debug
 {
     /// The plugin that this store is of: its name and what it can do.

@@ -26,12 +26,12 @@ use tracing::Instrument as _;
 use crate::{
     Backend, ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, CreatedRun, Database, DeferTask, DeferredJob,
     DeferredJobStore, DueSchedule, Error, ErrorKind, ExpiredTasks, FireSchedule, FiredSchedule, Heartbeat,
-    HeartbeatOutcome, JobReport, JobUpdates, Json, Limit, ListRuns, ListTasks, ListWorkflows, LogAppended,
-    LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun, NewWorkflow, Outcome, Page,
-    Prune, Pruned, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStore, Schedule,
-    ScheduleStore, Snapshot, SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId, TaskName, TaskStore,
-    TaskUpdates, Topic, UpdateReport, UpdateWorkflow, Violation, Watch, Workflow, WorkflowFilter, WorkflowId,
-    WorkflowName, WorkflowStore,
+    HeartbeatOutcome, ImportPage, ImportProgress, JobReport, JobUpdates, Json, Limit, ListRuns, ListTasks,
+    ListWorkflows, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun,
+    NewWorkflow, Outcome, Page, Prune, Pruned, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey,
+    RunStore, Schedule, ScheduleStore, Snapshot, SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId,
+    TaskName, TaskStore, TaskUpdates, Topic, Transfer, UpdateReport, UpdateWorkflow, Violation, Watch,
+    Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
 };
 
 /// A method of a store.
@@ -162,9 +162,16 @@ layered! {
         repeatable fn watch(topic: [Topic]) -> Watch;
         repeatable fn verify() -> Vec<Violation>;
     }
+    Transfer {
+        repeatable fn import_progress() -> Option<ImportProgress>;
+        once fn import(page: [ImportPage]) -> ();
+        once fn finish_import() -> ();
+        repeatable fn abandon_import() -> ();
+    }
 }
 
 impl Rows for () {}
+impl Rows for Option<ImportProgress> {}
 impl Rows for Workflow {}
 impl Rows for Snapshot {}
 impl Rows for CreatedRun {}

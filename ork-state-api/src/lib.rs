@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod backend;
+pub mod copy;
 mod dag;
 mod database;
 mod deferred_jobs;
@@ -22,6 +23,7 @@ mod status;
 mod tasks;
 mod text;
 mod time;
+mod transfer;
 mod updates;
 pub mod verify;
 mod watch;
@@ -58,6 +60,7 @@ pub use tasks::{
 };
 pub use text::{Label, TaskName, Text, WorkflowName};
 pub use time::{Clock, ManualClock, SystemClock, Timestamp};
+pub use transfer::{ImportPage, ImportProgress, Record, Transfer, no_import, not_empty};
 pub use updates::{TaskChange, TaskUpdate, TaskUpdates, UpdateOutcome, UpdateStep, check_batch_len};
 pub use watch::{Topic, Watch, WatchSource};
 pub use workflows::{

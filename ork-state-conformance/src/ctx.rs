@@ -146,6 +146,12 @@ impl Ctx {
         std::mem::take(&mut self.0.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The clock of the store.
+    #[must_use]
+    pub fn clock(&self) -> Arc<ManualClock> {
+        self.0.clock.clone()
+    }
+
     /// The present time of the store.
     #[must_use]
     pub fn now(&self) -> Timestamp {

@@ -73,4 +73,5 @@ rules! {
     M3 "statistics are exact",
     M4 "verification finds what is wrong",
     M5 "what happens is hinted at",
+    M6 "a store is taken in whole, and unseen until then",
 }

@@ -4,12 +4,13 @@
 //! the rules that led to it, and a later release reads it as it was meant.
 
 use ork_state_api::{
-    Dag, DeferredJob, JobId, JobStatus, Json, Label, Lease, Run, RunId, Schedule, SnapshotId, Task, TaskId,
-    TaskStatus, Text, Timestamp, Token, Workflow, WorkflowId,
+    Dag, DeferredJob, ImportProgress, JobId, JobStatus, Json, Label, Lease, Run, RunId, Schedule, SnapshotId,
+    Task, TaskId, TaskStatus, Text, Timestamp, Token, Workflow, WorkflowId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::state::{JobRow, TaskRow};
+use crate::transfer::LogLength;
 
 /// One entity as a transaction left it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,6 +44,12 @@ pub(crate) enum Change {
     DeleteWorkflow(WorkflowId),
     /// Runs are gone, with all that was theirs.
     DeleteRuns(Vec<RunId>),
+    /// Records of an import, in their encoded form, and how much there is of logs.
+    Imported { progress: ImportProgress, records: Vec<String>, logs: Vec<LogLength> },
+    /// What was imported is what the store holds.
+    ImportFinished,
+    /// What was imported is forgotten.
+    ImportAbandoned,
 }
 
 /// A deferred job as it is, with what it does not show.

@@ -17,6 +17,7 @@ mod schedules;
 mod state;
 mod tasks;
 mod transaction;
+mod transfer;
 mod updates;
 mod watch;
 mod workflows;

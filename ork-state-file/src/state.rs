@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use ork_state_api::{
-    DeferredJob, Entity, Error, JobId, JobStatus, Json, Label, ReadyTask, Result, Run, RunId, RunKey,
-    RunStatus, Schedule, Snapshot, SnapshotId, Task, TaskId, TaskName, TaskStatus, Timestamp, Token,
+    DeferredJob, Entity, Error, ImportProgress, JobId, JobStatus, Json, Label, ReadyTask, Result, Run, RunId,
+    RunKey, RunStatus, Schedule, Snapshot, SnapshotId, Task, TaskId, TaskName, TaskStatus, Timestamp, Token,
     Workflow, WorkflowId, WorkflowName,
 };
 
 use crate::change::{Change, JobPatch, NewJob, NewTask, TaskPatch};
+use crate::transfer::LogLength;
 
 /// Everything that is stored.
 #[derive(Debug, Default)]
@@ -40,8 +41,19 @@ pub(crate) struct State {
     /// The runs that have ended, the longest ended first.
     pub(crate) ended: BTreeSet<(Timestamp, RunId)>,
     pub(crate) counts: Counts,
+    /// What was imported and is not finished.
+    pub(crate) import: Option<Import>,
     /// What has happened since somebody looked.
     pub(crate) news: News,
+}
+
+/// Records of another store that are not yet what this one holds.
+#[derive(Debug, Default)]
+pub(crate) struct Import {
+    pub(crate) progress: ImportProgress,
+    /// Encoded, without those of logs.
+    pub(crate) records: Vec<String>,
+    pub(crate) logs: Vec<LogLength>,
 }
 
 /// How many there are of each status.
@@ -194,8 +206,24 @@ impl State {
                     self.remove_run(run);
                 }
             }
+            Change::Imported { progress, records, logs } => {
+                let import = self.import.get_or_insert_default();
+                import.progress = progress;
+                import.records.extend(records);
+                import.logs.extend(logs);
+            }
+            Change::ImportFinished => {
+                let import = self.import.as_ref().ok_or("no import")?;
+                self.replace(import.finished().map_err(|error| format!("{error:?}"))?);
+            }
+            Change::ImportAbandoned => self.import = None,
         }
         Ok(())
+    }
+
+    /// Holds something else from now on.
+    pub(crate) fn replace(&mut self, other: Self) {
+        *self = Self { news: News { ready: true, ended: true }, ..other };
     }
 
     pub(crate) fn put_workflow(&mut self, workflow: Workflow) {
@@ -436,7 +464,15 @@ impl State {
             }
             changes
         });
-        workflows.chain(snapshots).chain(runs)
+        let import = self.import.as_ref().map(|import| {
+            let Import { progress, records, logs } = import;
+            vec![Change::Imported {
+                progress: progress.clone(),
+                records: records.clone(),
+                logs: logs.clone(),
+            }]
+        });
+        workflows.chain(snapshots).chain(runs).chain(import)
     }
 
     /// What only the indexes can show to be wrong: they are made anew and compared.

@@ -18,7 +18,7 @@ use crate::rows::Stamp;
 use crate::watch::{self, Listeners};
 use crate::{
     BACKEND, PostgresOptions, claims, deferred_jobs, logs, maintenance, runs, schedules, schema, tasks,
-    updates, workflows,
+    transfer, updates, workflows,
 };
 
 /// A statement with its arguments.
@@ -71,6 +71,7 @@ pub(crate) struct Statements {
     pub(crate) schedules: schedules::Statements,
     pub(crate) deferred_jobs: deferred_jobs::Statements,
     pub(crate) maintenance: maintenance::Statements,
+    pub(crate) transfer: transfer::Statements,
     pub(crate) watch: watch::Statements,
 }
 
@@ -87,6 +88,7 @@ impl Statements {
             schedules: schedules::Statements::new(schema),
             deferred_jobs: deferred_jobs::Statements::new(schema),
             maintenance: maintenance::Statements::new(schema),
+            transfer: transfer::Statements::new(schema),
             watch: watch::Statements::new(schema),
         }
     }

@@ -12,6 +12,7 @@ mod runs;
 mod schedules;
 mod schema;
 mod tasks;
+mod transfer;
 mod updates;
 mod watch;
 mod workflows;

@@ -20,6 +20,7 @@ mod schema;
 mod settle;
 mod takeover;
 mod tasks;
+mod transfer;
 mod updates;
 mod watch;
 mod workflows;

@@ -10,12 +10,13 @@ use async_trait::async_trait;
 use ork_state_api::{
     Backend, Capabilities, Capability, ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, Clock, ConnectOptions,
     CreatedRun, Database, DeferTask, DeferredJob, DeferredJobStore, DueSchedule, Error, ErrorKind,
-    ExpiredTasks, FireSchedule, FiredSchedule, Found, Heartbeat, HeartbeatOutcome, JobReport, JobUpdates,
-    Json, Limit, ListRuns, ListTasks, ListWorkflows, LogAppended, LogChunk, LogRange, LogSlice, LogStore,
-    Maintenance, MigrationReport, NewRun, NewWorkflow, Page, Prune, Pruned, ReadyTask, Result, RetryRun, Run,
-    RunFilter, RunId, RunKey, RunStatus, RunStore, Schedule, ScheduleStore, Snapshot, SnapshotId, StartRun,
-    Stats, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates, Topic, UpdateReport, UpdateWorkflow,
-    Watch, Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
+    ExpiredTasks, FireSchedule, FiredSchedule, Found, Heartbeat, HeartbeatOutcome, ImportPage,
+    ImportProgress, JobReport, JobUpdates, Json, Limit, ListRuns, ListTasks, ListWorkflows, LogAppended,
+    LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun, NewWorkflow, Page, Prune,
+    Pruned, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStatus, RunStore, Schedule,
+    ScheduleStore, Snapshot, SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId, TaskName, TaskStore,
+    TaskUpdates, Topic, Transfer, UpdateReport, UpdateWorkflow, Watch, Workflow, WorkflowFilter, WorkflowId,
+    WorkflowName, WorkflowStore,
 };
 
 use crate::state::State;
@@ -32,7 +33,8 @@ pub static BACKEND: Backend = Backend {
         .without(Capability::Logs)
         .without(Capability::Schedules)
         .without(Capability::DeferredJobs)
-        .without(Capability::Notifications),
+        .without(Capability::Notifications)
+        .without(Capability::Transfer),
     options: &[],
     connect: |options| {
         Box::pin(async move { Ok(Arc::new(ExampleDatabase::new(&options)) as Arc<dyn Database>) })
@@ -237,6 +239,25 @@ impl DeferredJobStore for ExampleDatabase {
 
     async fn list_jobs(&self, _: TaskId) -> Result<Vec<DeferredJob>> {
         Err(without(Capability::DeferredJobs))
+    }
+}
+
+#[async_trait]
+impl Transfer for ExampleDatabase {
+    async fn import_progress(&self) -> Result<Option<ImportProgress>> {
+        Err(without(Capability::Transfer))
+    }
+
+    async fn import(&self, _: ImportPage) -> Result<()> {
+        Err(without(Capability::Transfer))
+    }
+
+    async fn finish_import(&self) -> Result<()> {
+        Err(without(Capability::Transfer))
+    }
+
+    async fn abandon_import(&self) -> Result<()> {
+        Err(without(Capability::Transfer))
     }
 }
 

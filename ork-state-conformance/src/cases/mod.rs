@@ -21,6 +21,7 @@ mod snapshots;
 mod stats;
 mod timeouts;
 mod traces;
+mod transfer;
 mod updates;
 mod watching;
 mod workflows;

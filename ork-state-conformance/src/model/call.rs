@@ -6,12 +6,12 @@ use async_trait::async_trait;
 use ork_state_api::{
     Backend, Capability, ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, CreatedRun, Database, DeferTask,
     DeferredJob, DeferredJobStore, DueSchedule, Error, ErrorKind, ExpiredTasks, FireSchedule, FiredSchedule,
-    Heartbeat, HeartbeatOutcome, JobReport, JobUpdates, Json, Limit, ListRuns, ListTasks, ListWorkflows,
-    LogAppended, LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun, NewWorkflow,
-    Page, Prune, Pruned, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStore, Schedule,
-    ScheduleStore, Snapshot, SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId, TaskName, TaskStore,
-    TaskUpdates, Topic, UpdateReport, UpdateWorkflow, Violation, Watch, Workflow, WorkflowFilter, WorkflowId,
-    WorkflowName, WorkflowStore,
+    Heartbeat, HeartbeatOutcome, ImportPage, ImportProgress, JobReport, JobUpdates, Json, Limit, ListRuns,
+    ListTasks, ListWorkflows, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Maintenance,
+    MigrationReport, NewRun, NewWorkflow, Page, Prune, Pruned, ReadyTask, Result, RetryRun, Run, RunFilter,
+    RunId, RunKey, RunStore, Schedule, ScheduleStore, Snapshot, SnapshotId, StartRun, Stats, Task,
+    TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates, Topic, Transfer, UpdateReport, UpdateWorkflow,
+    Violation, Watch, Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
 };
 
 /// Something that answers calls: with [`Calls`] around it, a whole [`Database`].
@@ -139,7 +139,7 @@ macro_rules! calls {
                         | C::GetSnapshot { .. } | C::GetRun { .. } | C::ListRuns { .. } | C::CountRuns { .. }
                         | C::ReadyTasks { .. } | C::GetTask { .. } | C::ListTasks { .. } | C::TaskOutputs { .. }
                         | C::ReadLog { .. } | C::DueSchedules { .. } | C::ListJobs { .. } | C::PlanMigration {}
-                        | C::Stats {} | C::Verify {}
+                        | C::Stats {} | C::Verify {} | C::ImportProgress {}
                 )
             }
 
@@ -152,6 +152,9 @@ macro_rules! calls {
                     C::SetSchedule { .. } | C::DueSchedules { .. } | C::FireSchedule { .. } => Some(Capability::Schedules),
                     C::DeferTask { .. } | C::ClaimJobs { .. } | C::UpdateJobs { .. } | C::ListJobs { .. } => {
                         Some(Capability::DeferredJobs)
+                    }
+                    C::ImportProgress {} | C::Import { .. } | C::FinishImport {} | C::AbandonImport {} => {
+                        Some(Capability::Transfer)
                     }
                     _ => None,
                 }
@@ -273,6 +276,12 @@ calls! {
         Prune prune(prune: Prune [Prune]) -> Pruned;
         Stats stats() -> Stats;
         Verify verify() -> Vec<Violation>;
+    }
+    Transfer [] {
+        ImportProgress import_progress() -> Option<ImportProgress>;
+        Import import(page: ImportPage [ImportPage]) -> ();
+        FinishImport finish_import() -> ();
+        AbandonImport abandon_import() -> ();
     }
 }
 

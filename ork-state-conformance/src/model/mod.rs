@@ -17,6 +17,7 @@ mod runs;
 mod schedules;
 mod store;
 mod tasks;
+mod transfer;
 mod workflows;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +49,8 @@ pub struct Model {
     pub(crate) places: BTreeMap<TaskId, (RunId, usize)>,
     /// In the order of their making.
     pub(crate) jobs: Vec<JobRow>,
+    /// What was imported and is not finished.
+    pub(crate) import: Option<transfer::Import>,
     /// The cap of each log, in bytes.
     pub(crate) max_log_bytes: Option<u64>,
     /// What was put into it that no store would write.
@@ -156,6 +159,13 @@ impl Model {
             Call::ListJobs { task } => Answer::ListJobs(self.list_jobs(task)),
             Call::Migrate {} => Answer::Migrate(Ok(self.migrate())),
             Call::PlanMigration {} => Answer::PlanMigration(Ok(self.plan_migration())),
+            Call::ImportProgress {} => Answer::ImportProgress(Ok(self.import_progress())),
+            Call::Import { page } => Answer::Import(self.import(&page)),
+            Call::FinishImport {} => Answer::FinishImport(self.finish_import()),
+            Call::AbandonImport {} => {
+                self.abandon_import();
+                Answer::AbandonImport(Ok(()))
+            }
             Call::Prune { prune } => Answer::Prune(Ok(self.prune(now, prune))),
             Call::Stats {} => Answer::Stats(Ok(self.stats(now))),
             Call::Verify {} => Answer::Verify(Ok(self.verify())),

@@ -37,7 +37,8 @@ pub(crate) static LESSER: Backend = Backend {
         .without(Capability::Logs)
         .without(Capability::Schedules)
         .without(Capability::DeferredJobs)
-        .without(Capability::Notifications),
+        .without(Capability::Notifications)
+        .without(Capability::Transfer),
     ..MODEL
 };
 

@@ -169,6 +169,14 @@ pub const STEPS: &[Step] = &[
         advice: "Write `watch`. A hint may come for nothing, and must not fail to come.",
         ..NEXT
     },
+    Step {
+        title: "Copies of other stores",
+        methods: &["import_progress", "import", "finish_import", "abandon_import"],
+        capability: Some(Capability::Transfer),
+        rules: &[Rule::M6],
+        advice: "Keep the records apart until the import is finished; then one transaction makes them the content of the store.",
+        ..NEXT
+    },
 ];
 
 /// Which cases each of the [`STEPS`] turns green.

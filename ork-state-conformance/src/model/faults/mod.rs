@@ -11,6 +11,7 @@ mod matrix;
 mod runs;
 mod schedules;
 mod tasks;
+mod transfer;
 mod workflows;
 
 use ork_state_api::Capability;
@@ -85,6 +86,7 @@ impl Fault {
             schedules::FAULTS,
             deferred_jobs::FAULTS,
             maintenance::FAULTS,
+            transfer::FAULTS,
         ];
         let mut all = areas.concat();
         all.sort_by_key(|fault| fault.rule);
