@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::sync::Arc;
 
+use ork_state_api::copy::copy;
 use ork_state_api::{
     ClaimTasks, Database, Delay, EndedRun, ErrorKind, Json, Label, LeaseTime, Limit, LogChunk, NewRun,
     NewWorkflow, Result, RunId, RunStatus, StartRun, TaskId, TaskStatus, TaskUpdate, TaskUpdates, Text,
@@ -63,6 +64,13 @@ pub(crate) enum Role {
         letter: char,
         /// How long each is, with its end.
         lengths: Vec<usize>,
+    },
+    /// Copies a store, and prints a line after each page.
+    Copy {
+        /// What to copy.
+        from: String,
+        /// Where to.
+        to: String,
     },
     /// Migrates and prints how many steps it applied.
     Migrate {
@@ -205,6 +213,11 @@ fn play(role: &str) -> PlayResult {
             Role::CreateRuns { url, workflow } => create_runs(&url, workflow).await,
             Role::LiveOn { url, workers, logs } => live_on(&url, workers, logs).await,
             Role::AppendLog { url, task, letter, lengths } => append_log(&url, task, letter, &lengths).await,
+            Role::Copy { from, to } => {
+                let (from, to) = (connect(&from).await?, connect(&to).await?);
+                copy(&*from, &*to, |_| println!("page")).await?;
+                Ok(())
+            }
             Role::Migrate { url } => {
                 println!("{}", connect(&url).await?.migrate().await?.applied.len());
                 Ok(())

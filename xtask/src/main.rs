@@ -4,6 +4,7 @@ mod backends;
 mod bench;
 mod ci;
 mod conformance;
+mod copy;
 mod deep;
 mod demo;
 mod migrate;
@@ -34,6 +35,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Migrates a store, also one that Ork made before ork-state, or says what that would do.
     Migrate(migrate::Arguments),
+    /// Copies a store into an empty one, of any backend, and compares the two.
+    Copy(copy::Arguments),
     /// Writes the schema of each SQL backend into its crate.
     #[cfg(all(feature = "postgres", feature = "sqlite"))]
     Schema(schema::Arguments),
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Conformance(arguments) => conformance::run(&arguments),
         Task::Demo(arguments) => demo::run(arguments),
         Task::Migrate(arguments) => migrate::run(&arguments),
+        Task::Copy(arguments) => copy::run(&arguments),
         #[cfg(all(feature = "postgres", feature = "sqlite"))]
         Task::Schema(arguments) => schema::run(&arguments),
         Task::NewBackend { name, directory } => {

@@ -12,6 +12,7 @@ use ork_state_api::{
 
 use super::assert_fails;
 use crate::case::case;
+use crate::child::{ChildProcess, Role};
 use crate::ctx::work_off;
 use crate::{Ctx, LEASE, TestStore, dag};
 
@@ -292,6 +293,29 @@ case! { [M6, G2] needs [Transfer, Durable], m6_what_was_imported_survives_reopen
     copy(&**t.db(), &*again, |_| ()).await?;
     let third = t.fixture().connect(ConnectOptions::new(&other.store.url())?.with_clock(t.clock())).await?;
     assert_eq!(compare(&**t.db(), &*third).await?, None);
+    Ok(())
+}}
+
+case! { [M6, G2] needs [Transfer, Durable, MultiProcess], m6_a_copy_goes_on_after_its_process_was_killed(t) {
+    for _ in 0..3 {
+        t.start(&(0..1200).map(|number| format!("t{number} ")).collect::<String>()).await?;
+    }
+    for pages in 1..=3 {
+        let other = Other::new(&t).await?;
+        let role = Role::Copy { from: t.url().to_owned(), to: other.store.url() };
+        let mut child = ChildProcess::start(&role)?;
+        for _ in 0..pages {
+            child.line().await?.ok_or("the child ended")?;
+        }
+        child.kill().await?;
+        // Killed after its last page, it may have finished all the same.
+        if is_empty(&*other.db).await? {
+            let copied = copy(&**t.db(), &*other.db, |_| ()).await?;
+            assert!(copied.resumed_at >= pages * 1000, "{copied}");
+        }
+        assert_eq!(compare(&**t.db(), &*other.db).await?, None);
+        assert_eq!(other.db.verify().await?, vec![]);
+    }
     Ok(())
 }}
 

@@ -1,6 +1,6 @@
-//! `cargo xtask bench`: figures that are taken by hand, and never tested.
+//! How quickly an idle scheduler gets what another process made ready.
 
-use std::process::{ExitCode, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use ork_state_api::{
@@ -11,44 +11,26 @@ use ork_state_conformance::Fixture;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::TaskResult;
+use super::AnyError;
 use crate::backends::fixtures;
 
-/// Measures.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
-    #[command(subcommand)]
-    scenario: Scenario,
+pub(super) struct Arguments {
+    /// How often.
+    #[arg(long, default_value_t = 200)]
+    rounds: usize,
+    /// Only this backend; may be given several times.
+    #[arg(long)]
+    backend: Vec<String>,
+    /// Be the other process, on this store.
+    #[arg(long, hide = true)]
+    child: Option<String>,
 }
 
-#[derive(Debug, clap::Subcommand)]
-enum Scenario {
-    /// How long it takes from the completion of a dependency in this process until an idle scheduler in another process holds the
-    /// task that waited for it. Nobody polls faster than once a second.
-    Wakeup {
-        /// How often.
-        #[arg(long, default_value_t = 200)]
-        rounds: usize,
-        /// Only this backend; may be given several times.
-        #[arg(long)]
-        backend: Vec<String>,
-        /// Be the other process, on this store.
-        #[arg(long, hide = true)]
-        child: Option<String>,
-    },
-}
-
-type AnyError = Box<dyn std::error::Error + Send + Sync>;
-
-pub(crate) fn run(arguments: &Arguments) -> TaskResult {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let Scenario::Wakeup { rounds, backend, child } = &arguments.scenario;
-    if fixtures().is_empty() {
-        return Err("no backend is linked".into());
-    }
+pub(super) fn run(runtime: &tokio::runtime::Runtime, arguments: &Arguments) -> Result<(), AnyError> {
+    let Arguments { rounds, backend, child } = arguments;
     if let Some(url) = child {
-        runtime.block_on(wait_and_claim(url)).map_err(|error| error as Box<dyn std::error::Error>)?;
-        return Ok(ExitCode::SUCCESS);
+        return runtime.block_on(wait_and_claim(url));
     }
     println!(
         "wake-up: a dependency is completed in one process, an idle scheduler in another takes what waited for it"
@@ -64,16 +46,14 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
             println!("{name:>9} is UNAVAILABLE: {reason}");
             continue;
         }
-        let mut millis = runtime
-            .block_on(measure(&*fixture, *rounds))
-            .map_err(|error| error as Box<dyn std::error::Error>)?;
+        let mut millis = runtime.block_on(measure(&*fixture, *rounds))?;
         runtime.block_on(fixture.finish());
         millis.sort_by(f64::total_cmp);
         let at = |share: usize| millis.get((millis.len() * share / 100).min(millis.len().saturating_sub(1)));
         let [half, most, all] = [at(50), at(90), at(100)].map(|millis| millis.copied().unwrap_or(f64::NAN));
         println!("{name:>9} {rounds:>8} {half:>9.2} {most:>9.2} {all:>9.2}");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn claim() -> ork_state_api::Result<ClaimTasks> {

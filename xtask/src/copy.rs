@@ -1,0 +1,67 @@
+//! `cargo xtask copy --from URL --to URL`.
+
+use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ork_state_api::copy::{compare, copy};
+
+use crate::TaskResult;
+use crate::backends::fixtures;
+
+/// Copies a store into an empty one, of any backend, and compares the two.
+///
+/// Nobody may work on either meanwhile: stop the schedulers first. A copy that does not come to its end leaves `--to` as empty as it was for
+/// everybody else; the same command again goes on where it stopped.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The store to copy. It must be migrated.
+    #[arg(long)]
+    from: String,
+    /// The store to copy it into. It is made and migrated if it is not there, and must be empty.
+    #[arg(long)]
+    to: String,
+    /// Forget what an earlier copy that did not come to its end had brought over.
+    #[arg(long)]
+    restart: bool,
+    /// Do not compare the two at the end.
+    #[arg(long)]
+    no_compare: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> TaskResult {
+    // Naming the fixtures is what links the backends.
+    if fixtures().is_empty() {
+        return Err("no backend is linked: build with the features file, postgres or sqlite".into());
+    }
+    let Arguments { from, to, restart, no_compare } = arguments;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (from, to) = (ork_state_api::connect(from).await?, ork_state_api::connect(to).await?);
+        to.migrate().await?;
+        if *restart {
+            to.abandon_import().await?;
+        }
+        let bar =
+            ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{elapsed_precise} {msg}")?);
+        let copied = copy(&*from, &*to, |so_far| {
+            bar.set_message(so_far.to_string());
+            bar.tick();
+        })
+        .await?;
+        bar.finish_and_clear();
+        println!("copied {copied}");
+        if *no_compare {
+            return Ok(ExitCode::SUCCESS);
+        }
+        match compare(&*from, &*to).await? {
+            None => {
+                println!("compared: the two are equal");
+                Ok(ExitCode::SUCCESS)
+            }
+            Some(difference) => {
+                println!("compared: they DIFFER, {difference}. Was somebody at work on one of them?");
+                Ok(ExitCode::FAILURE)
+            }
+        }
+    })
+}
