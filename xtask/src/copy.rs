@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use ork_state_api::RunFilter;
 use ork_state_api::copy::{compare, copy};
 
 use crate::TaskResult;
@@ -36,7 +37,10 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let Arguments { from, to, restart, no_compare } = arguments;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (from, to) = (ork_state_api::connect(from).await?, ork_state_api::connect(to).await?);
+        let from = ork_state_api::connect(from).await?;
+        // If it cannot be read, nothing is made of the other.
+        from.count_runs(RunFilter::all()).await?;
+        let to = ork_state_api::connect(to).await?;
         to.migrate().await?;
         if *restart {
             to.abandon_import().await?;
