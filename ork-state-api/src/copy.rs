@@ -12,6 +12,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 
+use futures_util::future::join_all;
+
 use crate::{
     Capability, Database, DeferredJob, Error, ImportPage, ImportProgress, Limit, ListTasks, ListWorkflows,
     LogPosition, LogRange, PageRequest, Record, Result, Run, RunKey, SnapshotId, Task, TaskId, Timestamp,
@@ -23,6 +25,9 @@ const PAGE: (usize, usize) = (1000, 4 * 1024 * 1024);
 
 /// At most so many bytes of a log in one record.
 const LOG_PART: usize = 512 * 1024;
+
+/// So many tasks are read at the same time.
+const AT_ONCE: usize = 16;
 
 /// What was copied so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -188,13 +193,19 @@ fn named(record: &Record) -> String {
     }
 }
 
+/// What comes next of a store.
+enum Part {
+    Record(Record),
+    /// The log of a task from this offset on.
+    Log(TaskId, u64),
+}
+
 /// Everything that a store holds, in one order: workflows by name, then runs from the newest, each with its tasks, and each of these with its
 /// jobs and its log.
 struct Records<'a> {
     from: &'a dyn Database,
-    ready: VecDeque<Record>,
+    ready: VecDeque<Part>,
     snapshots: HashSet<SnapshotId>,
-    log: Option<(TaskId, u64)>,
     tasks: VecDeque<Task>,
     task_page: Option<ListTasks>,
     runs: VecDeque<Run>,
@@ -208,7 +219,6 @@ impl<'a> Records<'a> {
             from,
             ready: VecDeque::new(),
             snapshots: HashSet::new(),
-            log: None,
             tasks: VecDeque::new(),
             task_page: None,
             runs: VecDeque::new(),
@@ -219,14 +229,22 @@ impl<'a> Records<'a> {
 
     async fn next(&mut self) -> Result<Option<Record>> {
         loop {
-            if let Some(record) = self.ready.pop_front() {
-                return Ok(Some(record));
-            }
             // The innermost that is not at its end goes on.
-            if let Some((task, offset)) = self.log.take() {
-                self.read_log(task, offset).await?;
-            } else if let Some(task) = self.tasks.pop_front() {
-                self.read_task(task).await?;
+            match self.ready.pop_front() {
+                Some(Part::Record(record)) => return Ok(Some(record)),
+                Some(Part::Log(task, offset)) => {
+                    for part in self.read_log(task, offset).await?.into_iter().rev() {
+                        self.ready.push_front(part);
+                    }
+                    continue;
+                }
+                None => {}
+            }
+            if !self.tasks.is_empty() {
+                let tasks: Vec<Task> = self.tasks.drain(..self.tasks.len().min(AT_ONCE)).collect();
+                for parts in join_all(tasks.into_iter().map(|task| self.read_task(task))).await {
+                    self.ready.extend(parts?);
+                }
             } else if let Some(page) = self.task_page.take() {
                 let run = page.run;
                 let tasks = self.from.list_tasks(page).await?;
@@ -238,12 +256,12 @@ impl<'a> Records<'a> {
                 self.workflow_page = workflows.next.map(|last| PageRequest::after(last, page_limit()));
                 for workflow in workflows.items {
                     self.read_snapshot(workflow.snapshot).await?;
-                    self.ready.push_back(Record::Workflow(workflow));
+                    self.ready.push_back(Part::Record(Record::Workflow(workflow)));
                 }
             } else if let Some(run) = self.runs.pop_front() {
                 self.read_snapshot(run.snapshot).await?;
                 self.task_page = Some(ListTasks::of(run.id, PageRequest::first(page_limit())));
-                self.ready.push_back(Record::Run(run));
+                self.ready.push_back(Part::Record(Record::Run(run)));
             } else if let Some(page) = self.run_page.take() {
                 let runs = self.from.list_runs(page.into()).await?;
                 self.run_page = runs.next.map(|last| PageRequest::after(last, page_limit()));
@@ -260,12 +278,12 @@ impl<'a> Records<'a> {
 
     async fn read_snapshot(&mut self, id: SnapshotId) -> Result<()> {
         if self.snapshots.insert(id) {
-            self.ready.push_back(Record::Snapshot(self.from.get_snapshot(id).await?));
+            self.ready.push_back(Part::Record(Record::Snapshot(self.from.get_snapshot(id).await?)));
         }
         Ok(())
     }
 
-    async fn read_task(&mut self, task: Task) -> Result<()> {
+    async fn read_task(&self, task: Task) -> Result<Vec<Part>> {
         let id = task.id;
         let detail = self.from.get_task(id).await?;
         // A token that is not shown is of no claim that holds: any that is greater than all that were given will do.
@@ -275,22 +293,20 @@ impl<'a> Records<'a> {
         };
         let waits = detail.task.open_jobs > 0;
         let jobs = if self.has(Capability::DeferredJobs) { self.from.list_jobs(id).await? } else { vec![] };
-        self.ready.push_back(Record::Task { detail, token });
-        self.ready.extend(numbered(jobs, waits.then_some(token)));
+        let mut parts = vec![Part::Record(Record::Task { detail, token })];
+        parts.extend(numbered(jobs, waits.then_some(token)).into_iter().map(Part::Record));
         if self.has(Capability::Logs) {
-            self.log = Some((id, 0));
+            parts.extend(self.read_log(id, 0).await?);
         }
-        Ok(())
+        Ok(parts)
     }
 
-    async fn read_log(&mut self, task: TaskId, offset: u64) -> Result<()> {
+    async fn read_log(&self, task: TaskId, offset: u64) -> Result<Vec<Part>> {
         let slice = self.from.read_log(task, LogRange::new(LogPosition::Offset(offset), LOG_PART)?).await?;
-        let (next, is_at_end) = (slice.next_offset(), slice.is_at_end());
-        if !slice.bytes.is_empty() {
-            self.ready.push_back(Record::Log { task, offset: slice.offset, bytes: slice.bytes });
-        }
-        self.log = (!is_at_end).then_some((task, next));
-        Ok(())
+        let rest = (!slice.is_at_end()).then_some(Part::Log(task, slice.next_offset()));
+        let part = Record::Log { task, offset: slice.offset, bytes: slice.bytes };
+        let is_something = matches!(&part, Record::Log { bytes, .. } if !bytes.is_empty());
+        Ok(is_something.then_some(Part::Record(part)).into_iter().chain(rest).collect())
     }
 }
 

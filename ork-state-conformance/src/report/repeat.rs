@@ -61,7 +61,7 @@ pub fn repeat(
         },
         on_event,
     );
-    let mut differences = Vec::new();
+    let mut differences = newer_cases(then);
     for backend in &then.backends {
         match report.backends.iter().find(|now| now.name == backend.name) {
             Some(now) => compare(backend, now, &mut differences),
@@ -74,6 +74,23 @@ pub fn repeat(
         }
     }
     Repeated { report, differences }
+}
+
+/// The cases that a whole report does not know: the suite has got them since, so its levels cannot be come to again.
+fn newer_cases(then: &Report) -> Vec<Difference> {
+    let known: BTreeSet<&str> =
+        then.backends.iter().flat_map(|backend| &backend.cases).map(|case| case.name.as_str()).collect();
+    // Where cases were left out, nothing says which are new.
+    let is_whole =
+        then.filter.is_none() && then.backends.iter().any(|it| it.left_out == 0 && !it.cases.is_empty());
+    let newer = Case::all().into_iter().filter(|case| is_whole && !known.contains(case.name));
+    let new = |case: &Case| Difference {
+        backend: "the suite".to_owned(),
+        what: case.name.to_owned(),
+        then: "no case".to_owned(),
+        now: "one that the report does not know".to_owned(),
+    };
+    newer.map(new).collect()
 }
 
 fn compare(then: &BackendReport, now: &BackendReport, differences: &mut Vec<Difference>) {
