@@ -194,6 +194,7 @@ fn named(record: &Record) -> String {
 }
 
 /// What comes next of a store.
+#[expect(clippy::large_enum_variant, reason = "nearly all are records")]
 enum Part {
     Record(Record),
     /// The log of a task from this offset on.

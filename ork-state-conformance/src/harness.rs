@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{BackendReport, Case, CaseReport, Facts, Fixture, Report, Verdict, run_case, run_if_child};
+use crate::{
+    BackendReport, Case, CaseReport, Deep, DeepEvent, DeepKind, Facts, Fixture, Report, Verdict, run_case,
+    run_if_child,
+};
 
 /// Names backends, by commas, that must be there: `ORK_STATE_REQUIRE=postgres`. Without it a backend whose stores cannot
 /// be had shows as one ignored test that says why.
@@ -20,6 +24,10 @@ pub const SEED: &str = "ORK_STATE_SEED";
 
 /// Names a directory that [`run_tests`] writes its report into: `ORK_STATE_REPORT=report cargo test --test conformance`.
 pub const REPORT: &str = "ORK_STATE_REPORT";
+
+/// Has [`run_tests`] make a [deep run](Deep) instead of running the cases: `ORK_STATE_DEEP=30 cargo test --test conformance` for half an hour. After the minutes
+/// there may be a kind, and then a backend, as in `ORK_STATE_DEEP="5 histories mine"`.
+pub const DEEP: &str = "ORK_STATE_DEEP";
 
 /// The seed that [`SEED`] gives cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +68,9 @@ pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Some(wanted) = std::env::var_os(DEEP) {
+        return run_deep(&wanted.to_string_lossy(), fixtures, seed);
+    }
     let facts = Facts::gather();
     let (mut trials, mut tested) = (Vec::new(), Vec::new());
     for fixture in fixtures {
@@ -97,6 +108,46 @@ pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
         println!("seed {seed}, report: {}", directory.join("report.html").display());
     }
     conclusion.exit_code()
+}
+
+/// A deep run, as [`DEEP`] wants it. Its findings are told as they come, what was done at the end.
+fn run_deep(wanted: &str, fixtures: &[Arc<dyn Fixture>], seed: u64) -> ExitCode {
+    let words: Vec<&str> = wanted.split_whitespace().collect();
+    let kind = |word: &&str| DeepKind::ALL.into_iter().find(|kind| kind.word() == *word);
+    let (minutes, kinds, backend) = match words.as_slice() {
+        [minutes, rest @ ..] if rest.len() <= 2 => {
+            let kinds = rest.first().map_or(Some(DeepKind::ALL.to_vec()), |word| Some(vec![kind(word)?]));
+            (minutes.parse::<u64>().ok(), kinds, rest.get(1).copied())
+        }
+        _ => (None, None, None),
+    };
+    let (Some(minutes), Some(kinds)) = (minutes, kinds) else {
+        let known = DeepKind::ALL.map(DeepKind::word).join(", ");
+        eprintln!(
+            "error: {DEEP} is {wanted:?}: it takes minutes, then perhaps one of {known}, then perhaps a backend"
+        );
+        return ExitCode::FAILURE;
+    };
+    let chosen = fixtures.iter().filter(|fixture| backend.is_none_or(|name| name == fixture.backend()));
+    let replay = |kind: DeepKind, backend: Option<&str>, seed: u64| {
+        let backend = backend.map(|backend| format!(" {backend}")).unwrap_or_default();
+        format!("{SEED}={seed} {DEEP}=\"0 {}{backend}\" cargo test --test conformance", kind.word())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let deep = Deep { seed, time: Duration::from_secs(minutes * 60), threads, kinds, replay };
+    let report = deep.run(&chosen.cloned().collect::<Vec<_>>(), &|event| {
+        if let DeepEvent::Found(finding) = event {
+            println!(
+                "{} {} FAILED\n{}\nagain: {}",
+                finding.place(),
+                finding.kind.word(),
+                finding.message,
+                finding.replay
+            );
+        }
+    });
+    println!("{}", report.markdown());
+    if report.did_something() && report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What was seen of a backend.

@@ -26,7 +26,7 @@ pub use ctx::{Ctx, LEASE, claim_request, dag, wide_dag};
 pub use deep::{Deep, DeepCounts, DeepEvent, DeepKind, DeepReport, Finding};
 pub use fixture::{Damage, DamageDirectory, DirectoryFixture, Fixture, ServerFailure, TestStore, UrlFixture};
 pub use harness::{
-    BadSeed, OwnTest, REPORT, REQUIRE, SEED, chosen_seed, replay_by_test, run_own_tests, run_tests,
+    BadSeed, DEEP, OwnTest, REPORT, REQUIRE, SEED, chosen_seed, replay_by_test, run_own_tests, run_tests,
 };
 pub use report::{
     BackendReport, Difference, Extension, ExtensionState, Facts, FaultReport, KillMatrix, Level,

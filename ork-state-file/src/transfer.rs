@@ -48,9 +48,9 @@ fn require_empty(state: &State) -> Result<()> {
 
 fn import(tx: &mut Transaction<'_>, page: &ImportPage) -> Result<()> {
     require_empty(tx.state)?;
-    let there = tx.state.import.as_ref();
-    if there.map(|import| &import.progress).unwrap_or(&ImportProgress::default()) != page.after() {
-        return Err(page.does_not_follow(there.map(|import| &import.progress)));
+    let there = tx.state.import.as_ref().map(|import| &import.progress);
+    if there.cloned().unwrap_or_default() != *page.after() {
+        return Err(page.does_not_follow(there));
     }
     let (mut records, mut logs) = (Vec::new(), Vec::new());
     for (kind, encoded) in page.records() {

@@ -38,6 +38,22 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
             &["xtask", "conformance", "--faults", "--require", "postgres", "--report", "report"],
             &[],
         ),
+        step(
+            "deep",
+            &[
+                "xtask",
+                "conformance",
+                "--deep",
+                "--minutes",
+                "1",
+                "--require",
+                "postgres",
+                "--report",
+                "report/deep",
+            ],
+            &[],
+        ),
+        step("copies", &["xtask", "bench", "copy", "--tasks", "3000"], &[]),
     ];
     if let Some(image) = &arguments.docker_image {
         let command = &[

@@ -11,8 +11,11 @@ use super::html::{command, count};
 use super::markdown::fenced;
 use crate::{DeepCounts, DeepReport, Finding};
 
-/// What is counted, and how much of it there is.
-const COLUMNS: [(&str, fn(&DeepCounts) -> u64); 7] = [
+/// What it is called, and how much of it there is over a backend.
+type Column = (&'static str, fn(&DeepCounts) -> u64);
+
+/// What is counted.
+const COLUMNS: [Column; 7] = [
     ("Traces", |it| it.traces),
     ("Histories", |it| it.histories.histories),
     ("Calls in them", |it| it.histories.calls),
@@ -61,7 +64,9 @@ impl DeepReport {
         }
     }
 
-    pub(super) fn markdown(&self) -> String {
+    /// What was done and found, as a part of a Markdown page.
+    #[must_use]
+    pub fn markdown(&self) -> String {
         let mut page = format!("\n## Deep run\n\n{}.\n\n| backend |", self.summary());
         for (name, _) in COLUMNS {
             // Writing to a String cannot fail, here and below.

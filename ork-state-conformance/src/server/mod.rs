@@ -138,7 +138,8 @@ impl PostgresServer {
         connection.close().await
     }
 
-    /// Has it fail, and waits until it answers again. Says `false` where it was not started here as a process: only such a one is ours to break.
+    /// Has it fail, and waits until it answers again. Says `false` where it was not started here: only such a one is ours to break. What dies must be a process
+    /// of this machine: a container has another address when it starts again.
     pub(crate) async fn fail(&self, failure: ServerFailure) -> Result<bool, String> {
         match failure {
             ServerFailure::Crash => {

@@ -75,12 +75,10 @@ pub(super) async fn run(arguments: &Arguments) -> Result<(), AnyError> {
     for fixture in fixtures {
         fixture.finish().await;
     }
-    match difference {
-        None => {
-            println!("the first and the last are equal (compared in {:.1} s)", begun.elapsed().as_secs_f64())
-        }
-        Some(difference) => return Err(format!("the first and the last DIFFER: {difference}").into()),
+    if let Some(difference) = difference {
+        return Err(format!("the first and the last DIFFER: {difference}").into());
     }
+    println!("the first and the last are equal (compared in {:.1} s)", begun.elapsed().as_secs_f64());
     Ok(())
 }
 

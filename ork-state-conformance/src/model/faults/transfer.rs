@@ -160,7 +160,7 @@ pub(super) const FAULTS: &[Fault] = &[
         answer
     }),
     Fault::reopened(M6, "import-lost", "forgets an unfinished import when it is reopened", |model, _| {
-        model.import = None
+        model.import = None;
     }),
     Fault::lesser(
         M6,
