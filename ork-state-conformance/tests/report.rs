@@ -6,8 +6,9 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use ork_state_conformance::{
-    BackendReport, Case, CaseReport, ExtensionState, FaultReport, Fixture, KillMatrix, Level, REPORT_SCHEMA,
-    Report, Rule, Suite, TestStore, UrlFixture, Verdict, repeat, replay_by_test,
+    BackendReport, Case, CaseReport, DeepCounts, DeepKind, DeepReport, ExtensionState, FaultReport, Finding,
+    Fixture, KillMatrix, Level, REPORT_SCHEMA, Report, Rule, Suite, TestStore, UrlFixture, Verdict, repeat,
+    replay_by_test,
 };
 use ork_state_example as _;
 
@@ -62,6 +63,23 @@ fn odd() -> Report {
         seed: 7,
         faults: vec![fault("caught", &["claims::t2_x"]), fault("survivor", &[])],
         idle_cases: vec!["claims::t2_idle".to_owned()],
+    });
+    let counts =
+        |backend: &str| DeepCounts { backend: backend.to_owned(), traces: 3, ..DeepCounts::default() };
+    report.deep = Some(DeepReport {
+        seed: 7,
+        millis: 61_000,
+        backends: vec![
+            counts("example"),
+            DeepCounts { unavailable: Some("no <deep server>".to_owned()), ..DeepCounts::default() },
+        ],
+        findings: vec![Finding {
+            kind: DeepKind::Histories,
+            backend: Some("example".to_owned()),
+            seed: 8,
+            message: "no <order> | explains\n```".to_owned(),
+            replay: "again --seed 8".to_owned(),
+        }],
     });
     report
 }
@@ -170,13 +188,26 @@ fn junit_tells_the_same() {
         (backend.cases.len(), backend.failed, backend.not_applicable)
     );
     assert_eq!(skipped(&read.test_suites[1]), 1);
+    assert_eq!((read.test_suites[2].name.as_str(), read.test_suites[2].failures), ("deep", 1));
+}
+
+#[test]
+fn a_report_is_good_only_if_nothing_was_found_anywhere() {
+    let deep = |findings| DeepReport { findings, ..odd().deep.unwrap() };
+    let well = Report::of_deep_run(whole().facts, deep(vec![]));
+    assert!(whole().is_good() && well.is_good());
+    assert!(!Report::of_deep_run(whole().facts, deep(odd().deep.unwrap().findings)).is_good());
+    let nothing = DeepReport { backends: vec![], ..deep(vec![]) };
+    assert!(!Report::of_deep_run(whole().facts, nothing).is_good());
+    assert!(!Report { kill_matrix: odd().kill_matrix, ..whole() }.is_good(), "a fault survived");
+    assert!(well.html().contains("No case ran") && well.markdown().contains("No case ran"));
 }
 
 #[test]
 fn pages_escape_what_cases_say() {
     let report = odd();
     let page = report.html();
-    for raw in ["<script>alert", "<b> and", "<i>", "<twice>", "<filter>", "<server>"] {
+    for raw in ["<script>alert", "<b> and", "<i>", "<twice>", "<filter>", "<server>", "<deep", "<order>"] {
         assert!(!page.contains(raw), "{raw}");
     }
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));

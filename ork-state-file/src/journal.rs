@@ -21,7 +21,7 @@
 use std::borrow::Cow;
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::change::Change;
+use crate::disk::{make_directory, sync_directory, sync_file};
 use crate::error::io_at;
 use crate::lock::{self, Deadline, Locked};
 use crate::state::State;
@@ -45,7 +46,7 @@ const TURNSTILE: &str = "turnstile";
 const LOGS: &str = "logs";
 
 /// A journal is worth folding into a snapshot when it is longer than this and than twice the snapshot.
-const COMPACT_BYTES: u64 = 16 * 1024 * 1024;
+const COMPACT_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 16 * 1024 * 1024 };
 
 /// Whether a commit waits for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,7 +228,7 @@ impl Journal {
                 OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged)?;
             let mut file = BufWriter::with_capacity(1 << 20, file);
             write(&mut file)?;
-            file.into_inner()?.sync_all()?;
+            sync_file(&file.into_inner().map_err(io::IntoInnerError::into_error)?)?;
             fs::rename(&staged, &path)?;
             sync_directory(&self.directory)
         };
@@ -342,10 +343,10 @@ impl Journal {
             file.set_len(open.end)?;
             file.seek(SeekFrom::Start(open.end))?;
             file.write_all(line.as_bytes())?;
-            if self.sync == Sync::Full { file.sync_data() } else { Ok(()) }
+            if self.sync == Sync::Full { sync_file(file) } else { Ok(()) }
         };
         if let Err(source) = write(&mut open.file) {
-            let undone = open.file.set_len(open.end).and_then(|()| open.file.sync_data());
+            let undone = open.file.set_len(open.end).and_then(|()| sync_file(&open.file));
             let error = io_at("write", &path, source);
             return Err(match undone {
                 Ok(()) => error,
@@ -391,24 +392,10 @@ impl Sync {
     /// Has what other processes wrote on disk: one that was killed may not have come to it.
     fn file(self, file: &File, path: &Path) -> Result<()> {
         match self {
-            Self::Full => file.sync_data().map_err(|source| io_at("sync", path, source)),
+            Self::Full => sync_file(file).map_err(|source| io_at("sync", path, source)),
             Self::Off => Ok(()),
         }
     }
-}
-
-/// Makes a directory unless it is there, and has its name on disk.
-pub(crate) fn make_directory(path: &Path) -> Result<()> {
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made.and_then(|()| sync_directory(&path.join(".."))),
-    }
-    .map_err(|source| io_at("make the directory", path, source))
-}
-
-/// A new name is on disk when its directory is.
-pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 fn write_header(file: &mut impl Write, after: u64) -> io::Result<()> {

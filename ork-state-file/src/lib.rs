@@ -3,6 +3,7 @@
 mod change;
 mod database;
 mod deferred_jobs;
+mod disk;
 mod engine;
 mod error;
 mod import;

@@ -17,6 +17,7 @@ use ork_state_api::{
 
 use crate::change::Change;
 use crate::database::FileDatabase;
+use crate::disk::{sync_directory, sync_file};
 use crate::error;
 use crate::state::State;
 use crate::transaction::Transaction;
@@ -101,10 +102,10 @@ impl Logs {
         if dirty.is_empty() {
             return Ok(());
         }
-        dirty.iter().try_for_each(File::sync_data)?;
+        dirty.iter().try_for_each(sync_file)?;
         dirty.clear();
         // A new file's name is on disk when its directory is.
-        File::open(path)?.sync_all()
+        sync_directory(path)
     }
 
     /// Removes the files of deleted tasks. One that stays, after a crash, harms nothing.

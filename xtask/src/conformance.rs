@@ -8,7 +8,7 @@ use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use ork_state_conformance::model::Fault;
 use ork_state_conformance::{
-    DeepKind, Event, KillMatrix, Level, Repeated, Report, Suite, Verdict, chosen_seed, repeat,
+    DeepKind, Event, Facts, KillMatrix, Level, Repeated, Report, Suite, Verdict, chosen_seed, repeat,
 };
 
 use crate::backends::fixtures;
@@ -94,10 +94,10 @@ fn run_suite(arguments: &Arguments) -> TaskResult {
     let suite = Suite { filter: arguments.filter.clone(), threads, seed, replay };
     if arguments.deep {
         let kinds = if arguments.only.is_empty() { DeepKind::ALL.to_vec() } else { arguments.only.clone() };
+        let facts = Facts::gather();
         let deep = deep::run(&chosen, seed, arguments.minutes, threads, kinds)?;
         deep::print(&deep);
-        let report = Report { deep: Some(deep), ..suite.run(&[], &|_| {}) };
-        return finish(&report, arguments);
+        return finish(&Report::of_deep_run(facts, deep), arguments);
     }
 
     let begun = Instant::now();

@@ -52,11 +52,11 @@ impl DeepReport {
                     table {
                         thead { tr {
                             th scope="col" { "Backend" }
-                            @for (name, _) in COLUMNS { th scope="col" { (name) } }
+                            @for (name, _) in COLUMNS { th.number scope="col" { (name) } }
                         } }
                         tbody { @for it in &self.backends { tr {
                             th scope="row" { (it.backend) @if let Some(reason) = &it.unavailable { p { (reason) } } }
-                            @for (_, number) in COLUMNS { td { (number(it)) } }
+                            @for (_, number) in COLUMNS { td.number { (number(it)) } }
                         } } }
                     }
                 }

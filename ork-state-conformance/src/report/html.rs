@@ -57,8 +57,8 @@ impl Report {
             header {
                 h1 { "Conformance report" }
                 @if self.backends.is_empty() {
-                    p.lead { "No case ran" }
-                    p.banner { "This says nothing about conformance." }
+                    p.lead { @if self.deep.is_some() { "A deep run" } @else { "Nothing ran" } }
+                    p.banner { "No case ran: this says nothing about conformance." }
                 } @else {
                     p.lead { (conformant) " of " (count(self.backends.len(), "backend")) " conformant" }
                 }

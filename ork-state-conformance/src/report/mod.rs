@@ -228,6 +228,13 @@ impl BackendReport {
 }
 
 impl Report {
+    /// The report of a deep run, in which no case runs, with the facts of its beginning.
+    #[must_use]
+    pub const fn of_deep_run(facts: Facts, deep: DeepReport) -> Self {
+        let (seed, millis) = (deep.seed, deep.millis);
+        Self { facts, filter: None, seed, millis, backends: vec![], kill_matrix: None, deep: Some(deep) }
+    }
+
     /// Whether there was something to find and nothing was found: every backend did what it should in all cases that ran, every fault was
     /// noticed, and a deep run went well. This is not a level: see [`BackendReport::level`].
     #[must_use]

@@ -11,8 +11,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
+use crate::disk::{make_directory, sync_directory};
 use crate::error::io_at;
-use crate::journal::{make_directory, sync_directory};
 use crate::lock::{self, Deadline, Locked};
 
 /// The name under which a file is written before it gets its own: one a directory, and none that a file of ours has.

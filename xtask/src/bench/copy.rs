@@ -72,6 +72,8 @@ pub(super) async fn run(arguments: &Arguments) -> Result<(), AnyError> {
         [first, .., last] => compare(&*first.db, &*last.db).await?,
         _ => None,
     };
+    // They are removed before the server ends that has them.
+    drop(stops);
     for fixture in fixtures {
         fixture.finish().await;
     }

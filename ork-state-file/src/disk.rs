@@ -1,0 +1,44 @@
+//! What makes writes last. Everything that is to be there after the power was gone goes through here, so that a test sees a disk that
+//! forgets all else.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use ork_state_api::Result;
+
+use crate::error::io_at;
+
+/// Has on disk what is in a file, and how long it is.
+pub(crate) fn sync_file(file: &File) -> io::Result<()> {
+    #[cfg(test)]
+    tests::forgetful::before(file)?;
+    file.sync_data()?;
+    #[cfg(test)]
+    tests::forgetful::keep_content(file)?;
+    Ok(())
+}
+
+/// A new name is on disk when its directory is.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = File::open(path)?;
+    #[cfg(test)]
+    tests::forgetful::before(&directory)?;
+    directory.sync_all()?;
+    #[cfg(test)]
+    tests::forgetful::keep_names(path)?;
+    Ok(())
+}
+
+/// Makes a directory unless it is there, and has its name on disk.
+pub(crate) fn make_directory(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.and_then(|()| sync_directory(&path.join(".."))),
+    }
+    .map_err(|source| io_at("make the directory", path, source))
+}
+
+#[cfg(test)]
+mod tests;
