@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
-use crate::disk::{make_directory, sync_directory};
+use crate::disk::{make_directory, sync_directory, sync_file};
 use crate::error::io_at;
 use crate::lock::{self, Deadline, Locked};
 
@@ -90,7 +90,7 @@ pub(super) fn replace(
         // What a process that was killed had written.
         file.set_len(0)?;
         (&*file).write_all(bytes)?;
-        file.sync_all()?;
+        sync_file(&file)?;
         fs::rename(&staged, &path)
     })();
     if let Err(source) = written {
