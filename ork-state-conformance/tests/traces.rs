@@ -14,7 +14,7 @@ const TRACES: Traces = Traces { seed: 1, count: 100, length: 100, shrinks: true 
 async fn stores_that_keep_the_rules_agree() {
     let stores: Vec<Arc<dyn ork_state_conformance::Fixture>> =
         vec![Arc::new(ModelFixture::honest()), Arc::new(ModelFixture::honest())];
-    Traces { count: 10, ..TRACES }.play(stores).await.unwrap();
+    TRACES.play(stores).await.unwrap();
 }
 
 #[tokio::test]

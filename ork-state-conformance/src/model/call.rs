@@ -143,6 +143,18 @@ macro_rules! calls {
                 )
             }
 
+            /// Whether it does nothing if it is made again at once, as by a caller who got no answer (T7, R1): its arguments tell what it did.
+            #[must_use]
+            pub const fn has_one_effect(&self) -> bool {
+                use Call as C;
+                match self {
+                    C::CreateRun { new } => new.idempotency_key.is_some(),
+                    C::ClaimTasks { .. } | C::ClaimJobs { .. } | C::AppendLog { .. } | C::Prune { .. }
+                        | C::ExpireLeases { .. } | C::ExpireTimeouts { .. } => false,
+                    _ => true,
+                }
+            }
+
             /// The capability without which it is refused, if there is one.
             #[must_use]
             pub const fn needs(&self) -> Option<Capability> {

@@ -35,7 +35,7 @@ pub(crate) use store::LESSER;
 pub use store::{MODEL, ModelFixture, ModelStore, Tamper, Turn};
 
 /// A store's whole state.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Model {
     /// Whether there is a schema.
     pub(crate) is_migrated: bool,
@@ -64,7 +64,7 @@ pub struct Model {
 }
 
 /// A task.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TaskRow {
     /// What waits and counts in it is not kept up: see [`Model::show_task`].
     pub(crate) detail: TaskDetail,
@@ -80,7 +80,7 @@ pub(crate) struct TaskRow {
 }
 
 /// A deferred job.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct JobRow {
     pub(crate) job: DeferredJob,
     pub(crate) token: i64,

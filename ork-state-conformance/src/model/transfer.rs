@@ -6,7 +6,7 @@ use ork_state_api::{
 use super::{Expected, JobRow, Model, TaskRow};
 
 /// Records that are not yet what the store holds.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Import {
     pub(crate) progress: ImportProgress,
     pub(crate) records: Vec<String>,

@@ -89,6 +89,8 @@ pub(super) struct Player {
     claims: Vec<Claim>,
     jobs: Vec<JobId>,
     job_claims: Vec<JobClaim>,
+    /// The call before, if nothing has happened since.
+    last: Option<Call>,
     /// Every answer, for a comparison with another store's.
     transcript: Vec<String>,
     names: Names,
@@ -115,6 +117,7 @@ impl Player {
             claims: vec![],
             jobs: vec![],
             job_claims: vec![],
+            last: None,
             transcript: vec![],
             names: Names::default(),
         })
@@ -185,6 +188,7 @@ impl Player {
         if let Step::Advance(number) = step {
             let pauses = [1, 1_000_000, 999_999, 59_999_999, 60_000_000, 600_000_000, 86_400_000_000];
             self.clock.advance(Duration::from_micros(words::one_of(&pauses, *number)));
+            self.last = None;
             return Ok(());
         }
         if let Step::Reopen = step {
@@ -193,12 +197,27 @@ impl Player {
             }
             return Ok(());
         }
+        if let Step::Again = step {
+            return self.repeat().await;
+        }
         let Some(call) = self.call(step)? else { return Ok(()) };
+        self.last = Some(call.clone());
         let answer = self.make(call).await?;
         self.remember(&answer);
         if let Answer::StartRun(Ok(run)) = &answer {
             // Only a list tells the ids of a run's tasks.
             self.list_tasks(run.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the call before once more, as if its answer had been lost. What it did it must not do again (T7, R1).
+    async fn repeat(&mut self) -> Result<(), Divergence> {
+        let Some(call) = self.last.clone().filter(Call::has_one_effect) else { return Ok(()) };
+        let before = self.model.clone();
+        self.make(call.clone()).await?;
+        if self.model != before {
+            return Err(Divergence::new(format!("the model does it twice: {}", shown(&call))));
         }
         Ok(())
     }
@@ -297,7 +316,7 @@ impl Player {
             return Ok(None);
         }
         Ok(Some(match step {
-            Step::Advance(_) | Step::Reopen => return Ok(None),
+            Step::Advance(_) | Step::Reopen | Step::Again => return Ok(None),
             Step::CreateWorkflow { name, dag, description } => {
                 let mut new = NewWorkflow::new(words::workflow_name(*name)?, words::dag(*dag)?);
                 if let Some(number) = description {

@@ -16,29 +16,78 @@ pub(super) const UNKNOWN: Ref = 250;
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Advance(u8),
-    CreateWorkflow { name: u8, dag: u8, description: Option<u8> },
-    UpdateWorkflow { workflow: Ref, dag: Option<u8>, description: Option<Option<u8>>, target: Option<u8> },
+    CreateWorkflow {
+        name: u8,
+        dag: u8,
+        description: Option<u8>,
+    },
+    UpdateWorkflow {
+        workflow: Ref,
+        dag: Option<u8>,
+        description: Option<Option<u8>>,
+        target: Option<u8>,
+    },
     DeleteWorkflow(Ref),
-    CreateRun { workflow: Ref, key: Option<u8>, trigger: u8 },
-    StartRun { run: Ref, dag: Option<u8> },
+    CreateRun {
+        workflow: Ref,
+        key: Option<u8>,
+        trigger: u8,
+    },
+    StartRun {
+        run: Ref,
+        dag: Option<u8>,
+    },
     CancelRun(Ref),
     PauseRun(Ref),
     ResumeRun(Ref),
-    RetryRun { run: Ref, tasks: Option<Vec<u8>> },
-    ClaimTasks { owner: u8, lease: u8, limit: u8, outputs: bool },
-    Heartbeat { claims: Vec<Ref>, lease: u8 },
+    RetryRun {
+        run: Ref,
+        tasks: Option<Vec<u8>>,
+    },
+    ClaimTasks {
+        owner: u8,
+        lease: u8,
+        limit: u8,
+        outputs: bool,
+    },
+    Heartbeat {
+        claims: Vec<Ref>,
+        lease: u8,
+    },
     UpdateTasks(Vec<(Ref, TaskStep)>),
     ExpireLeases(u8),
     ExpireTimeouts(u8),
-    AppendLog { task: Ref, chunk: u8 },
-    SetSchedule { workflow: Ref, schedule: Option<ScheduleStep> },
-    FireSchedule { workflow: Ref, off: bool, next: Option<u8> },
-    DeferTask { claim: Ref, jobs: Vec<(u8, u8)> },
-    ClaimJobs { owner: u8, lease: u8, limit: u8 },
+    AppendLog {
+        task: Ref,
+        chunk: u8,
+    },
+    SetSchedule {
+        workflow: Ref,
+        schedule: Option<ScheduleStep>,
+    },
+    FireSchedule {
+        workflow: Ref,
+        off: bool,
+        next: Option<u8>,
+    },
+    DeferTask {
+        claim: Ref,
+        jobs: Vec<(u8, u8)>,
+    },
+    ClaimJobs {
+        owner: u8,
+        lease: u8,
+        limit: u8,
+    },
     UpdateJobs(Vec<(Ref, JobStep)>),
-    Prune { ended_before: u8, limit: u8 },
+    Prune {
+        ended_before: u8,
+        limit: u8,
+    },
     Look(Look),
     Reopen,
+    /// The call before once more, as who got no answer makes it.
+    Again,
 }
 
 /// What happened to a claimed task.
@@ -128,7 +177,8 @@ pub(super) fn sample(seed: u64, length: usize) -> Vec<Step> {
 
 /// So many steps that may be made at the same time. Some have a patience: how often their caller lets others go first before it gives up.
 pub(super) fn sample_calls(seed: u64, length: usize) -> Vec<(Step, Option<u8>)> {
-    let call = step().prop_filter("is no call", |step| !matches!(step, Step::Advance(_) | Step::Reopen));
+    let call = step()
+        .prop_filter("is no call", |step| !matches!(step, Step::Advance(_) | Step::Reopen | Step::Again));
     drawn(seed, &vec((call, option::weighted(0.25, any::<u8>())), length)).unwrap_or_default()
 }
 
@@ -141,6 +191,7 @@ fn step() -> impl Strategy<Value = Step> {
     let maybe = || option::of(any::<u8>());
     prop_oneof![
         6 => number().prop_map(Step::Advance),
+        6 => Just(Step::Again),
         5 => (number(), number(), maybe())
             .prop_map(|(name, dag, description)| Step::CreateWorkflow { name, dag, description }),
         2 => (reference(), maybe(), option::of(maybe()), maybe()).prop_map(
