@@ -118,7 +118,7 @@ pub(super) mod forgetful {
         let mut names = disk.names.clone();
         for path in now.keys().chain(disk.names.keys()) {
             // A name that was not synced may be there, and one that was removed or given to another file may still be.
-            if chance() % 2 == 0 {
+            if chance().is_multiple_of(2) {
                 match now.get(path) {
                     Some(inode) => drop(names.insert(path.clone(), *inode)),
                     None => drop(names.remove(path)),
@@ -279,7 +279,8 @@ async fn what_was_under_way_is_there_whole_or_not_at_all_after_the_power_was_gon
         let mut kept = Vec::new();
         let mut looked = 0;
         live(&rig.db, async |name| {
-            for image in std::mem::take(&mut *images.lock().unwrap()) {
+            let made = std::mem::take(&mut *images.lock().unwrap());
+            for image in made {
                 let found = FileOptions::directory(store(image.path())).connect().await.unwrap();
                 let is_there = compare(&rig.db, &found).await.unwrap();
                 let is_not = compare(&before, &found).await.unwrap();
