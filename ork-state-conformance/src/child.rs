@@ -7,10 +7,10 @@ use ork_state_api::copy::copy;
 use ork_state_api::{
     ClaimTasks, Database, Delay, EndedRun, ErrorKind, Json, Label, LeaseTime, Limit, LogChunk, NewRun,
     NewWorkflow, Result, RunId, RunStatus, StartRun, TaskId, TaskStatus, TaskUpdate, TaskUpdates, Text,
-    Token, WorkflowId,
+    Timestamp, Token, WorkflowId,
 };
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinSet;
 
@@ -64,6 +64,13 @@ pub(crate) enum Role {
         letter: char,
         /// How long each is, with its end.
         lengths: Vec<usize>,
+    },
+    /// Makes the calls that it is asked for, as [`processes`](crate::traces) has them, at this time.
+    Answer {
+        /// The store.
+        url: String,
+        /// When it is.
+        now: Timestamp,
     },
     /// Copies a store, and prints a line after each page.
     Copy {
@@ -152,6 +159,14 @@ impl ChildProcess {
         self.lines.next_line().await
     }
 
+    /// Says a line to it.
+    pub(crate) async fn say(&mut self, line: &str) -> std::io::Result<()> {
+        let missing = || std::io::Error::other("the child has no input");
+        let input = self.process.stdin.as_mut().ok_or_else(missing)?;
+        input.write_all(format!("{line}\n").as_bytes()).await?;
+        input.flush().await
+    }
+
     /// Lets a child that waits for a line go on.
     pub(crate) fn release(&mut self) {
         drop(self.process.stdin.take());
@@ -213,6 +228,7 @@ fn play(role: &str) -> PlayResult {
             Role::CreateRuns { url, workflow } => create_runs(&url, workflow).await,
             Role::LiveOn { url, workers, logs } => live_on(&url, workers, logs).await,
             Role::AppendLog { url, task, letter, lengths } => append_log(&url, task, letter, &lengths).await,
+            Role::Answer { url, now } => crate::traces::answer(&url, now).await,
             Role::Copy { from, to } => {
                 let (from, to) = (connect(&from).await?, connect(&to).await?);
                 copy(&*from, &*to, |_| println!("page")).await?;

@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
         step("format", &["fmt", "--all", "--check"], &[]),
         step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
         step("docs", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
-        step("tests", &["test", "--workspace"], &[("ORK_STATE_REQUIRE", "postgres")]),
+        step("tests", &["test", "--workspace", "--no-fail-fast"], &[("ORK_STATE_REQUIRE", "postgres")]),
         step("schema", &["xtask", "schema", "--check"], &[]),
         step("demo", &["xtask", "demo"], &[]),
         step(

@@ -221,7 +221,7 @@ impl BackendReport {
             summary += &format!(" (not checked: {})", rules.join(", "));
         }
         if self.level == Level::Incomplete {
-            summary += &format!(" ({} cases left out)", self.left_out);
+            summary += &format!(" ({} left out)", html::count(self.left_out, "case"));
         }
         summary
     }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use stateright::semantics::{ConsistencyTester as _, LinearizabilityTester, SequentialSpec};
 
 use super::player::{Divergence, Player, shown};
+use super::processes::{Asked, Caller};
 use super::seed_of;
 use super::steps::{Step, sample, sample_calls};
 use crate::Fixture;
@@ -23,6 +24,12 @@ const CALLS: usize = 3;
 
 /// How often, over one store.
 const BURSTS: u64 = 4;
+
+/// The burst in which the clients are processes of their own, where a store has several.
+const OF_PROCESSES: u64 = 1;
+
+/// So many steps are drawn for a burst: not all of them are calls that its clients can make.
+const SAMPLED: usize = 60;
 
 /// The client that looks at everything once the others have ended.
 const LOOKING: u64 = CLIENTS;
@@ -39,7 +46,7 @@ pub struct Histories {
 }
 
 impl Histories {
-    /// Has clients call a fresh store at the same time, each through a handle of its own where it can be opened more than once, and searches an order of the
+    /// Has clients call a fresh store at the same time, each through a handle or in a process of its own where there can be several, and searches an order of the
     /// calls that explains their answers and what is there afterwards. Where chance comes from is the seed; how the calls meet is up to the machine.
     ///
     /// # Errors
@@ -51,11 +58,15 @@ impl Histories {
         for burst in 0..BURSTS {
             let steps = sample(seed_of(seed, 2 * burst), 12);
             player.go_on(&steps).await.map_err(failed)?;
-            let calls =
-                sample_calls(seed_of(seed, 2 * burst + 1), usize::try_from(CLIENTS).unwrap_or(1) * CALLS);
+            let calls = sample_calls(seed_of(seed, 2 * burst + 1), SAMPLED);
             let unknown = done.unknown;
-            // What is given up may have its effect whenever it likes: nothing is known for certain after it.
-            done.burst(&mut player, &calls, burst + 1 == BURSTS).await.map_err(failed)?;
+            let burst = match burst {
+                OF_PROCESSES if is_shared(&player) => Burst::Processes,
+                // What is given up may have its effect whenever it likes: nothing is known for certain after it.
+                _ if burst + 1 == BURSTS => Burst::GivingUp,
+                _ => Burst::Handles,
+            };
+            done.burst(&mut player, &calls, burst).await.map_err(failed)?;
             if done.unknown > unknown {
                 return Ok(done);
             }
@@ -68,24 +79,35 @@ impl Histories {
         &mut self,
         player: &mut Player,
         steps: &[(Step, Option<u8>)],
-        gives_up: bool,
+        burst: Burst,
     ) -> Result<(), Divergence> {
         let events = Arc::new(Mutex::new(Vec::new()));
-        let mut clients = Vec::new();
-        for (client, steps) in (0..).zip(steps.chunks(CALLS)) {
-            let db = handle(player).await?;
-            let mut calls = Vec::new();
-            for (step, patience) in steps {
-                if let Some(call) = player.call(step)? {
-                    // The last one of a client: one that has a call under way makes no other.
-                    let is_last = calls.len() + 1 == steps.len();
-                    calls.push((call, patience.filter(|_| gives_up && is_last)));
+        let mut calls = Vec::new();
+        for (step, patience) in steps {
+            let Some(call) = player.call(step)? else { continue };
+            match burst {
+                Burst::Processes => {
+                    calls.extend(Asked::of(&call).map(|asked| (Wanted::Process(asked), None)));
                 }
+                Burst::Handles => calls.push((Wanted::Handle(call), None)),
+                Burst::GivingUp => calls.push((Wanted::Handle(call), *patience)),
             }
-            clients.push(tokio::spawn(make(client, db, calls, events.clone())));
+        }
+        let mut clients = Vec::new();
+        for (client, calls) in (0..CLIENTS).zip(calls.chunks(CALLS)) {
+            let caller = match burst {
+                Burst::Processes => {
+                    let started = Caller::start(player.url(), player.now()).await;
+                    By::Process(Box::new(
+                        started.map_err(|error| Divergence::new(format!("a process: {error}")))?,
+                    ))
+                }
+                _ => By::Handle(handle(player).await?),
+            };
+            clients.push(tokio::spawn(make(client, caller, calls.to_vec(), events.clone())));
         }
         for client in clients {
-            client.await.map_err(|error| Divergence::new(error.to_string()))?;
+            client.await.map_err(|error| Divergence::new(error.to_string()))??;
         }
         let mut events = std::mem::take(&mut *events.lock().unwrap_or_else(PoisonError::into_inner));
         for call in everything(player)? {
@@ -136,10 +158,35 @@ impl std::ops::AddAssign for Histories {
     }
 }
 
+/// Who makes the calls of a burst, and whether they wait for the answers.
+#[derive(Clone, Copy)]
+enum Burst {
+    Handles,
+    Processes,
+    GivingUp,
+}
+
+/// A call that a client is to make.
+#[derive(Clone)]
+enum Wanted {
+    Handle(Call),
+    Process(Asked),
+}
+
+/// What a client makes its calls by.
+enum By {
+    Handle(Arc<dyn Database>),
+    Process(Box<Caller>),
+}
+
+/// Whether a store has several handles, in any processes.
+fn is_shared(player: &Player) -> bool {
+    [Capability::Durable, Capability::MultiProcess].iter().all(|it| player.has(*it))
+}
+
 /// A handle for a client.
 async fn handle(player: &Player) -> Result<Arc<dyn Database>, Divergence> {
-    let shared = [Capability::Durable, Capability::MultiProcess].iter().all(|it| player.has(*it));
-    if shared { Ok(player.another().await?) } else { Ok(player.shared_db()) }
+    if is_shared(player) { Ok(player.another().await?) } else { Ok(player.shared_db()) }
 }
 
 /// What a client does, or learns.
@@ -177,30 +224,42 @@ impl Event {
 
 async fn make(
     client: u64,
-    db: Arc<dyn Database>,
-    calls: Vec<(Call, Option<u8>)>,
+    mut by: By,
+    calls: Vec<(Wanted, Option<u8>)>,
     events: Arc<Mutex<Vec<Event>>>,
-) {
+) -> Result<(), Divergence> {
     let note = |what| events.lock().unwrap_or_else(PoisonError::into_inner).push(Event { client, what });
-    for (call, patience) in calls {
+    let last = calls.len().saturating_sub(1);
+    for (number, (wanted, patience)) in calls.into_iter().enumerate() {
+        let call = match &wanted {
+            Wanted::Handle(call) => call.clone(),
+            Wanted::Process(asked) => asked.clone().call()?,
+        };
         note(What::Called(call.clone()));
-        let answer = match patience.filter(|_| makes_nothing(&call)) {
+        // Only the last one of a client is given up: one that has a call under way makes no other.
+        let patience = patience.filter(|_| number == last && makes_nothing(&call));
+        let answer = match (&mut by, wanted, patience) {
+            (By::Process(process), Wanted::Process(asked), _) => {
+                let answer = process.answer(asked, &call).await;
+                Some(answer.map_err(|error| Divergence::new(format!("a process: {error}")))?)
+            }
             // By turns, not by time: a timer is too coarse for calls this quick.
-            Some(patience) => tokio::select! {
+            (By::Handle(db), _, Some(patience)) => tokio::select! {
                 biased;
-                answer = call.of(&*db) => Some(answer),
+                answer = call.of(&**db) => Some(answer),
                 () = turns(patience) => None,
             },
-            None => Some(call.of(&*db).await),
+            (By::Handle(db), ..) => Some(call.of(&**db).await),
+            (By::Process(_), Wanted::Handle(_), _) => None,
         };
         let known = answer.filter(|it| it.error().is_none_or(|error| error.outcome() != Outcome::Unknown));
         let Some(answer) = known else {
             note(What::Lost);
-            // A client that has a call under way makes no other.
-            return;
+            return Ok(());
         };
         note(What::Answered(answer));
     }
+    Ok(())
 }
 
 async fn turns(number: u8) {

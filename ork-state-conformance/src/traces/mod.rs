@@ -2,6 +2,7 @@
 
 mod histories;
 mod player;
+mod processes;
 mod steps;
 mod words;
 
@@ -14,6 +15,7 @@ use tokio::runtime::Handle;
 use crate::Fixture;
 pub use histories::Histories;
 use player::Player;
+pub(crate) use processes::answer;
 use steps::{Step, traces};
 
 /// How many traces to play, and how long they are.

@@ -141,11 +141,17 @@ impl Player {
 
     /// Takes it that the store has answered a call so, as the model does.
     pub(super) fn follow(&mut self, call: Call, answer: &Answer) {
+        self.last = None;
         self.model.answer(self.clock.now(), call, Some(answer));
         self.remember(answer);
         if let Answer::ListTasks(Ok(page)) = answer {
             self.remember_tasks(page);
         }
+    }
+
+    /// Where the store is.
+    pub(super) fn url(&self) -> String {
+        self.store.url()
     }
 
     /// Says which runs are [busy](Model::busy).
