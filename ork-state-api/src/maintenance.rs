@@ -168,7 +168,8 @@ pub trait Maintenance:
     /// Deletes ended runs with all that is theirs, the longest ended first, then by run id.
     ///
     /// **M2** One call deletes at most `limit` runs, so that it holds nothing up for long: call it until fewer come back. Live runs, and
-    /// those that ended later than so long ago, stay. The idempotency keys of deleted runs are free again.
+    /// those that ended later than so long ago, stay. The idempotency keys of deleted runs are free again. It may pass over a run that another
+    /// call is just at.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).

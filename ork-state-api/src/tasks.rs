@@ -430,7 +430,8 @@ pub trait TaskStore: Send + Sync {
     /// **T3** The attempt is spent. A task with attempts left is pending again, ready from now; one without fails,
     /// and what depends on it too, as in [`update_tasks`](Self::update_tasks) (T5). Its error is
     /// [`lease_lapsed_message`]. Tasks of paused runs are taken back likewise and wait for the
-    /// resumption. Several callers at once share the work: each task is taken back once.
+    /// resumption. Several callers at once share the work: each task is taken back once. It need not wait for calls that are just at such a
+    /// task or its run, such as a heartbeat that comes too late, and may leave it to the next call.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).

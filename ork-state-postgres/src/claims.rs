@@ -73,7 +73,12 @@ pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<Claim
                 .bind(include_outputs)
                 .bind(db.now())
         };
-        let rows = db.rows(Access::Write, claim_left).await?;
+        let rows = match db.rows(Access::Write, claim_left).await {
+            Ok(rows) => rows,
+            Err(error) if claimed.is_empty() => return Err(error),
+            // What is claimed already is leased: an error would keep it from everybody until that has lapsed.
+            Err(_) => break,
+        };
         let (outputs, rows) = split(&rows)?;
         let outputs = include_outputs.then(|| read_outputs(&outputs));
         let mut unreadable = Vec::new();
@@ -88,7 +93,11 @@ pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<Claim
             break;
         }
         // They stay pending, where `verify` finds them, and others come in their place (rule G8).
-        set_aside(&db, &unreadable).await?;
+        match set_aside(&db, &unreadable).await {
+            Err(error) if claimed.is_empty() => return Err(error),
+            Err(_) => break,
+            Ok(()) => {}
+        }
         left = int_limit(claim.limit).saturating_sub(i32::try_from(claimed.len()).unwrap_or(i32::MAX));
     }
     Ok(claimed)

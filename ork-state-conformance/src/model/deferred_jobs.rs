@@ -85,7 +85,9 @@ impl Model {
     }
 
     fn is_busy(&self, place: usize) -> bool {
-        self.places.get(&self.jobs[place].job.task).is_some_and(|(run, _)| self.busy.contains(run))
+        self.places
+            .get(&self.jobs[place].job.task)
+            .is_some_and(|(run, _)| self.busy.contains(run) || self.touched.contains(run))
     }
 
     /// D1

@@ -57,8 +57,11 @@ pub struct Model {
     pub(crate) damaged: Vec<Damage>,
     /// How many rows were before a page: what a store keeps that cannot page by key.
     pub(crate) pages: BTreeMap<WorkflowName, usize>,
-    /// Runs that another call is at just now: what is claimed may lack any of their tasks and jobs (T2, D1).
+    /// Runs that a pause or a cancellation is at just now: what is claimed may lack any of their tasks (T2).
     pub(crate) busy: BTreeSet<RunId>,
+    /// Runs that any other call is at just now: what is taken back of lapsed leases may lack any of their tasks (T3), what is polled any of
+    /// their jobs (D1).
+    pub(crate) touched: BTreeSet<RunId>,
     /// Every id that there ever was.
     used: BTreeSet<[u8; 16]>,
 }
@@ -136,7 +139,9 @@ impl Model {
                 Answer::ClaimTasks(Ok(self.claim_tasks(now, &claim, seen!(ClaimTasks))))
             }
             Call::Heartbeat { heartbeat } => Answer::Heartbeat(Ok(self.heartbeat(now, &heartbeat))),
-            Call::ExpireLeases { limit } => Answer::ExpireLeases(Ok(self.expire_leases(now, limit))),
+            Call::ExpireLeases { limit } => {
+                Answer::ExpireLeases(Ok(self.expire_leases(now, limit, seen!(ExpireLeases))))
+            }
             Call::ExpireTimeouts { limit } => Answer::ExpireTimeouts(Ok(self.expire_timeouts(now, limit))),
             Call::UpdateTasks { updates } => Answer::UpdateTasks(Ok(self.update_tasks(now, &updates))),
             Call::GetTask { id } => Answer::GetTask(self.get_task(id)),

@@ -166,8 +166,17 @@ impl Model {
     }
 
     /// T3
-    pub(super) fn expire_leases(&mut self, now: Timestamp, limit: Limit) -> ExpiredTasks {
-        self.expire(now, limit, |_, row| {
+    pub(super) fn expire_leases(
+        &mut self,
+        now: Timestamp,
+        limit: Limit,
+        seen: Option<&ExpiredTasks>,
+    ) -> ExpiredTasks {
+        let taken = |id| seen.is_none_or(|seen| seen.requeued.contains(&id) || seen.failed.contains(&id));
+        let left = self.tasks.values().flatten().map(|row| &row.detail.task);
+        let left = left.filter(|task| self.touched.contains(&task.run) && !taken(task.id));
+        let left: BTreeSet<TaskId> = left.map(|task| task.id).collect();
+        self.expire(now, limit, &left, |_, row| {
             let lease = row.detail.task.lease.as_ref()?;
             Some((lease.expires_at, format!("the lease of \"{}\" lapsed", lease.owner)))
         })
@@ -175,7 +184,7 @@ impl Model {
 
     /// T8
     pub(super) fn expire_timeouts(&mut self, now: Timestamp, limit: Limit) -> ExpiredTasks {
-        self.expire(now, limit, |_, row| {
+        self.expire(now, limit, &BTreeSet::new(), |_, row| {
             let task = &row.detail.task;
             let since = task.started_at.filter(|_| task.status == TaskStatus::Running)?;
             let seconds = task.timeout_seconds?;
@@ -184,9 +193,16 @@ impl Model {
         })
     }
 
-    fn expire(&mut self, now: Timestamp, limit: Limit, overdue: Overdue) -> ExpiredTasks {
+    /// Ends overdue attempts but those of the tasks that are left to others.
+    fn expire(
+        &mut self,
+        now: Timestamp,
+        limit: Limit,
+        left: &BTreeSet<TaskId>,
+        overdue: Overdue,
+    ) -> ExpiredTasks {
         let mut over = Vec::new();
-        for row in self.tasks.values().flatten() {
+        for row in self.tasks.values().flatten().filter(|row| !left.contains(&row.detail.task.id)) {
             if let Some((at, error)) = overdue(self, row).filter(|(at, _)| *at <= now) {
                 over.push((at, row.detail.task.id, error));
             }

@@ -154,9 +154,9 @@ impl Player {
         self.store.url()
     }
 
-    /// Says which runs are [busy](Model::busy).
-    pub(super) fn set_busy(&mut self, runs: BTreeSet<RunId>) {
-        self.model.busy = runs;
+    /// Says which runs are [busy](Model::busy) and which are [touched](Model::touched).
+    pub(super) fn set_busy(&mut self, busy: BTreeSet<RunId>, touched: BTreeSet<RunId>) {
+        (self.model.busy, self.model.touched) = (busy, touched);
     }
 
     pub(super) const fn model(&self) -> &Model {
