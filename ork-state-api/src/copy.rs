@@ -103,15 +103,16 @@ pub async fn copy(
         copied.count(&record);
         page.push(&record)?;
         let reached = page.to().records;
+        let is_full = page.records().len() >= PAGE.0 || page.bytes() >= PAGE.1;
         if reached <= known.records {
             if reached == known.records && *page.to() != known {
                 return Err(changed());
             }
             // They are there already.
-            if reached == known.records || page.records().len() >= PAGE.0 {
+            if reached == known.records || is_full {
                 page = ImportPage::new(page.to().clone());
             }
-        } else if page.records().len() >= PAGE.0 || page.bytes() >= PAGE.1 {
+        } else if is_full {
             let next = ImportPage::new(page.to().clone());
             to.import(std::mem::replace(&mut page, next)).await?;
             on_page(&copied);

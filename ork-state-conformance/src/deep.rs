@@ -295,11 +295,9 @@ async fn outlive(fixture: Arc<dyn Fixture>, seed: u64, deaths: Vec<Death>) -> Re
     let ended = tokio::spawn(async move {
         let mut survivor = Survivor::new(&t);
         for death in deaths {
-            survivor
-                .outlive(death)
-                .await
-                .and(survivor.check().await)
-                .map_err(|error| format!("{death:?}: {error}"))?;
+            let at = |error| format!("{death:?}: {error}");
+            survivor.outlive(death).await.map_err(at)?;
+            survivor.check().await.map_err(at)?;
         }
         survivor.finish().await.map_err(|error| error.to_string())
     });
