@@ -331,8 +331,8 @@ pub trait Transfer: Send + Sync {
     /// Makes what was imported the content of the store. The import is over with it.
     ///
     /// # Errors
-    /// `Conflict` if none is under way, or if the store has a workflow by now; `Unsupported`. A failure has changed nothing (G7). Whether the records fit
-    /// each other is not asked here: those of a copy do, and [`verify`](crate::Maintenance::verify) finds what does not.
+    /// `Conflict` if none is under way, or if the store has a workflow by now; `Unsupported`. A failure has changed nothing (G7). That the records fit
+    /// each other is the care of [`copy`](crate::copy::copy); a backend need not ask.
     ///
     /// # Cancel safety
     /// Finished or not: if no import is under way any more, it is.
