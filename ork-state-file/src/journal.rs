@@ -45,7 +45,8 @@ const LOCK: &str = "lock";
 const TURNSTILE: &str = "turnstile";
 const LOGS: &str = "logs";
 
-/// A journal is worth folding into a snapshot when it is longer than this and than twice the snapshot.
+/// A journal is worth folding into a snapshot when it is longer than this and than twice the snapshot. In unit tests it is
+/// soon: they look at what a crash leaves of the folding.
 const COMPACT_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 16 * 1024 * 1024 };
 
 /// Whether a commit waits for the disk.

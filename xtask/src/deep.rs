@@ -37,7 +37,7 @@ pub(crate) fn run(
         DeepEvent::Found(finding) => bar.suspend(|| {
             println!(
                 "{} {} FAILED\n  {}\n  again: {}",
-                finding.backend.as_deref().unwrap_or("all backends"),
+                finding.place(),
                 finding.kind.word(),
                 finding.message.replace('\n', "\n  "),
                 finding.replay
