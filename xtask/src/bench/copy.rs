@@ -1,101 +1,67 @@
 //! A store on its way through all backends.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ork_state_api::copy::{compare, copy};
-use ork_state_api::{
-    ClaimTasks, ConnectOptions, Dag, Database, Json, LeaseTime, Limit, LogChunk, NewRun, NewWorkflow,
-    Registry, StartRun, TaskSpec, TaskUpdate, TaskUpdates,
-};
-use ork_state_conformance::{Fixture, TestStore};
+use ork_state_api::{Dag, Database, Json, LogChunk, NewWorkflow, TaskName, TaskSpec, TaskUpdate, TaskUpdates};
 
-use super::AnyError;
-use crate::backends::fixtures;
+use super::figures::{Outcome, Point, Series, Spread};
+use super::store::{self, Bench, claim};
+use super::{AnyError, number};
 
 /// So many tasks a run.
 const RUN: usize = 1000;
+const LOG_BYTES: usize = 500;
 
-#[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
-    /// How many tasks.
-    #[arg(long, default_value_t = 100_000)]
-    tasks: usize,
-    /// The backends, in the order of the way.
-    #[arg(long, value_delimiter = ',', default_value = "postgres,file,sqlite,postgres")]
-    along: Vec<String>,
-    /// How many bytes of log each task has.
-    #[arg(long, default_value_t = 500)]
-    log_bytes: usize,
-}
-
-/// A store, which lives as long as this.
-struct Stop {
-    _store: Arc<dyn TestStore>,
-    db: Arc<dyn Database>,
-}
-
-pub(super) async fn run(arguments: &Arguments) -> Result<(), AnyError> {
-    let fixtures = fixtures();
-    let mut way = Vec::new();
-    for name in &arguments.along {
-        let fixture = fixtures.iter().find(|fixture| fixture.backend() == name);
-        way.push(fixture.ok_or_else(|| format!("no backend `{name}` is linked"))?);
-    }
-    let [first, rest @ ..] = way.as_slice() else { return Err("there is nowhere to go".into()) };
-    let start = open(&***first).await?;
-    let begun = Instant::now();
-    fill(&*start.db, arguments).await?;
-    println!(
-        "{} tasks made in {} in {:.1} s",
-        arguments.tasks,
-        first.backend(),
-        begun.elapsed().as_secs_f64()
-    );
-    let mut stops = vec![start];
-    for fixture in rest {
-        let (from, to) = (&stops[stops.len() - 1], open(&***fixture).await?);
+pub(super) async fn measure(benches: &[Bench]) -> Result<Outcome, AnyError> {
+    // There is nothing of a store in memory to open again.
+    let mut way: Vec<&Bench> = benches.iter().filter(|bench| bench.backend() != "memory").collect();
+    way.sort_by_key(|bench| bench.backend() != "postgres");
+    let first = *way.first().ok_or("there is nowhere to go")?;
+    way.push(first);
+    let tasks = first.size(100_000, 3000);
+    let mut stops = vec![first.store().await?];
+    fill(&*stops[0].db, tasks).await?;
+    let mut series = Vec::new();
+    for bench in &way[1..] {
+        let (from, to) = (&stops[stops.len() - 1], bench.store().await?);
         let begun = Instant::now();
         let copied = copy(&*from.db, &*to.db, |_| ()).await?;
-        let seconds = begun.elapsed().as_secs_f64();
-        println!(
-            "{:>9} -> {:<9} {seconds:>6.1} s, {:>6.0} tasks/s, {} so far in memory at most: {copied}",
-            from.db.backend().name,
-            to.db.backend().name,
-            copied.tasks as f64 / seconds,
-            peak_memory(),
-        );
+        let rate = copied.tasks as f64 / begun.elapsed().as_secs_f64();
+        series.push(Series {
+            name: format!("{} to {}", from.db.backend().name, to.db.backend().name),
+            unit: "tasks/s",
+            over: "tasks",
+            points: vec![Point { at: tasks as f64, spread: Spread::of(vec![rate]) }],
+        });
         stops.push(to);
     }
-    let begun = Instant::now();
-    let difference = match stops.as_slice() {
-        [first, .., last] => compare(&*first.db, &*last.db).await?,
-        _ => None,
-    };
-    // They are removed before the server ends that has them.
-    drop(stops);
-    for fixture in fixtures {
-        fixture.finish().await;
-    }
-    if let Some(difference) = difference {
+    if let [first, .., last] = stops.as_slice()
+        && let Some(difference) = compare(&*first.db, &*last.db).await?
+    {
         return Err(format!("the first and the last DIFFER: {difference}").into());
     }
-    println!("the first and the last are equal (compared in {:.1} s)", begun.elapsed().as_secs_f64());
-    Ok(())
-}
-
-async fn open(fixture: &dyn Fixture) -> Result<Stop, AnyError> {
-    let store = fixture.migrated().await?;
-    let db = Registry::linked()?.connect(ConnectOptions::new(&store.url())?).await?;
-    db.migrate().await?;
-    Ok(Stop { _store: store, db })
+    Ok(Outcome {
+        target: "M6",
+        scenario: String::new(),
+        title: "A store with outputs and logs is copied from one backend to the next; the first and the last are compared, and are equal",
+        backend: way.iter().map(|bench| bench.backend()).collect::<Vec<_>>().join(" → "),
+        parameters: vec![
+            ("tasks", number(tasks as f64)),
+            ("bytes of log a task", LOG_BYTES.to_string()),
+            ("peak memory of this process", peak_memory()),
+        ],
+        series,
+        verdicts: vec![],
+        seconds: 0.0,
+    })
 }
 
 /// Half of the tasks have succeeded, a part is claimed, the rest waits.
-async fn fill(db: &dyn Database, arguments: &Arguments) -> Result<(), AnyError> {
+async fn fill(db: &dyn Database, tasks: usize) -> Result<(), AnyError> {
     let params = Json::parse(r#"{"table": "orders", "since": 1e3, "columns": ["id", "total"]}"#)?;
-    let names: Result<Vec<_>, _> = (0..RUN).map(|number| format!("t{number:04}").parse()).collect();
-    let names: Vec<ork_state_api::TaskName> = names?;
+    let names: Vec<TaskName> =
+        (0..RUN).map(|number| format!("t{number:04}").parse()).collect::<Result<_, _>>()?;
     let mut specs = Vec::new();
     for (number, name) in names.iter().enumerate() {
         let spec = TaskSpec::new(name.clone(), "process".parse()?).with_params(params.clone());
@@ -103,26 +69,19 @@ async fn fill(db: &dyn Database, arguments: &Arguments) -> Result<(), AnyError> 
         specs.push(if number % 2 == 1 { spec.after([names[number - 1].clone()]) } else { spec });
     }
     let workflow = db.create_workflow(NewWorkflow::new("copied".parse()?, Dag::new(specs)?)).await?.id;
-    let log = vec![b'.'; arguments.log_bytes];
-    let claim = || -> ork_state_api::Result<ClaimTasks> {
-        let lease = LeaseTime::new(Duration::from_secs(3600))?;
-        Ok(ClaimTasks::new("bench".parse()?, lease).with_limit(Limit::new(RUN / 2)?))
-    };
-    for _ in 0..arguments.tasks.div_ceil(RUN) {
-        let run = db.create_run(NewRun::new(workflow)).await?.into_run().id;
-        db.start_run(StartRun::pinned(run)).await?;
-        let claimed = db.claim_tasks(claim()?).await?;
-        if !log.is_empty() {
-            for task in &claimed {
-                db.append_log(task.task.id, LogChunk::new(&log)?).await?;
-            }
+    let log = vec![b'.'; LOG_BYTES];
+    for _ in 0..tasks.div_ceil(RUN) {
+        store::start(db, workflow).await?;
+        let claimed = db.claim_tasks(claim("bench", RUN / 2)?).await?;
+        for task in &claimed {
+            db.append_log(task.task.id, LogChunk::new(&log)?).await?;
         }
         let output = Json::parse(r#"{"rows": 123456, "checksum": "9f86d081884c7d659a2feaa0c55ad015"}"#)?;
         let done =
             claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, Some(output.clone()))).collect();
         db.update_tasks(TaskUpdates::new(done)?).await?;
         // Some of those that waited are held.
-        db.claim_tasks(claim()?.with_limit(Limit::new(RUN / 10)?)).await?;
+        db.claim_tasks(claim("bench", RUN / 10)?).await?;
     }
     Ok(())
 }

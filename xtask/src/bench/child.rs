@@ -1,0 +1,105 @@
+//! Other processes of a scenario: this program again, in a role. They talk by lines.
+
+use std::process::Stdio;
+
+use ork_state_api::{Limit, TaskUpdate, TaskUpdates, Topic};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use super::store::{claim, connect};
+use super::{AnyError, memory};
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Role {
+    /// Says `waits`, waits for a hint, takes the task, says `has it`, completes it; for ever.
+    WakeUp { url: String },
+    /// Says `ready`, waits for a line, then claims and completes until nothing is ready, and says how many that were.
+    WorkOff { url: String, batch: usize },
+    /// Does one thing with all of a store, and says how many KiB its memory grew by at most.
+    Memory { url: String, walk: memory::Walk },
+}
+
+pub(super) async fn run(role: &str) -> Result<(), AnyError> {
+    match serde_json::from_str(role)? {
+        Role::WakeUp { url } => wake_up(&url).await,
+        Role::WorkOff { url, batch } => work_off(&url, batch).await,
+        Role::Memory { url, walk } => say(&memory::walk(&url, walk).await?.to_string()).await,
+    }
+}
+
+async fn say(line: &str) -> Result<(), AnyError> {
+    let mut stdout = tokio::io::stdout();
+    stdout.write_all(format!("{line}\n").as_bytes()).await?;
+    Ok(stdout.flush().await?)
+}
+
+async fn wake_up(url: &str) -> Result<(), AnyError> {
+    let db = connect(url).await?;
+    let mut ready = db.watch(Topic::Ready).await?;
+    loop {
+        say("waits").await?;
+        let task = loop {
+            // Whatever comes while this looks is hinted at.
+            if let Some(task) = db.claim_tasks(claim("bench", Limit::ONE.get())?).await?.pop() {
+                break task;
+            }
+            ready.changed().await?;
+        };
+        say("has it").await?;
+        db.update_tasks(TaskUpdates::one(TaskUpdate::succeeded(task.claim, None))?).await?;
+    }
+}
+
+async fn work_off(url: &str, batch: usize) -> Result<(), AnyError> {
+    let db = connect(url).await?;
+    say("ready").await?;
+    let mut go = String::new();
+    BufReader::new(tokio::io::stdin()).read_line(&mut go).await?;
+    let mut done = 0;
+    loop {
+        let claimed = db.claim_tasks(claim("bench", batch)?).await?;
+        if claimed.is_empty() {
+            return say(&done.to_string()).await;
+        }
+        done += claimed.len();
+        let updates = claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None)).collect();
+        super::queue::applied(&db.update_tasks(TaskUpdates::new(updates)?).await?)?;
+    }
+}
+
+/// One of those processes, killed when this is dropped.
+pub(super) struct Other {
+    _process: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Other {
+    pub(super) fn start(role: &Role) -> Result<Self, AnyError> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .args(["bench", "--child", &serde_json::to_string(role)?])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let (stdin, stdout) = (process.stdin.take(), process.stdout.take());
+        let (stdin, stdout) = stdin.zip(stdout).ok_or("the other process has no pipes")?;
+        Ok(Self { _process: process, stdin, lines: BufReader::new(stdout).lines() })
+    }
+
+    pub(super) async fn line(&mut self) -> Result<String, AnyError> {
+        Ok(self.lines.next_line().await?.ok_or("the other process has ended")?)
+    }
+
+    pub(super) async fn says(&mut self, wanted: &str) -> Result<(), AnyError> {
+        match self.line().await? {
+            line if line == wanted => Ok(()),
+            other => Err(format!("the other process said {other:?}, not {wanted:?}").into()),
+        }
+    }
+
+    pub(super) async fn tell(&mut self, line: &str) -> Result<(), AnyError> {
+        Ok(self.stdin.write_all(format!("{line}\n").as_bytes()).await?)
+    }
+}
