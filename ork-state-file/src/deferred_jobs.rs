@@ -42,7 +42,7 @@ impl DeferredJobStore for FileDatabase {
 fn defer_task(tx: &mut Transaction<'_>, defer: &DeferTask) -> Result<Vec<DeferredJob>> {
     let (claim, now) = (defer.claim(), tx.now);
     if !holds(tx, claim) {
-        return Err(cannot_defer(claim.task, tx.state.tasks.get(&claim.task).map(|row| row.task.status)));
+        return Err(cannot_defer(claim.task, tx.state.find_task(claim.task).map(|row| row.task.status)));
     }
     let run = tx.state.task(claim.task)?.task.run;
     let jobs: Vec<DeferredJob> = (0..)

@@ -3,7 +3,7 @@
 //! - `journal.jsonl`: a header, then a line a commit: `{"seq":7,"crc":"89abcdef","changes":[…]}`, with the changes of all transactions that
 //!   share the commit. The checksum is the CRC-32 of the sequence number in decimal, a space, and the text of the changes.
 //! - `snapshot.jsonl`: the same form, and a last line without changes, so that one that was cut short is known; made when the journal has
-//!   grown long. The journal goes on after it.
+//!   grown long. The journal goes on after it, and after the `sealed-SEQ.jsonl` that there may be: see [`fold`](crate::fold).
 //! - `lock`: locked while a process writes; shared while one reads what another wrote.
 //! - `turnstile`: locked by the one who is next to have the lock, so that a busy process cannot take it again and again.
 //! - `logs/`: see [`logs`](crate::logs).
@@ -33,6 +33,7 @@ use serde_json::value::RawValue;
 use crate::change::Change;
 use crate::disk::{make_directory, sync_directory, sync_file};
 use crate::error::io_at;
+use crate::fold::{self, Fold};
 use crate::lock::{self, Deadline, Locked};
 use crate::state::State;
 
@@ -40,14 +41,14 @@ use crate::state::State;
 pub(crate) const VERSION: i64 = 1;
 
 pub(crate) const JOURNAL: &str = "journal.jsonl";
-const SNAPSHOT: &str = "snapshot.jsonl";
+pub(crate) const SNAPSHOT: &str = "snapshot.jsonl";
 const LOCK: &str = "lock";
 const TURNSTILE: &str = "turnstile";
 const LOGS: &str = "logs";
 
 /// A journal is worth folding into a snapshot when it is longer than this and than twice the snapshot. In unit tests it is
 /// soon: they look at what a crash leaves of the folding.
-const COMPACT_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 16 * 1024 * 1024 };
+const FOLD_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 16 * 1024 * 1024 };
 
 /// Whether a commit waits for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub enum Sync {
     Off,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Header {
     ork_state_file: i64,
     /// The last commit that is folded into what comes before.
@@ -83,7 +84,7 @@ fn checksum(seq: u64, changes: &str) -> String {
 }
 
 /// A commit as a line of the journal.
-fn encode(seq: u64, changes: &[Change]) -> Result<String> {
+pub(crate) fn encode(seq: u64, changes: &[Change]) -> Result<String> {
     let changes = serde_json::to_string(changes)
         .map_err(|source| Error::internal("a transaction does not serialise").with_source(source))?;
     let changes = without_line_breaks(&changes);
@@ -129,6 +130,7 @@ pub(crate) struct Journal {
     lock_timeout: Duration,
     sync: Sync,
     open: Option<OpenJournal>,
+    fold: Option<Fold>,
 }
 
 /// The journal file up to what this process has read of it.
@@ -136,17 +138,60 @@ pub(crate) struct Journal {
 struct OpenJournal {
     file: File,
     inode: u64,
+    /// Where its first commit is.
+    begin: u64,
     /// Where the next commit goes.
     end: u64,
     /// The last commit.
     seq: u64,
-    /// The length at which it is worth folding.
-    compact_at: u64,
+    /// How much of sealed journals comes before it.
+    sealed: u64,
+    /// The length, with those, at which it is worth folding.
+    fold_at: u64,
 }
 
-const fn compact_at(snapshot_bytes: u64) -> u64 {
-    let twice = 2 * snapshot_bytes;
-    if twice > COMPACT_BYTES { twice } else { COMPACT_BYTES }
+fn fold_at(directory: &Path) -> u64 {
+    let snapshot = fs::metadata(directory.join(SNAPSHOT)).map_or(0, |metadata| metadata.len());
+    FOLD_BYTES.max(2 * snapshot)
+}
+
+/// Waits for the lock for writing, through a file of its own: not as the process that has it already.
+pub(crate) fn wait_for_lock(directory: &Path, timeout: Duration) -> Result<Locked> {
+    let open = |name| open_lock(directory, name);
+    let deadline = Deadline::after(timeout);
+    let path = directory.join(LOCK);
+    let _next = lock::wait(&open(TURNSTILE)?, &path, File::try_lock, deadline)?;
+    lock::wait(&open(LOCK)?, &path, File::try_lock, deadline)
+}
+
+fn open_lock(directory: &Path, name: &str) -> Result<Arc<File>> {
+    let path = directory.join(name);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    file.map(Arc::new).map_err(|source| io_at("open", &path, source))
+}
+
+/// The name under which a file is written before it gets its own.
+pub(crate) fn staged(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.new"))
+}
+
+/// Writes a file under another name and syncs it. If it fails, nothing is left of it.
+pub(crate) fn stage(
+    directory: &Path,
+    name: &str,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<()> {
+    let staged = staged(directory, name);
+    let stage = || {
+        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged)?;
+        let mut file = BufWriter::with_capacity(1 << 20, file);
+        write(&mut file)?;
+        sync_file(&file.into_inner().map_err(io::IntoInnerError::into_error)?)
+    };
+    stage().map_err(|source| {
+        let _ = fs::remove_file(&staged);
+        io_at("write", &directory.join(name), source)
+    })
 }
 
 impl Journal {
@@ -161,13 +206,10 @@ impl Journal {
             ));
         }
         make_directory(&directory.join(LOGS))?;
-        let open = |name| {
-            let path = directory.join(name);
-            let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-            file.map(Arc::new).map_err(|source| io_at("open", &path, source))
-        };
+        let open = |name| open_lock(&directory, name);
         let (lock, turnstile) = (open(LOCK)?, open(TURNSTILE)?);
-        Ok(Self { directory, lock, turnstile, lock_timeout, sync, open: None })
+        fold::clean_up(&directory)?;
+        Ok(Self { directory, lock, turnstile, lock_timeout, sync, open: None, fold: None })
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -182,9 +224,7 @@ impl Journal {
     pub(crate) fn lock_exclusive(&self) -> Result<Locked> {
         let locked = self.wait_for_lock(File::try_lock)?;
         // What a process that was killed had staged: nobody else stages anything now.
-        for name in [SNAPSHOT, JOURNAL] {
-            let _ = fs::remove_file(self.staged(name));
-        }
+        let _ = fs::remove_file(staged(&self.directory, JOURNAL));
         Ok(locked)
     }
 
@@ -207,33 +247,24 @@ impl Journal {
         if self.directory.join(JOURNAL).exists() {
             return Ok(());
         }
-        self.replace(JOURNAL, |file| {
+        stage(&self.directory, JOURNAL, |file| {
             write_header(file, 0)?;
             for (seq, changes) in (1..).zip(transactions) {
                 file.write_all(encode(seq, changes).map_err(io::Error::other)?.as_bytes())?;
             }
             Ok(())
-        })
+        })?;
+        self.name_journal()
     }
 
-    /// The name under which a file is written before it gets its own.
-    fn staged(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("{name}.new"))
-    }
-
-    /// Writes a file under another name, syncs it and gives it its name. If it fails, nothing is left of it.
-    fn replace(&self, name: &str, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<()> {
-        let (path, staged) = (self.directory.join(name), self.staged(name));
-        let replace = || {
-            let file =
-                OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged)?;
-            let mut file = BufWriter::with_capacity(1 << 20, file);
-            write(&mut file)?;
-            sync_file(&file.into_inner().map_err(io::IntoInnerError::into_error)?)?;
+    /// Gives the staged journal its name, on disk too.
+    fn name_journal(&self) -> Result<()> {
+        let (path, staged) = (self.directory.join(JOURNAL), staged(&self.directory, JOURNAL));
+        let name = || {
             fs::rename(&staged, &path)?;
             sync_directory(&self.directory)
         };
-        replace().map_err(|source| {
+        name().map_err(|source| {
             let _ = fs::remove_file(&staged);
             io_at("write", &path, source)
         })
@@ -264,32 +295,39 @@ impl Journal {
     pub(crate) fn catch_up(&mut self, state: &mut State) -> Result<()> {
         let path = self.directory.join(JOURNAL);
         let there = fs::metadata(&path).map_err(|source| io_at("read", &path, source))?;
-        if self.open.as_ref().is_none_or(|open| open.inode != there.ino() || there.len() < open.end) {
-            self.open = None;
-            *state = State::default();
-            let opened = self.load(state);
-            if opened.is_err() {
-                *state = State::default();
+        let caught_up = match &mut self.open {
+            Some(open) if open.inode == there.ino() && open.end == there.len() => return Ok(()),
+            Some(open) if open.inode == there.ino() && open.end < there.len() => {
+                open.read_on(&path, self.sync, state).map(|()| true)
             }
-            self.open = Some(opened?);
-        } else if let Some(open) = &mut self.open
-            && open.end < there.len()
-        {
-            let read = read_lines(&path, &mut open.file, open.end, open.seq, state);
-            let synced = |read: Read| match read.seq == open.seq {
-                true => Ok(read),
-                false => self.sync.file(&open.file, &path).map(|()| read),
-            };
-            match read.and_then(synced) {
-                Ok(read) => (open.end, open.seq) = (read.end, read.seq),
-                Err(error) => {
-                    // Half of it may be applied: the next call reads everything anew.
-                    self.open = None;
-                    return Err(error);
-                }
+            Some(open) if open.inode != there.ino() => open.follow(&self.directory, self.sync, state),
+            // It has become shorter, which nobody does who works on it.
+            Some(_) | None => Ok(false),
+        };
+        match caught_up {
+            Ok(true) => Ok(()),
+            Ok(false) => self.read_anew(state),
+            Err(error) => {
+                // Half of it may be applied: the next call reads everything anew.
+                self.open = None;
+                Err(error)
             }
         }
-        Ok(())
+    }
+
+    fn read_anew(&mut self, state: &mut State) -> Result<()> {
+        self.open = None;
+        *state = State::default();
+        match self.load(state) {
+            Ok(open) => {
+                self.open = Some(open);
+                Ok(())
+            }
+            Err(error) => {
+                *state = State::default();
+                Err(error)
+            }
+        }
     }
 
     /// Forgets what was read, so that the next call reads everything anew.
@@ -299,35 +337,37 @@ impl Journal {
 
     fn load(&self, state: &mut State) -> Result<OpenJournal> {
         let mut seq = 0;
-        let mut snapshot_bytes = 0;
         let path = self.directory.join(SNAPSHOT);
         if path.exists() {
             let (mut file, there, header, begin) = open_with_header(&path)?;
             let read = read_lines(&path, &mut file, begin, 0, state)?;
-            snapshot_bytes = there.len();
-            // Only a journal may have a torn end.
-            if !read.is_closed || read.end != snapshot_bytes {
+            if !read.is_closed || read.end != there.len() {
                 return Err(corrupt(&path, read.end, "is not there: the snapshot was cut short".to_owned()));
             }
             seq = header.after;
         }
+        for (last, path) in fold::sealed(&self.directory)? {
+            if last <= seq {
+                continue;
+            }
+            let (mut file, _, header, begin) = open_with_header(&path)?;
+            require_before(&path, header, seq)?;
+            let read = read_lines(&path, &mut file, begin, seq, state)?;
+            // It has more than its name says if it is the journal still: a process was killed between the two names.
+            if read.seq < last {
+                return Err(corrupt(&path, read.end, "is not there: the journal was cut short".to_owned()));
+            }
+            seq = read.seq;
+        }
         let path = self.directory.join(JOURNAL);
         let (mut file, there, header, begin) = open_with_header(&path)?;
-        if header.after > seq {
-            return Err(Error::corrupt(
-                path.display().to_string(),
-                0,
-                "after",
-                "the snapshot that it goes on from is missing",
-            ));
-        }
+        require_before(&path, header, seq)?;
         let Read { end, seq, .. } = read_lines(&path, &mut file, begin, seq, state)?;
         self.sync.file(&file, &path)?;
-        if self.sync == Sync::Full {
-            // The process that gave the file its name may have been killed before that was on disk.
-            sync_directory(&self.directory).map_err(|source| io_at("sync", &self.directory, source))?;
-        }
-        Ok(OpenJournal { file, inode: there.ino(), end, seq, compact_at: compact_at(snapshot_bytes) })
+        // The process that gave the file its name may have been killed before that was on disk.
+        self.sync.directory(&self.directory)?;
+        let (sealed, fold_at) = (fold::sealed_bytes(&self.directory), fold_at(&self.directory));
+        Ok(OpenJournal { file, inode: there.ino(), begin, end, seq, sealed, fold_at })
     }
 
     /// Appends a commit and has it on disk. With the lock held, after catching up.
@@ -359,34 +399,132 @@ impl Journal {
         Ok(())
     }
 
-    /// Folds the journal into a snapshot if it has grown long. With the lock held, after catching up. A crash at any point leaves
-    /// a store that reads the same: the journal's lines are skipped up to where the snapshot stands.
-    pub(crate) fn compact_if_long(&mut self, state: &State) {
-        let Some(open) = self.open.as_ref().filter(|open| open.end > open.compact_at) else { return };
-        let compacted = self.compact(open.seq, state);
-        if let Some(open) = &mut self.open {
-            match compacted {
-                Ok(new) => *open = new,
-                // The journal stands as it was, only longer than it need be, unless it was replaced: then the next call sees that. What
-                // failed, such as on a full disk, is not tried again at every commit.
-                Err(_) => open.compact_at = open.end + open.end / 4,
-            }
+    /// Begins to fold the journal into a snapshot if it has grown long. With the lock held, after catching up.
+    pub(crate) fn fold_if_long(&mut self, state: &State) {
+        if self.fold.as_ref().is_some_and(Fold::is_over) {
+            self.finish_fold();
+        }
+        let is_long = |open: &OpenJournal| open.sealed + open.end > open.fold_at;
+        if self.fold.is_some() || !self.open.as_ref().is_some_and(is_long) {
+            return;
+        }
+        if self.start_fold(state).is_err() {
+            self.put_off_fold();
         }
     }
 
-    fn compact(&self, seq: u64, state: &State) -> Result<OpenJournal> {
-        self.replace(SNAPSHOT, |file| {
-            write_header(file, seq)?;
-            for (line, changes) in (1..).zip(state.dump().chain([vec![]])) {
-                file.write_all(encode(line, &changes).map_err(io::Error::other)?.as_bytes())?;
+    fn start_fold(&mut self, state: &State) -> Result<()> {
+        let Some(only) = fold::lock_fold(&self.directory)? else {
+            // Another process is at it.
+            self.put_off_fold();
+            return Ok(());
+        };
+        if let Some(open) = &mut self.open {
+            // Another process may have been at it.
+            (open.sealed, open.fold_at) = (fold::sealed_bytes(&self.directory), fold_at(&self.directory));
+            if open.sealed + open.end <= open.fold_at {
+                return Ok(());
             }
-            Ok(())
-        })?;
-        self.replace(JOURNAL, |file| write_header(file, seq))?;
-        let (file, there, _, end) = open_with_header(&self.directory.join(JOURNAL))?;
-        let snapshot_bytes = fs::metadata(self.directory.join(SNAPSHOT)).map_or(0, |metadata| metadata.len());
-        Ok(OpenJournal { file, inode: there.ino(), end, seq, compact_at: compact_at(snapshot_bytes) })
+        }
+        let seq = self.seal()?;
+        self.fold = Some(Fold::start(&self.directory, only, self.lock_timeout, seq, state.image())?);
+        Ok(())
     }
+
+    /// Waits for the fold that is under way.
+    pub(crate) fn finish_fold(&mut self) {
+        let Some(fold) = self.fold.take() else { return };
+        match fold.outcome() {
+            Ok(()) => {
+                if let Some(open) = &mut self.open {
+                    (open.sealed, open.fold_at) =
+                        (fold::sealed_bytes(&self.directory), fold_at(&self.directory));
+                }
+            }
+            Err(_) => self.put_off_fold(),
+        }
+    }
+
+    /// What failed, such as on a full disk, is not tried again at every commit. The journal stands as it was, only longer than it need be.
+    fn put_off_fold(&mut self) {
+        if let Some(open) = &mut self.open {
+            let length = open.sealed + open.end;
+            open.fold_at = length + length / 4;
+        }
+    }
+
+    /// Ends the journal with the last commit and goes on with a new one. Gives that commit.
+    fn seal(&mut self) -> Result<u64> {
+        let path = self.directory.join(JOURNAL);
+        let Some(open) = &mut self.open else {
+            return Err(Error::internal("seals a journal that is not open"));
+        };
+        // There is nothing in it.
+        if open.end == open.begin {
+            return Ok(open.seq);
+        }
+        // What lies beyond the end is a line that a killed process left torn.
+        let cut = open.file.set_len(open.end).and_then(|()| sync_file(&open.file));
+        cut.map_err(|source| io_at("write", &path, source))?;
+        let (seq, length) = (open.seq, open.end);
+        stage(&self.directory, JOURNAL, |file| write_header(file, seq))?;
+        let sealed = self.directory.join(fold::sealed_name(seq));
+        // On disk before the name that it has had goes to another.
+        match fs::hard_link(&path, &sealed) {
+            // A process was killed between the two names.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        }
+        .and_then(|()| sync_directory(&self.directory))
+        .map_err(|source| io_at("name", &sealed, source))?;
+        self.name_journal()?;
+        let (file, there, _, begin) = open_with_header(&path)?;
+        if let Some(open) = &mut self.open {
+            (open.file, open.inode) = (file, there.ino());
+            (open.begin, open.end) = (begin, begin);
+            open.sealed += length;
+        }
+        Ok(seq)
+    }
+}
+
+impl OpenJournal {
+    /// Reads what another process has appended.
+    fn read_on(&mut self, path: &Path, sync: Sync, state: &mut State) -> Result<()> {
+        let read = read_lines(path, &mut self.file, self.end, self.seq, state)?;
+        if read.seq != self.seq {
+            sync.file(&self.file, path)?;
+        }
+        (self.end, self.seq) = (read.end, read.seq);
+        Ok(())
+    }
+
+    /// Reads this journal to its end, which another process has sealed, and goes on with the one that comes after it. Says whether
+    /// that is the one that is there.
+    fn follow(&mut self, directory: &Path, sync: Sync, state: &mut State) -> Result<bool> {
+        let path = directory.join(JOURNAL);
+        let read = read_lines(&path, &mut self.file, self.end, self.seq, state)?;
+        let (file, there, header, begin) = open_with_header(&path)?;
+        if header.after != read.seq {
+            return Ok(false);
+        }
+        // The process that gave it its name may have been killed before that was on disk.
+        sync.directory(directory)?;
+        (self.file, self.inode) = (file, there.ino());
+        (self.begin, self.end, self.seq) = (begin, begin, read.seq);
+        (self.sealed, self.fold_at) = (fold::sealed_bytes(directory), fold_at(directory));
+        self.read_on(&path, sync, state)?;
+        Ok(true)
+    }
+}
+
+/// A file goes on from what was read so far.
+fn require_before(path: &Path, header: Header, seq: u64) -> Result<()> {
+    if header.after <= seq {
+        return Ok(());
+    }
+    let reason = "the snapshot or journal that it goes on from is missing";
+    Err(Error::corrupt(path.display().to_string(), 0, "after", reason))
 }
 
 impl Sync {
@@ -397,9 +535,17 @@ impl Sync {
             Self::Off => Ok(()),
         }
     }
+
+    /// Has on disk the names that other processes gave.
+    fn directory(self, path: &Path) -> Result<()> {
+        match self {
+            Self::Full => sync_directory(path).map_err(|source| io_at("sync", path, source)),
+            Self::Off => Ok(()),
+        }
+    }
 }
 
-fn write_header(file: &mut impl Write, after: u64) -> io::Result<()> {
+pub(crate) fn write_header(file: &mut impl Write, after: u64) -> io::Result<()> {
     serde_json::to_writer(&mut *file, &Header { ork_state_file: VERSION, after })?;
     file.write_all(b"\n")
 }

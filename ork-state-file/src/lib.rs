@@ -6,6 +6,7 @@ mod deferred_jobs;
 mod disk;
 mod engine;
 mod error;
+mod fold;
 mod import;
 mod journal;
 mod legacy;

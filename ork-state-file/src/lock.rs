@@ -33,6 +33,19 @@ impl Deadline {
     }
 }
 
+/// Takes a lock of a file unless another has it.
+pub(crate) fn try_now(
+    file: &Arc<File>,
+    path: &Path,
+    try_lock: fn(&File) -> Result<(), TryLockError>,
+) -> Result<Option<Locked>> {
+    match try_lock(file) {
+        Ok(()) => Ok(Some(Locked(file.clone()))),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(source)) => Err(io_at("lock", path, source)),
+    }
+}
+
 /// Waits for a lock of a file; the path is what the error names.
 pub(crate) fn wait(
     file: &Arc<File>,
@@ -42,16 +55,15 @@ pub(crate) fn wait(
 ) -> Result<Locked> {
     let mut pause = Duration::from_micros(20);
     loop {
-        match try_lock(file) {
-            Ok(()) => return Ok(Locked(file.clone())),
-            Err(TryLockError::Error(source)) => return Err(io_at("lock", path, source)),
-            Err(TryLockError::WouldBlock) if deadline.begun.elapsed() >= deadline.timeout => {
+        match try_now(file, path, try_lock)? {
+            Some(locked) => return Ok(locked),
+            None if deadline.begun.elapsed() >= deadline.timeout => {
                 let waited = deadline.timeout;
                 return Err(Error::unavailable(format!("{} was locked for {waited:?}", path.display()))
                     .with_hint("Another process is writing, or hangs: `fuser -v` on this file tells which"));
             }
             // There is no waiting for a lock with a time limit; the pause stays far below one fsync.
-            Err(TryLockError::WouldBlock) => {
+            None => {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(1));
             }

@@ -39,7 +39,7 @@ impl Maintenance for FileDatabase {
         let look = self.read_logs(|state, logs| {
             let problems = state.disagreements().into_iter();
             let more = problems.map(|problem| Violation::new("T2", "indexes", problem)).collect::<Vec<_>>();
-            let logged = state.tasks.values().filter(|row| row.log_length > 0);
+            let logged = state.all_tasks().filter(|row| row.log_length > 0);
             let bad = logged.filter(|row| logs.check(row.task.id, row.log_length).is_err());
             Ok((more, bad.map(|row| row.task.id).collect::<Vec<_>>()))
         });
@@ -47,7 +47,7 @@ impl Maintenance for FileDatabase {
         found.extend(more);
         // A log may be missing because another process has just deleted its task: then the task is gone at the second look.
         let look_again = self.read_logs(move |state, logs| {
-            let rows = bad.iter().filter_map(|id| state.tasks.get(id));
+            let rows = bad.iter().filter_map(|id| state.find_task(*id));
             let problems =
                 rows.filter_map(|row| Some((row.task.id, logs.check(row.task.id, row.log_length).err()?)));
             Ok(problems

@@ -134,7 +134,7 @@ fn cancel(tx: &mut Transaction<'_>, id: RunId) -> Result<Run> {
         RunStatus::Pending | RunStatus::Running | RunStatus::Paused => {}
     }
     let now = tx.now;
-    for task in row.tasks.clone() {
+    for task in row.task_ids() {
         if tx.state.task(task)?.task.status.is_terminal() {
             continue;
         }
@@ -155,8 +155,8 @@ fn cancel(tx: &mut Transaction<'_>, id: RunId) -> Result<Run> {
 
 fn retry_run(tx: &mut Transaction<'_>, retry: &RetryRun) -> Result<Run> {
     let row = tx.state.run(retry.run)?;
-    let ids = row.tasks.clone();
-    let tasks = ids.iter().map(|id| Ok(tx.state.task(*id)?.task.clone())).collect::<Result<Vec<_>>>()?;
+    let ids = row.task_ids();
+    let tasks: Vec<Task> = row.tasks.iter().map(|row| row.task.clone()).collect();
     let plan = RetryPlan::new(retry, &row.run, &tasks)?;
     let now = tx.now;
     for &(index, unmet) in &plan.again {
@@ -180,7 +180,7 @@ fn toggle(tx: &mut Transaction<'_>, id: RunId, from: RunStatus, to: RunStatus) -
         return Err(Error::invalid_transition(Entity::Run, id, row.run.status, to));
     }
     let now = tx.now;
-    for task in row.tasks.clone() {
+    for task in row.task_ids() {
         let Task { status, unmet_dependencies, .. } = tx.state.task(task)?.task;
         if status != TaskStatus::Pending || unmet_dependencies > 0 {
             continue;

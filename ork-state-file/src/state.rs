@@ -1,6 +1,7 @@
 //! What is stored, in memory, with the indexes that make every operation cheap. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ork_state_api::{
@@ -20,13 +21,14 @@ pub(crate) struct State {
     pub(crate) snapshots: BTreeMap<SnapshotId, Snapshot>,
     /// The same by workflow and content hash.
     pub(crate) snapshot_hashes: BTreeMap<(WorkflowId, String), SnapshotId>,
-    pub(crate) runs: BTreeMap<RunId, RunRow>,
+    pub(crate) runs: BTreeMap<RunId, Arc<RunRow>>,
     /// All runs, newest first.
     pub(crate) run_keys: BTreeSet<RunKey>,
     /// The same by workflow; every workflow has an entry.
     pub(crate) workflow_runs: BTreeMap<WorkflowId, BTreeSet<RunKey>>,
     pub(crate) idempotency_keys: HashMap<(WorkflowId, Label), RunId>,
-    pub(crate) tasks: HashMap<TaskId, TaskRow>,
+    /// Where each task is.
+    places: HashMap<TaskId, (RunId, u32)>,
     /// The pending tasks of running runs that wait for no other task, in the order of claims.
     pub(crate) ready: BTreeSet<ReadyTask>,
     /// The leases of claimed tasks, the first to lapse first.
@@ -35,7 +37,7 @@ pub(crate) struct State {
     pub(crate) deadlines: BTreeSet<(Timestamp, TaskId)>,
     /// The schedules in force that have a next slot, the first to be due first.
     pub(crate) slots: BTreeSet<(Timestamp, WorkflowId)>,
-    pub(crate) jobs: HashMap<JobId, JobRow>,
+    pub(crate) jobs: HashMap<JobId, Arc<JobRow>>,
     /// The open jobs, the first to be polled first.
     pub(crate) polls: BTreeSet<(Timestamp, JobId)>,
     /// The runs that have ended, the longest ended first.
@@ -48,11 +50,11 @@ pub(crate) struct State {
 }
 
 /// Records of another store that are not yet what this one holds.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Import {
     pub(crate) progress: ImportProgress,
     /// Encoded, without those of logs.
-    pub(crate) records: Vec<String>,
+    pub(crate) records: Vec<Arc<str>>,
     pub(crate) logs: Vec<LogLength>,
 }
 
@@ -90,16 +92,23 @@ pub(crate) struct JobRow {
 }
 
 /// A run with the tasks that it owns.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct RunRow {
     pub(crate) run: Run,
     /// By index.
-    pub(crate) tasks: Vec<TaskId>,
-    pub(crate) task_names: HashMap<TaskName, u32>,
+    pub(crate) tasks: Vec<Arc<TaskRow>>,
+    pub(crate) task_names: Arc<HashMap<TaskName, u32>>,
+}
+
+impl RunRow {
+    /// The tasks, by index.
+    pub(crate) fn task_ids(&self) -> Vec<TaskId> {
+        self.tasks.iter().map(|row| row.task.id).collect()
+    }
 }
 
 /// A task with what it does not show.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct TaskRow {
     pub(crate) task: Task,
     pub(crate) params: Option<Json>,
@@ -152,15 +161,36 @@ impl State {
     }
 
     pub(crate) fn run(&self, id: RunId) -> Result<&RunRow> {
-        self.runs.get(&id).ok_or_else(|| Error::not_found(Entity::Run, id))
+        self.runs.get(&id).map(Arc::as_ref).ok_or_else(|| Error::not_found(Entity::Run, id))
     }
 
     pub(crate) fn task(&self, id: TaskId) -> Result<&TaskRow> {
-        self.tasks.get(&id).ok_or_else(|| Error::not_found(Entity::Task, id))
+        self.find_task(id).ok_or_else(|| Error::not_found(Entity::Task, id))
+    }
+
+    pub(crate) fn find_task(&self, id: TaskId) -> Option<&TaskRow> {
+        let (run, index) = self.places.get(&id)?;
+        self.task_at(*run, *index)
+    }
+
+    /// The task of a run at an index.
+    pub(crate) fn task_at(&self, run: RunId, index: u32) -> Option<&TaskRow> {
+        self.runs.get(&run)?.tasks.get(index as usize).map(Arc::as_ref)
+    }
+
+    /// All tasks, run by run.
+    pub(crate) fn all_tasks(&self) -> impl Iterator<Item = &TaskRow> {
+        self.runs.values().flat_map(|row| &row.tasks).map(Arc::as_ref)
+    }
+
+    /// A task to be changed: a copy of its own if an image shares it.
+    fn task_mut(&mut self, id: TaskId) -> Option<&mut TaskRow> {
+        let (run, index) = self.places.get(&id)?;
+        Arc::make_mut(self.runs.get_mut(run)?).tasks.get_mut(*index as usize).map(Arc::make_mut)
     }
 
     pub(crate) fn job(&self, id: JobId) -> Option<&JobRow> {
-        self.jobs.get(&id)
+        self.jobs.get(&id).map(Arc::as_ref)
     }
 
     /// Whether the run hands out tasks.
@@ -187,7 +217,7 @@ impl State {
                 self.edit_task(id, |row| patch.write_to(row)).ok_or_else(|| format!("no task {id}"))?;
             }
             Change::Output { task, output } => {
-                self.tasks.get_mut(&task).ok_or_else(|| format!("no task {task}"))?.output = output;
+                self.task_mut(task).ok_or_else(|| format!("no task {task}"))?.output = output;
             }
             Change::Jobs(jobs) => self.put_jobs(jobs)?,
             Change::Job(patch) => {
@@ -196,7 +226,7 @@ impl State {
                     .ok_or_else(|| format!("no deferred job {id}"))?;
             }
             Change::LogLength { task, length } => {
-                self.tasks.get_mut(&task).ok_or_else(|| format!("no task {task}"))?.log_length = length;
+                self.task_mut(task).ok_or_else(|| format!("no task {task}"))?.log_length = length;
             }
             Change::DeleteWorkflow(id) => {
                 self.remove_workflow(id);
@@ -209,7 +239,7 @@ impl State {
             Change::Imported { progress, records, logs } => {
                 let import = self.import.get_or_insert_default();
                 import.progress = progress;
-                import.records.extend(records);
+                import.records.extend(records.into_iter().map(Arc::from));
                 import.logs.extend(logs);
             }
             Change::ImportFinished => {
@@ -250,18 +280,18 @@ impl State {
 
     fn put_jobs(&mut self, jobs: Vec<NewJob>) -> Result<(), String> {
         for NewJob { job, token } in jobs {
-            let task = self.tasks.get_mut(&job.task).ok_or_else(|| format!("no task {}", job.task))?;
+            let task = self.task_mut(job.task).ok_or_else(|| format!("no task {}", job.task))?;
             task.jobs.push(job.id);
             one_more(&mut self.counts.jobs, job.status);
             self.polls.extend(job.poll_at.map(|poll_at| (poll_at, job.id)));
-            self.jobs.insert(job.id, JobRow { job, token });
+            self.jobs.insert(job.id, Arc::new(JobRow { job, token }));
         }
         Ok(())
     }
 
     /// Changes a deferred job and keeps the indexes right.
     pub(crate) fn edit_job(&mut self, id: JobId, edit: impl FnOnce(&mut JobRow)) -> Option<&JobRow> {
-        let row = self.jobs.get_mut(&id)?;
+        let row = Arc::make_mut(self.jobs.get_mut(&id)?);
         if let Some(poll_at) = row.job.poll_at {
             self.polls.remove(&(poll_at, id));
         }
@@ -290,12 +320,12 @@ impl State {
         if let Some(idempotency_key) = &run.idempotency_key {
             self.idempotency_keys.insert((run.workflow, idempotency_key.clone()), run.id);
         }
-        self.runs.insert(run.id, RunRow { run, tasks: Vec::new(), task_names: HashMap::new() });
+        self.runs.insert(run.id, Arc::new(RunRow { run, tasks: Vec::new(), task_names: Arc::default() }));
     }
 
     /// Changes a run and keeps the indexes right. Neither its id nor its age change.
     pub(crate) fn edit_run(&mut self, id: RunId, edit: impl FnOnce(&mut Run)) -> Option<&Run> {
-        let run = &mut self.runs.get_mut(&id)?.run;
+        let run = &mut Arc::make_mut(self.runs.get_mut(&id)?).run;
         let (status, finished_at) = (run.status, run.finished_at);
         edit(run);
         if run.status != status {
@@ -328,11 +358,12 @@ impl State {
                 dependents[*index as usize].push(new.task.index);
             }
         }
-        let row = self.runs.get_mut(&run).ok_or_else(|| format!("no run {run}"))?;
-        row.tasks = tasks.iter().map(|new| new.task.id).collect();
-        row.task_names = names;
+        if !self.runs.contains_key(&run) {
+            return Err(format!("no run {run}"));
+        }
+        let mut rows = Vec::with_capacity(tasks.len());
         for (NewTask { task, params }, dependents) in tasks.into_iter().zip(dependents) {
-            let id = task.id;
+            let (id, index) = (task.id, task.index);
             let row = TaskRow {
                 task,
                 params,
@@ -343,21 +374,25 @@ impl State {
                 jobs: Vec::new(),
             };
             self.place(None, &Places::of(&row.task), id);
-            self.tasks.insert(id, row);
+            self.places.insert(id, (run, index));
+            rows.push(Arc::new(row));
+        }
+        if let Some(row) = self.runs.get_mut(&run).map(Arc::make_mut) {
+            (row.tasks, row.task_names) = (rows, Arc::new(names));
         }
         Ok(())
     }
 
     /// Changes a task and keeps the indexes right.
     pub(crate) fn edit_task(&mut self, id: TaskId, edit: impl FnOnce(&mut TaskRow)) -> Option<&TaskRow> {
-        let row = self.tasks.get_mut(&id)?;
+        let row = self.task_mut(id)?;
         let before = Places::of(&row.task);
         edit(row);
         let after = Places::of(&row.task);
         if before != after {
             self.place(Some(before), &after, id);
         }
-        self.tasks.get(&id)
+        self.find_task(id)
     }
 
     /// Moves a task in the indexes.
@@ -401,34 +436,98 @@ impl State {
 
     /// Removes a run with all that is its own; gives how many tasks it had, and those that had a log.
     pub(crate) fn remove_run(&mut self, id: RunId) -> (usize, Vec<TaskId>) {
-        let Some(RunRow { run, tasks, .. }) = self.runs.remove(&id) else { return (0, Vec::new()) };
-        let key = RunKey::of(&run);
+        let Some(row) = self.runs.remove(&id) else { return (0, Vec::new()) };
+        let RunRow { run, tasks, .. } = row.as_ref();
+        let key = RunKey::of(run);
         self.run_keys.remove(&key);
         if let Some(keys) = self.workflow_runs.get_mut(&run.workflow) {
             keys.remove(&key);
         }
         one_less(&mut self.counts.runs, &run.status);
         run.finished_at.map(|finished_at| self.ended.remove(&(finished_at, id)));
-        if let Some(idempotency_key) = run.idempotency_key {
-            self.idempotency_keys.remove(&(run.workflow, idempotency_key));
+        if let Some(idempotency_key) = &run.idempotency_key {
+            self.idempotency_keys.remove(&(run.workflow, idempotency_key.clone()));
         }
         let mut logged = Vec::new();
-        for id in &tasks {
-            let Some(row) = self.tasks.remove(id) else { continue };
-            self.unplace(&Places::of(&row.task), *id);
-            for job in row.jobs {
-                let Some(JobRow { job, .. }) = self.jobs.remove(&job) else { continue };
-                one_less(&mut self.counts.jobs, &job.status);
-                job.poll_at.map(|poll_at| self.polls.remove(&(poll_at, job.id)));
+        for row in tasks {
+            let id = row.task.id;
+            self.places.remove(&id);
+            self.unplace(&Places::of(&row.task), id);
+            for job in &row.jobs {
+                let Some(row) = self.jobs.remove(job) else { continue };
+                one_less(&mut self.counts.jobs, &row.job.status);
+                row.job.poll_at.map(|poll_at| self.polls.remove(&(poll_at, *job)));
             }
-            logged.extend((row.log_length > 0).then_some(*id));
+            logged.extend((row.log_length > 0).then_some(id));
         }
         (tasks.len(), logged)
     }
 
-    /// The whole state as changes that make it anew, owners before what they own.
-    pub(crate) fn dump(&self) -> impl Iterator<Item = Vec<Change>> {
-        let snapshots = self.snapshots.values().map(|snapshot| {
+    /// What there is at this moment, while the state goes on: it costs a little for each run, and what is changed from now on is copied
+    /// first.
+    pub(crate) fn image(&self) -> Image {
+        Image {
+            workflows: self.workflows.values().cloned().collect(),
+            snapshots: self.snapshots.values().cloned().collect(),
+            runs: self.runs.values().cloned().collect(),
+            jobs: self.jobs.clone(),
+            import: self.import.clone(),
+        }
+    }
+
+    /// What only the indexes can show to be wrong: they are made anew and compared.
+    pub(crate) fn disagreements(&self) -> Vec<String> {
+        let mut anew = Self::default();
+        for workflow in self.workflows.values() {
+            anew.slots.extend(slot(workflow).map(|slot| (slot, workflow.id)));
+        }
+        for run in self.runs.values().map(|row| &row.run) {
+            one_more(&mut anew.counts.runs, run.status);
+            anew.ended.extend(run.finished_at.map(|finished_at| (finished_at, run.id)));
+        }
+        for row in self.all_tasks() {
+            let task = &row.task;
+            let mut places = Places::of(task);
+            let may_be_ready = task.status == TaskStatus::Pending && task.unmet_dependencies == 0;
+            places.ready.take_if(|_| !may_be_ready || !self.is_running(task.run));
+            anew.place(None, &places, task.id);
+        }
+        for (id, row) in &self.jobs {
+            let job = &row.job;
+            one_more(&mut anew.counts.jobs, job.status);
+            anew.polls.extend(job.poll_at.map(|poll_at| (poll_at, *id)));
+        }
+        let mut found = Vec::new();
+        let mut compare = |what: &str, is_equal: bool| {
+            if !is_equal {
+                found.push(format!("the index of {what} is not what the rows say"));
+            }
+        };
+        compare("ready tasks", self.ready == anew.ready);
+        compare("leases", self.leases == anew.leases);
+        compare("deadlines", self.deadlines == anew.deadlines);
+        compare("slots", self.slots == anew.slots);
+        compare("polls", self.polls == anew.polls);
+        compare("ended runs", self.ended == anew.ended);
+        compare("statuses", self.counts.without_zeros() == anew.counts.without_zeros());
+        found
+    }
+}
+
+/// What a state was at one moment.
+#[derive(Debug)]
+pub(crate) struct Image {
+    workflows: Vec<Workflow>,
+    snapshots: Vec<Snapshot>,
+    runs: Vec<Arc<RunRow>>,
+    jobs: HashMap<JobId, Arc<JobRow>>,
+    import: Option<Import>,
+}
+
+impl Image {
+    /// All of it as changes that make it anew, owners before what they own.
+    pub(crate) fn changes(&self) -> impl Iterator<Item = Vec<Change>> {
+        let snapshots = self.snapshots.iter().map(|snapshot| {
             vec![Change::Snapshot {
                 id: snapshot.id,
                 workflow: snapshot.workflow,
@@ -436,15 +535,14 @@ impl State {
                 dag: snapshot.dag.clone(),
             }]
         });
-        let workflows = self.workflows.values().map(|workflow| vec![Change::Workflow(workflow.clone())]);
-        let runs = self.runs.values().map(|row| {
-            let rows = || row.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let workflows = self.workflows.iter().map(|workflow| vec![Change::Workflow(workflow.clone())]);
+        let runs = self.runs.iter().map(|row| {
             let mut changes = vec![Change::Run(row.run.clone())];
             if !row.tasks.is_empty() {
-                let new = |row: &TaskRow| NewTask { task: row.task.clone(), params: row.params.clone() };
-                changes.push(Change::Tasks { run: row.run.id, tasks: rows().map(new).collect() });
+                let new = |row: &Arc<TaskRow>| NewTask { task: row.task.clone(), params: row.params.clone() };
+                changes.push(Change::Tasks { run: row.run.id, tasks: row.tasks.iter().map(new).collect() });
             }
-            for row in rows() {
+            for row in &row.tasks {
                 // What a new task has not: the token of an earlier claim, an output, a log.
                 if row.token.get() != 0 {
                     changes.push(Change::Task(TaskPatch::of(row)));
@@ -468,48 +566,11 @@ impl State {
             let Import { progress, records, logs } = import;
             vec![Change::Imported {
                 progress: progress.clone(),
-                records: records.clone(),
+                records: records.iter().map(ToString::to_string).collect(),
                 logs: logs.clone(),
             }]
         });
         workflows.chain(snapshots).chain(runs).chain(import)
-    }
-
-    /// What only the indexes can show to be wrong: they are made anew and compared.
-    pub(crate) fn disagreements(&self) -> Vec<String> {
-        let mut anew = Self::default();
-        for workflow in self.workflows.values() {
-            anew.slots.extend(slot(workflow).map(|slot| (slot, workflow.id)));
-        }
-        for RunRow { run, .. } in self.runs.values() {
-            one_more(&mut anew.counts.runs, run.status);
-            anew.ended.extend(run.finished_at.map(|finished_at| (finished_at, run.id)));
-        }
-        for (id, row) in &self.tasks {
-            let task = &row.task;
-            let mut places = Places::of(task);
-            let may_be_ready = task.status == TaskStatus::Pending && task.unmet_dependencies == 0;
-            places.ready.take_if(|_| !may_be_ready || !self.is_running(task.run));
-            anew.place(None, &places, *id);
-        }
-        for (id, JobRow { job, .. }) in &self.jobs {
-            one_more(&mut anew.counts.jobs, job.status);
-            anew.polls.extend(job.poll_at.map(|poll_at| (poll_at, *id)));
-        }
-        let mut found = Vec::new();
-        let mut compare = |what: &str, is_equal: bool| {
-            if !is_equal {
-                found.push(format!("the index of {what} is not what the rows say"));
-            }
-        };
-        compare("ready tasks", self.ready == anew.ready);
-        compare("leases", self.leases == anew.leases);
-        compare("deadlines", self.deadlines == anew.deadlines);
-        compare("slots", self.slots == anew.slots);
-        compare("polls", self.polls == anew.polls);
-        compare("ended runs", self.ended == anew.ended);
-        compare("statuses", self.counts.without_zeros() == anew.counts.without_zeros());
-        found
     }
 }
 

@@ -56,9 +56,9 @@ impl TaskStore for FileDatabase {
 
     async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>> {
         self.read(move |state, _| {
-            let ids = &state.run(list.run)?.tasks;
+            let rows = &state.run(list.run)?.tasks;
             let first = list.page.after.map_or(0, |after| (after as usize).saturating_add(1));
-            let rows = ids.iter().skip(first).filter_map(|id| Some(&state.tasks.get(id)?.task));
+            let rows = rows.iter().skip(first).map(|row| &row.task);
             let wanted =
                 |task: &&Task| list.statuses.as_ref().is_none_or(|statuses| statuses.contains(&task.status));
             let rows = rows.filter(wanted).take(list.page.limit.get() + 1).cloned().collect();
@@ -70,7 +70,7 @@ impl TaskStore for FileDatabase {
     async fn task_outputs(&self, run: RunId, names: &[TaskName]) -> Result<BTreeMap<TaskName, Option<Json>>> {
         ork_state_api::check_batch_len("task names", names.len())?;
         let names = names.to_vec();
-        self.read(move |state, _| Ok(outputs(state, state.run(run)?, &names))).await
+        self.read(move |state, _| Ok(outputs(state.run(run)?, &names))).await
     }
 }
 
@@ -78,9 +78,8 @@ fn ready(state: &State, now: Timestamp, limit: Limit) -> Vec<ReadyTask> {
     state.ready.iter().take_while(|ready| ready.ready_at <= now).take(limit.get()).copied().collect()
 }
 
-fn outputs(state: &State, run: &RunRow, names: &[TaskName]) -> BTreeMap<TaskName, Option<Json>> {
-    let ids = names.iter().filter_map(|name| run.tasks.get(*run.task_names.get(name)? as usize));
-    let rows = ids.filter_map(|id| state.tasks.get(id));
+fn outputs(run: &RunRow, names: &[TaskName]) -> BTreeMap<TaskName, Option<Json>> {
+    let rows = names.iter().filter_map(|name| run.tasks.get(*run.task_names.get(name)? as usize));
     rows.map(|row| (row.task.name.clone(), row.output.clone())).collect()
 }
 
@@ -101,7 +100,7 @@ fn claim_task(tx: &mut Transaction<'_>, id: TaskId, claim: &ClaimTasks) -> Resul
     let workflow = tx.state.workflow(run.run.workflow)?;
     let dependency_outputs = match claim.dependency_outputs {
         DependencyOutputs::Omit => BTreeMap::new(),
-        DependencyOutputs::Include => outputs(tx.state, run, &row.task.depends_on),
+        DependencyOutputs::Include => outputs(run, &row.task.depends_on),
     };
     Ok(ClaimedTask {
         task: row.task.clone(),

@@ -15,7 +15,7 @@ use crate::transaction::Transaction;
 
 /// The guard of every write by a worker: the token is current and the lease has not lapsed.
 pub(crate) fn holds(tx: &Transaction<'_>, claim: Claim) -> bool {
-    let lease = tx.state.tasks.get(&claim.task).and_then(|row| row.task.lease.as_ref());
+    let lease = tx.state.find_task(claim.task).and_then(|row| row.task.lease.as_ref());
     lease.is_some_and(|lease| lease.token == claim.token && tx.now < lease.expires_at)
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, updates: &TaskUpdates) -> Result<U
 /// Applies one step. A task that it ended is added to `ended`, to be settled with the others of the batch.
 fn apply_step(tx: &mut Transaction<'_>, step: &UpdateStep, ended: &mut Vec<TaskId>) -> Result<UpdateOutcome> {
     let id = step.claim.task;
-    let Some(row) = tx.state.tasks.get(&id) else { return Ok(UpdateOutcome::NotFound) };
+    let Some(row) = tx.state.find_task(id) else { return Ok(UpdateOutcome::NotFound) };
     if row.task.status.is_terminal() {
         return Ok(UpdateOutcome::AlreadyTerminal { status: row.task.status });
     }
@@ -128,14 +128,14 @@ pub(crate) fn fail_attempt(
     error: impl FnOnce(&Task) -> Text,
 ) -> Option<TaskStatus> {
     cancel_jobs(tx, id);
-    let task = &tx.state.tasks.get(&id)?.task;
+    let task = &tx.state.find_task(id)?.task;
     let (error, now, running) = (error(task), tx.now, tx.state.is_running(task.run));
     tx.edit_task(id, |row| {
         end_attempt(&mut row.task, error, Some(Delay::ZERO), now, running);
         // A failure that a worker reported has a retry time.
         row.task.retry_at = None;
     });
-    Some(tx.state.tasks.get(&id)?.task.status)
+    Some(tx.state.find_task(id)?.task.status)
 }
 
 /// Ends an attempt as a success.
@@ -148,7 +148,7 @@ pub(crate) fn succeed(task: &mut Task, now: Timestamp) {
 
 /// Cancels the open jobs of a task whose attempt ends without them (D2).
 pub(crate) fn cancel_jobs(tx: &mut Transaction<'_>, id: TaskId) {
-    let Some(row) = tx.state.tasks.get(&id).filter(|row| row.task.open_jobs > 0) else { return };
+    let Some(row) = tx.state.find_task(id).filter(|row| row.task.open_jobs > 0) else { return };
     let now = tx.now;
     for job in row.jobs.clone() {
         if tx.state.job(job).is_some_and(|row| !row.job.status.is_terminal()) {
@@ -165,7 +165,7 @@ pub(crate) fn cancel_jobs(tx: &mut Transaction<'_>, id: TaskId) {
 pub(crate) fn settle(tx: &mut Transaction<'_>, ended: &[TaskId]) -> Vec<EndedRun> {
     // By index: of several culprits the lowest is named, as it fails what depends on it first.
     let mut of_runs: BTreeMap<RunId, BTreeMap<u32, TaskStatus>> = BTreeMap::new();
-    for row in ended.iter().filter_map(|id| tx.state.tasks.get(id)) {
+    for row in ended.iter().filter_map(|id| tx.state.find_task(*id)) {
         of_runs.entry(row.task.run).or_default().insert(row.task.index, row.task.status);
     }
     let mut ended_runs = Vec::new();
@@ -194,23 +194,18 @@ pub(crate) fn settle(tx: &mut Transaction<'_>, ended: &[TaskId]) -> Vec<EndedRun
     ended_runs
 }
 
-fn task_at(tx: &Transaction<'_>, run: RunId, index: u32) -> Option<TaskId> {
-    tx.state.runs.get(&run)?.tasks.get(index as usize).copied()
-}
-
 fn name_of(tx: &Transaction<'_>, run: RunId, index: u32) -> Option<TaskName> {
-    Some(tx.state.tasks.get(&task_at(tx, run, index)?)?.task.name.clone())
+    Some(tx.state.task_at(run, index)?.task.name.clone())
 }
 
 fn dependents_of(tx: &Transaction<'_>, run: RunId, index: u32) -> Vec<u32> {
-    let row = task_at(tx, run, index).and_then(|id| tx.state.tasks.get(&id));
-    row.map(|row| row.dependents.clone()).unwrap_or_default()
+    tx.state.task_at(run, index).map(|row| row.dependents.clone()).unwrap_or_default()
 }
 
 fn release_dependents(tx: &mut Transaction<'_>, run: RunId, index: u32) {
     let (now, running) = (tx.now, tx.state.is_running(run));
     for dependent in dependents_of(tx, run, index) {
-        let Some(id) = task_at(tx, run, dependent) else { continue };
+        let Some(id) = tx.state.task_at(run, dependent).map(|row| row.task.id) else { continue };
         tx.edit_task(id, |TaskRow { task, .. }| {
             task.unmet_dependencies = task.unmet_dependencies.saturating_sub(1);
             if task.unmet_dependencies == 0 && task.status == TaskStatus::Pending {
@@ -227,11 +222,14 @@ fn fail_dependents(tx: &mut Transaction<'_>, run: RunId, culprit: u32) -> usize 
     let error = Text::lossy(&dependency_failed_message(&name));
     let mut reached = dependents_of(tx, run, culprit);
     while let Some(index) = reached.pop() {
-        let Some(id) = task_at(tx, run, index) else { continue };
+        let Some(Task { id, status, .. }) = tx.state.task_at(run, index).map(|row| &row.task) else {
+            continue;
+        };
         // One that has ended has had its dependents failed with it.
-        if tx.state.tasks.get(&id).is_none_or(|row| row.task.status.is_terminal()) {
+        if status.is_terminal() {
             continue;
         }
+        let id = *id;
         failed += 1;
         let error = error.clone();
         tx.edit_task(id, |TaskRow { task, .. }| {

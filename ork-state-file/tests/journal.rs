@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ork_state_api::copy::compare;
 use ork_state_api::{
-    Clock, Database, Error, ErrorKind, Json, ListRuns, ListTasks, LogChunk, LogStore, Maintenance,
-    ManualClock, NewRun, PageRequest, RunStore, StartRun, TaskId, TaskStore, TaskUpdate, TaskUpdates,
-    Timestamp, WorkflowId, WorkflowStore,
+    Clock, Dag, Database, Error, ErrorKind, Json, ListRuns, ListTasks, LogChunk, LogStore, Maintenance,
+    ManualClock, NewRun, NewWorkflow, PageRequest, RunStore, StartRun, TaskId, TaskSpec, TaskStore,
+    TaskUpdate, TaskUpdates, Timestamp, UpdateOutcome, WorkflowId, WorkflowStore,
 };
 use ork_state_conformance::{LEASE, claim_request, dag};
 use ork_state_file::{FileDatabase, FileOptions};
@@ -189,6 +190,25 @@ async fn fill(db: &FileDatabase) -> ork_state_api::RunId {
     run
 }
 
+/// The names in a store's directory, but for `logs` and what is locked.
+fn names(home: &Path) -> Vec<String> {
+    let entries = fs::read_dir(home).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name.contains(".jsonl"));
+    names.sort_unstable();
+    names
+}
+
+/// Waits for a fold that is under way: it goes on beside the calls.
+async fn folded(home: &Path) {
+    let begun = std::time::Instant::now();
+    while names(home) != ["journal.jsonl", "snapshot.jsonl"] {
+        assert!(begun.elapsed().as_secs() < 30, "{:?}", names(home));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_long_journal_is_folded_into_a_snapshot_that_reads_the_same() {
     let (home, journal) = store(2).await;
@@ -205,6 +225,7 @@ async fn a_long_journal_is_folded_into_a_snapshot_that_reads_the_same() {
         .unwrap();
     let before = fs::read(&journal).unwrap();
     let run = fill(&db).await;
+    folded(home.path()).await;
     assert!(fs::metadata(&journal).unwrap().len() < before.len() as u64 + 4096, "the journal is short again");
     let tasks = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap();
     for other in [&watcher, &open(home.path()).await.unwrap()] {
@@ -234,7 +255,7 @@ async fn a_crash_between_the_two_renames_of_a_fold_loses_and_repeats_nothing() {
     db.update_tasks(done(0)).await.unwrap();
     let old = fs::read(&journal).unwrap();
     db.update_tasks(done(1)).await.unwrap();
-    assert!(home.path().join("snapshot.jsonl").exists());
+    folded(home.path()).await;
     let tasks = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap();
     drop(db);
     // The journal as it was before the fold, less its last transaction, beside the new snapshot.
@@ -252,6 +273,7 @@ async fn a_lost_snapshot_is_corrupt() {
         .await
         .unwrap();
     fill(&db).await;
+    folded(home.path()).await;
     fs::remove_file(home.path().join("snapshot.jsonl")).unwrap();
     assert!(matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { .. }));
 }
@@ -347,6 +369,7 @@ async fn a_snapshot_that_is_cut_short_is_corrupt() {
     }
     db.delete_workflow(only_workflow(&db).await).await.unwrap();
     fill(&db).await;
+    folded(home.path()).await;
     let snapshot = home.path().join("snapshot.jsonl");
     let whole = fs::read(&snapshot).unwrap();
     let ends: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').collect();
@@ -375,41 +398,129 @@ async fn a_snapshot_that_is_cut_short_is_corrupt() {
 }
 
 #[tokio::test]
-async fn a_fold_that_fails_leaves_nothing_and_is_not_tried_at_once_again() {
+async fn a_fold_that_fails_loses_nothing_and_is_not_tried_at_once_again() {
     let (home, journal) = store(0).await;
     let db = open(home.path()).await.unwrap();
     db.delete_workflow(only_workflow(&db).await).await.unwrap();
     // The snapshot cannot have its name.
-    let (snapshot, staged) = (home.path().join("snapshot.jsonl"), home.path().join("snapshot.jsonl.new"));
+    let snapshot = home.path().join("snapshot.jsonl");
     fs::create_dir(&snapshot).unwrap();
     let run = fill(&db).await;
-    assert!(!staged.exists(), "what was written for nothing is removed");
-    let length = fs::metadata(&journal).unwrap().len();
-    assert!(length > 16 * 1024 * 1024);
-    // The state is still at hand: reading all anew would fail at the snapshot.
+    // It lets this go when it has failed.
+    fs::File::open(home.path().join("fold")).unwrap().lock().unwrap();
+    assert!(
+        !names(home.path()).iter().any(|name| name.ends_with(".new")),
+        "what was written for nothing is removed"
+    );
+    let sealed = names(home.path()).into_iter().find(|name| name.starts_with("sealed-")).unwrap();
+    assert!(fs::metadata(home.path().join(&sealed)).unwrap().len() > 16 * 1024 * 1024);
     let task = db.list_tasks(ListTasks::of(run, PageRequest::default())).await.unwrap().items[2].id;
     let claimed = db.claim_tasks(claim_request("w", LEASE).unwrap()).await.unwrap();
+    assert_eq!((claimed.len(), claimed[0].task.depends_on.len()), (1, 1), "{task}");
     fs::remove_dir(&snapshot).unwrap();
     let workflow = only_workflow(&db).await;
     db.create_run(NewRun::new(workflow)).await.unwrap();
-    assert!(!snapshot.exists(), "it is too early to try again");
-    assert_eq!((claimed.len(), claimed[0].task.depends_on.len()), (1, 1), "{task}");
+    assert!(names(home.path()).contains(&sealed) && !snapshot.exists(), "it is too early to try again");
+    // Without the snapshot the store reads the same.
+    assert_eq!(open(home.path()).await.unwrap().get_run(run).await.unwrap(), db.get_run(run).await.unwrap());
     let update = TaskUpdate::succeeded(claimed[0].claim, Some(output(5)));
     db.update_tasks(TaskUpdates::one(update).unwrap()).await.unwrap();
-    assert!(snapshot.exists() && fs::metadata(&journal).unwrap().len() < 1024, "now it was tried");
+    // Now it is tried.
+    folded(home.path()).await;
+    assert!(fs::metadata(&journal).unwrap().len() < 1024);
     assert_eq!(open(home.path()).await.unwrap().verify().await.unwrap(), []);
 }
 
 #[tokio::test]
 async fn what_a_killed_process_had_staged_is_removed() {
     let (home, _) = store(0).await;
-    let db = open(home.path()).await.unwrap();
     let staged = ["snapshot.jsonl.new", "journal.jsonl.new"].map(|name| home.path().join(name));
     for path in &staged {
         fs::write(path, "half").unwrap();
     }
+    let db = open(home.path()).await.unwrap();
     db.create_run(NewRun::new(only_workflow(&db).await)).await.unwrap();
     assert!(!staged.iter().any(|path| path.exists()));
+}
+
+#[tokio::test]
+async fn what_another_process_is_folding_is_left_to_it() {
+    let (home, _) = store(0).await;
+    let fold = fs::File::create(home.path().join("fold")).unwrap();
+    fold.lock().unwrap();
+    let staged = home.path().join("snapshot.jsonl.new");
+    fs::write(&staged, "half").unwrap();
+    let db = open(home.path()).await.unwrap();
+    db.delete_workflow(only_workflow(&db).await).await.unwrap();
+    fill(&db).await;
+    assert_eq!(fs::read(&staged).unwrap(), b"half");
+    assert_eq!(names(home.path()), ["journal.jsonl", "snapshot.jsonl.new"]);
+}
+
+/// A process that was killed between the two names that a seal gives leaves a journal that is sealed and goes on. Its lines count once.
+#[tokio::test]
+async fn a_journal_that_is_sealed_and_goes_on_reads_the_same() {
+    let (home, journal) = store(2).await;
+    let commits = fs::read_to_string(&journal).unwrap().lines().count() - 1;
+    fs::hard_link(&journal, home.path().join(format!("sealed-{commits}.jsonl"))).unwrap();
+    let db = open(home.path()).await.unwrap();
+    db.create_run(NewRun::new(only_workflow(&db).await)).await.unwrap();
+    assert_eq!(count_runs(&open(home.path()).await.unwrap()).await, 3);
+    assert_eq!(open(home.path()).await.unwrap().verify().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_sealed_journal_that_is_lost_or_cut_short_is_corrupt() {
+    let (home, journal) = store(2).await;
+    let whole = fs::read_to_string(&journal).unwrap();
+    let commits = whole.lines().count() - 1;
+    let sealed = home.path().join(format!("sealed-{commits}.jsonl"));
+    fs::rename(&journal, &sealed).unwrap();
+    fs::write(&journal, format!("{{\"ork_state_file\":1,\"after\":{commits}}}\n")).unwrap();
+    assert_eq!(count_runs(&open(home.path()).await.unwrap()).await, 2);
+    let cut = whole.trim_end().rfind('\n').unwrap() + 1;
+    for content in [&whole[..cut], &whole[..whole.len() - 5]] {
+        fs::write(&sealed, content).unwrap();
+        assert!(
+            matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { table, .. } if table.contains("sealed-"))
+        );
+    }
+    fs::remove_file(&sealed).unwrap();
+    assert!(matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { .. }));
+}
+
+/// Neither who writes nor who reads is in the way of a fold, nor it in theirs: many of them, in two stores over one directory.
+#[tokio::test]
+async fn calls_go_on_while_the_journal_is_folded() {
+    let (home, _) = store(0).await;
+    let (one, two) = (open(home.path()).await.unwrap(), open(home.path()).await.unwrap());
+    one.delete_workflow(only_workflow(&one).await).await.unwrap();
+    let run = started(&one).await;
+    let claimed = one.claim_tasks(claim_request("w", LEASE).unwrap()).await.unwrap();
+    for round in 0..40 {
+        let writer = if round % 2 == 0 { &one } else { &two };
+        let name = format!("{round}{}", "x".repeat(1000)).parse().unwrap();
+        let update = TaskUpdate::dispatched(claimed[0].claim, Some(name));
+        let report = writer.update_tasks(TaskUpdates::one(update).unwrap()).await.unwrap();
+        assert!(matches!(report.outcomes[0], UpdateOutcome::Applied { .. }));
+        let workflow = NewWorkflow::new(
+            format!("w{round}").parse().unwrap(),
+            Dag::new(
+                [TaskSpec::new("a".parse().unwrap(), "process".parse().unwrap()).with_params(output(1))],
+            )
+            .unwrap(),
+        );
+        writer.create_workflow(workflow).await.unwrap();
+        for reader in [&one, &two] {
+            let task = reader.get_task(claimed[0].task.id).await.unwrap().task;
+            assert!(task.execution_name.unwrap().starts_with(&round.to_string()));
+        }
+    }
+    folded(home.path()).await;
+    let again = open(home.path()).await.unwrap();
+    assert_eq!(compare(&one, &again).await.unwrap(), None);
+    assert_eq!(again.get_run(run).await.unwrap(), two.get_run(run).await.unwrap());
+    assert_eq!(again.verify().await.unwrap(), []);
 }
 
 #[tokio::test]

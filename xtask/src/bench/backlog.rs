@@ -51,7 +51,11 @@ pub(super) async fn measure(bench: &Bench) -> std::result::Result<Outcome, AnyEr
     }
     for &(pending, before, wanted) in present_design(bench.backend()) {
         if let Some(life) = lives.iter().find(|point| point.at == pending) {
-            let figure = format!("P3: lifecycle at {} pending against Ork's {} tasks/s", super::number(pending), super::number(before));
+            let figure = format!(
+                "P3: lifecycle at {} pending against Ork's {} tasks/s",
+                super::number(pending),
+                super::number(before)
+            );
             verdicts.push(Verdict::new(figure, life.spread.median / before, "×", Wanted::AtLeast(wanted)));
         }
     }
@@ -103,7 +107,11 @@ async fn claim_and_release(db: &dyn Database) -> Result<Vec<f64>> {
 }
 
 /// Tasks a second from the creation of runs to their end, four callers at once. As many as there were are pending afterwards.
-async fn lifecycles(bench: &Bench, store: &Store, workflow: WorkflowId) -> std::result::Result<Spread, AnyError> {
+async fn lifecycles(
+    bench: &Bench,
+    store: &Store,
+    workflow: WorkflowId,
+) -> std::result::Result<Spread, AnyError> {
     let queue: Arc<dyn Queue> = Arc::new(Contract { db: store.db.clone(), workflow });
     let runs = bench.size(10, 1);
     let mut samples = Vec::new();

@@ -53,9 +53,15 @@ pub(super) async fn measure(bench: &Bench) -> Result<Outcome, AnyError> {
     let mut verdicts = Vec::new();
     if bench.backend() == "postgres" {
         let against = most.median / BEST_QUEUE;
-        verdicts.push(Verdict::new("against the best job queue (25,000 jobs/s)", against, "×", Wanted::AtLeast(1.0)));
+        verdicts.push(Verdict::new(
+            "against the best job queue (25,000 jobs/s)",
+            against,
+            "×",
+            Wanted::AtLeast(1.0),
+        ));
     }
-    let line = |name: &str, points| Series { name: name.to_owned(), unit: "tasks/s", over: "callers", points };
+    let line =
+        |name: &str, points| Series { name: name.to_owned(), unit: "tasks/s", over: "callers", points };
     let mut series = vec![line("claim and complete", ours)];
     if least.samples > 0 {
         verdicts.push(Verdict::new("best against the floor's best", ratio(&most, &least), "×", None));

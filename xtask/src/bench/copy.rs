@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use ork_state_api::copy::{compare, copy};
-use ork_state_api::{Dag, Database, Json, LogChunk, NewWorkflow, TaskName, TaskSpec, TaskUpdate, TaskUpdates};
+use ork_state_api::{
+    Dag, Database, Json, LogChunk, NewWorkflow, TaskName, TaskSpec, TaskUpdate, TaskUpdates,
+};
 
 use super::figures::{Outcome, Point, Series, Spread};
 use super::store::{self, Bench, claim};

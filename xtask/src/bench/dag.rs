@@ -48,9 +48,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Outcome, AnyError> {
         let written = floor::bytes_written() - written;
         let floor_millis = match &floor {
             Some(floor) => Some(timed(floor.start_run()).await?.1),
-            None if bench.backend() == "file" => {
-                Some(floor::append_all(written, 2)?.as_secs_f64() * 1000.0)
-            }
+            None if bench.backend() == "file" => Some(floor::append_all(written, 2)?.as_secs_f64() * 1000.0),
             None => None,
         };
         if repetition > 0 {
@@ -65,11 +63,17 @@ pub(super) async fn measure(bench: &Bench) -> Result<Outcome, AnyError> {
         over: "tasks",
         points: vec![Point { at: tasks as f64, spread }],
     };
-    let mut series = vec![line("define the workflow", Spread::of(defined)), line("create and start a run", all)];
+    let mut series =
+        vec![line("define the workflow", Spread::of(defined)), line("create and start a run", all)];
     let mut verdicts = Vec::new();
     if least.samples > 0 {
         series.push(line("floor", least));
-        verdicts.push(Verdict::new("speed against the floor", ratio(&least, &all), "×", Wanted::AtLeast(0.5)));
+        verdicts.push(Verdict::new(
+            "speed against the floor",
+            ratio(&least, &all),
+            "×",
+            Wanted::AtLeast(0.5),
+        ));
     }
     Ok(Outcome {
         target: "P4",

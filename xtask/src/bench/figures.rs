@@ -206,7 +206,13 @@ pub(super) fn number(value: f64) -> String {
         return "?".to_owned();
     }
     if size < 100.0 && size.fract() != 0.0 {
-        let digits = if size < 1.0 { 3 } else if size < 10.0 { 2 } else { 1 };
+        let digits = if size < 1.0 {
+            3
+        } else if size < 10.0 {
+            2
+        } else {
+            1
+        };
         return format!("{value:.digits$}");
     }
     let whole = format!("{size:.0}");

@@ -50,8 +50,11 @@ pub(super) async fn measure(bench: &Bench) -> Result<Outcome, AnyError> {
     };
     let mut verdicts = Vec::new();
     let (all, least) = (Spread::of(ours.clone()), Spread::of(floors.clone()));
-    let mut series =
-        vec![line("whole life", ours), line("create and start", starting), line("claim and complete", working)];
+    let mut series = vec![
+        line("whole life", ours),
+        line("create and start", starting),
+        line("claim and complete", working),
+    ];
     if least.samples > 0 {
         series.push(line("floor", floors));
         let wanted = match bench.backend() {
@@ -59,7 +62,12 @@ pub(super) async fn measure(bench: &Bench) -> Result<Outcome, AnyError> {
             "sqlite" => 0.6,
             _ => 0.5,
         };
-        verdicts.push(Verdict::new("whole life against the floor", ratio(&all, &least), "×", Wanted::AtLeast(wanted)));
+        verdicts.push(Verdict::new(
+            "whole life against the floor",
+            ratio(&all, &least),
+            "×",
+            Wanted::AtLeast(wanted),
+        ));
     }
     Ok(Outcome {
         target: "P2",

@@ -57,8 +57,18 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
         _ => f64::NAN,
     };
     let verdicts = vec![
-        Verdict::new("p50 of an append to the longest against the shortest", against(&appends), "×", Wanted::AtMost(1.2)),
-        Verdict::new("p50 of reading the end of the longest against the shortest", against(&reads), "×", Wanted::AtMost(1.2)),
+        Verdict::new(
+            "p50 of an append to the longest against the shortest",
+            against(&appends),
+            "×",
+            Wanted::AtMost(1.2),
+        ),
+        Verdict::new(
+            "p50 of reading the end of the longest against the shortest",
+            against(&reads),
+            "×",
+            Wanted::AtMost(1.2),
+        ),
     ];
     let line = |name: &str, points| Series { name: name.to_owned(), unit: "ms", over: "KiB of log", points };
     Ok(Some(Outcome {

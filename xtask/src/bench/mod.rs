@@ -121,9 +121,8 @@ fn in_release() -> TaskResult {
 }
 
 async fn measure(arguments: &Arguments, build: &'static str) -> Result<ExitCode, AnyError> {
-    let wanted = |name: &str| {
-        arguments.backend.is_empty() || arguments.backend.iter().any(|backend| backend == name)
-    };
+    let wanted =
+        |name: &str| arguments.backend.is_empty() || arguments.backend.iter().any(|backend| backend == name);
     let mut benches = Vec::new();
     for fixture in fixtures() {
         if !wanted(fixture.backend()) {

@@ -64,7 +64,12 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
         backend: bench.backend().to_owned(),
         parameters: vec![("tasks", super::number((runs * RUN) as f64)), ("tasks a claim", CLAIM.to_string())],
         series: vec![Series { name: "claim".into(), unit: "ms", over: "tasks so far", points: tenths }],
-        verdicts: vec![Verdict::new("p50 of a claim in the last tenth against the first", against, "×", Wanted::AtMost(3.0))],
+        verdicts: vec![Verdict::new(
+            "p50 of a claim in the last tenth against the first",
+            against,
+            "×",
+            Wanted::AtMost(3.0),
+        )],
         seconds: 0.0,
     }))
 }

@@ -39,7 +39,12 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
             over: "tasks",
             points: vec![Point { at: 1000.0, spread }],
         }],
-        verdicts: vec![Verdict::new("p50 of opening and migrating", spread.median, "ms", Wanted::AtMost(wanted))],
+        verdicts: vec![Verdict::new(
+            "p50 of opening and migrating",
+            spread.median,
+            "ms",
+            Wanted::AtMost(wanted),
+        )],
         seconds: 0.0,
     }))
 }

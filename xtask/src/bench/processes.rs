@@ -54,7 +54,12 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
         title: "Processes claim and complete tasks until none is left",
         backend: bench.backend().to_owned(),
         parameters: vec![("tasks", (runs * RUN).to_string()), ("batch", BATCH.to_string())],
-        series: vec![Series { name: "claim and complete".into(), unit: "tasks/s", over: "processes", points }],
+        series: vec![Series {
+            name: "claim and complete".into(),
+            unit: "tasks/s",
+            over: "processes",
+            points,
+        }],
         verdicts: vec![Verdict::new("8 processes against the best", last / best, "×", Wanted::AtLeast(0.9))],
         seconds: 0.0,
     }))

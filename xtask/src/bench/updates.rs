@@ -34,7 +34,8 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     }
     let most = at.last().map_or_else(|| Spread::of(vec![]), |point| point.spread);
     let mut verdicts = Vec::new();
-    let line = |name: &str, points| Series { name: name.to_owned(), unit: "updates/s", over: "callers", points };
+    let line =
+        |name: &str, points| Series { name: name.to_owned(), unit: "updates/s", over: "callers", points };
     let mut series = vec![line("one update a call", at)];
     match bench.backend() {
         "sqlite" | "file" => {
@@ -45,7 +46,12 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
                 high: 1000.0 / syncs.low,
                 ..syncs
             };
-            verdicts.push(Verdict::new("64 callers against the disk's fdatasyncs", ratio(&most, &rate), "×", Wanted::AtLeast(5.0)));
+            verdicts.push(Verdict::new(
+                "64 callers against the disk's fdatasyncs",
+                ratio(&most, &rate),
+                "×",
+                Wanted::AtLeast(5.0),
+            ));
             series.push(line("floor: fdatasyncs", vec![Point { at: 1.0, spread: rate }]));
         }
         "postgres" => {
@@ -55,8 +61,16 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
             }
             if !samples.is_empty() {
                 let rate = Spread::of(samples);
-                verdicts.push(Verdict::new("64 callers against pgbench", ratio(&most, &rate), "×", Wanted::AtLeast(0.8)));
-                series.push(line("floor: pgbench, as many connections", vec![Point { at: CALLERS as f64, spread: rate }]));
+                verdicts.push(Verdict::new(
+                    "64 callers against pgbench",
+                    ratio(&most, &rate),
+                    "×",
+                    Wanted::AtLeast(0.8),
+                ));
+                series.push(line(
+                    "floor: pgbench, as many connections",
+                    vec![Point { at: CALLERS as f64, spread: rate }],
+                ));
             }
         }
         _ => {}

@@ -55,11 +55,7 @@ impl Rows {
 }
 
 /// The floor beside a backend whose floor is SQL: rows in an empty store of that backend.
-pub(super) async fn of(
-    bench: &Bench,
-    store: &Store,
-    dag: Dag,
-) -> Result<Option<Arc<dyn Queue>>, AnyError> {
+pub(super) async fn of(bench: &Bench, store: &Store, dag: Dag) -> Result<Option<Arc<dyn Queue>>, AnyError> {
     Ok(match bench.backend() {
         #[cfg(feature = "postgres")]
         "postgres" => Some(Arc::new(postgres::Floor::new(&store.url(), dag).await?)),

@@ -130,7 +130,9 @@ impl Floor {
         }
         let mut connection = self.options.connect().await?;
         // The tables are empty when the plans are made.
-        connection.execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off").await?;
+        connection
+            .execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off")
+            .await?;
         Ok(connection)
     }
 }
@@ -142,7 +144,9 @@ impl Queue for Floor {
         let depends_on: Vec<String> = rows
             .waits_for
             .iter()
-            .map(|tasks| format!("{{{}}}", tasks.iter().map(|&task| &*rows.names[task]).collect::<Vec<_>>().join(",")))
+            .map(|tasks| {
+                format!("{{{}}}", tasks.iter().map(|&task| &*rows.names[task]).collect::<Vec<_>>().join(","))
+            })
             .collect();
         let unmet: Vec<i32> = rows.waits_for.iter().map(|tasks| tasks.len() as i32).collect();
         let (tasks, dependents): (Vec<i32>, Vec<i32>) =
@@ -165,8 +169,7 @@ impl Queue for Floor {
 
     async fn claim(&self, limit: usize) -> Result<Vec<Held>, AnyError> {
         let mut connection = self.connection().await?;
-        let claimed =
-            sqlx::query(CLAIM).bind(i64::try_from(limit)?).fetch_all(&mut connection).await?;
+        let claimed = sqlx::query(CLAIM).bind(i64::try_from(limit)?).fetch_all(&mut connection).await?;
         self.idle.lock().await.push(connection);
         Ok(claimed.iter().map(|row| Held { task: row.get("id"), token: row.get("token") }).collect())
     }

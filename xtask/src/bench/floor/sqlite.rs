@@ -91,8 +91,9 @@ impl Queue for Floor {
                     .push_bind(waits_for.len() as i64);
             });
             query.build().execute(&mut *connection).await?;
-            let mut query =
-                QueryBuilder::<Sqlite>::new("INSERT INTO ready_tasks (ready_at, run_id, task_index, task_id) ");
+            let mut query = QueryBuilder::<Sqlite>::new(
+                "INSERT INTO ready_tasks (ready_at, run_id, task_index, task_id) ",
+            );
             let ready: Vec<usize> =
                 chunk.iter().copied().filter(|&number| rows.waits_for[number].is_empty()).collect();
             if ready.is_empty() {
@@ -152,8 +153,9 @@ impl Queue for Floor {
             .build()
             .execute(&mut *connection)
             .await?;
-            let mut query =
-                QueryBuilder::<Sqlite>::new("INSERT INTO task_leases (task_id, run_id, owner, token, expires_at) ");
+            let mut query = QueryBuilder::<Sqlite>::new(
+                "INSERT INTO task_leases (task_id, run_id, owner, token, expires_at) ",
+            );
             query.push_values(ready.iter().zip(&held), |mut values, (row, held)| {
                 values
                     .push_bind(bytes(held.task))
@@ -172,7 +174,10 @@ impl Queue for Floor {
         let mut guard = self.connection.lock().await;
         let connection = &mut *guard;
         connection.execute("BEGIN IMMEDIATE").await?;
-        ids("DELETE FROM task_leases WHERE task_id IN (", held, ")").build().execute(&mut *connection).await?;
+        ids("DELETE FROM task_leases WHERE task_id IN (", held, ")")
+            .build()
+            .execute(&mut *connection)
+            .await?;
         let ended = ids(
             "UPDATE tasks SET status = 'success', started_at = 0, finished_at = 0 WHERE id IN (",
             held,
@@ -200,10 +205,12 @@ impl Queue for Floor {
             *runs.entry(row.get("run_id")).or_default() += 1;
         }
         let met = query.build().fetch_all(&mut *connection).await?;
-        let ready: Vec<_> = met.iter().filter(|row| row.get::<Option<i64>, _>("ready_at").is_some()).collect();
+        let ready: Vec<_> =
+            met.iter().filter(|row| row.get::<Option<i64>, _>("ready_at").is_some()).collect();
         if !ready.is_empty() {
-            let mut query =
-                QueryBuilder::<Sqlite>::new("INSERT INTO ready_tasks (ready_at, run_id, task_index, task_id) ");
+            let mut query = QueryBuilder::<Sqlite>::new(
+                "INSERT INTO ready_tasks (ready_at, run_id, task_index, task_id) ",
+            );
             query.push_values(ready, |mut values, row| {
                 values
                     .push("0")

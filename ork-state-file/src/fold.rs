@@ -1,0 +1,146 @@
+//! Folding a long journal into a snapshot, beside the work: a thread of its own writes down what the state was at one moment, while the
+//! engine goes on.
+//!
+//! At that moment the journal is *sealed*: it gets the name `sealed-SEQ.jsonl`, after its last commit, and a new journal goes on after
+//! it. Until the snapshot has its name, the store is the snapshot before, the sealed journals, and the journal; afterwards nobody
+//! needs what the snapshot contains, and it is removed. So a crash at any point leaves a store that reads the same. A process that
+//! had read the sealed journal to its end goes on with the new one, and reads nothing anew.
+//!
+//! `fold` is locked by the process that folds.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ork_state_api::{Error, Result};
+
+use crate::disk::sync_directory;
+use crate::error::io_at;
+use crate::journal::{SNAPSHOT, encode, stage, staged, wait_for_lock, write_header};
+use crate::lock::{self, Locked};
+use crate::state::Image;
+
+const FOLD: &str = "fold";
+const SEALED: &str = "sealed-";
+
+/// A fold that is under way.
+#[derive(Debug)]
+pub(crate) struct Fold(JoinHandle<Result<()>>);
+
+impl Fold {
+    /// Starts to write what the state was after commit `seq`.
+    pub(crate) fn start(
+        directory: &Path,
+        only: Locked,
+        lock_timeout: Duration,
+        seq: u64,
+        image: Image,
+    ) -> Result<Self> {
+        let directory = directory.to_owned();
+        let fold = move || {
+            // Until it is over.
+            let _only = only;
+            write_snapshot(&directory, lock_timeout, seq, &image)
+        };
+        let thread = std::thread::Builder::new().name("ork-state-file-fold".into()).spawn(fold);
+        thread.map(Self).map_err(|source| Error::unavailable("no thread can be started").with_source(source))
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// How it went, when it is over.
+    pub(crate) fn outcome(self) -> Result<()> {
+        self.0.join().unwrap_or_else(|_| Err(Error::internal("the thread that folds the journal panicked")))
+    }
+}
+
+fn write_snapshot(directory: &Path, lock_timeout: Duration, seq: u64, image: &Image) -> Result<()> {
+    stage(directory, SNAPSHOT, |file| {
+        write_header(file, seq)?;
+        for (line, changes) in (1..).zip(image.changes().chain([vec![]])) {
+            file.write_all(encode(line, &changes).map_err(io::Error::other)?.as_bytes())?;
+        }
+        Ok(())
+    })?;
+    let (path, staged) = (directory.join(SNAPSHOT), staged(directory, SNAPSHOT));
+    let install = || {
+        // Nobody reads the store meanwhile. The lock is that of this thread, not that of the engine.
+        let _locked = wait_for_lock(directory, lock_timeout)?;
+        fs::rename(&staged, &path)
+            .and_then(|()| sync_directory(directory))
+            .map_err(|source| io_at("write", &path, source))
+    };
+    install().inspect_err(|_| drop(fs::remove_file(&staged)))?;
+    for (_, path) in sealed(directory)?.into_iter().filter(|(last, _)| *last <= seq) {
+        // It is of no more use, but it does no harm.
+        let _ = fs::remove_file(path);
+    }
+    Ok(())
+}
+
+/// Keeps other processes from folding, unless one does.
+pub(crate) fn lock_fold(directory: &Path) -> Result<Option<Locked>> {
+    let path = directory.join(FOLD);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(|source| io_at("open", &path, source))?;
+    lock::try_now(&Arc::new(file), &path, File::try_lock)
+}
+
+/// Removes what a process that was killed had written of a snapshot, unless one is under way.
+pub(crate) fn clean_up(directory: &Path) -> Result<()> {
+    let staged = staged(directory, SNAPSHOT);
+    if staged.exists()
+        && let Some(_only) = lock_fold(directory)?
+    {
+        let _ = fs::remove_file(staged);
+    }
+    Ok(())
+}
+
+/// The name of a journal that ends with this commit.
+pub(crate) fn sealed_name(last: u64) -> String {
+    format!("{SEALED}{last}.jsonl")
+}
+
+/// The sealed journals, each with its last commit, in their order.
+pub(crate) fn sealed(directory: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let failed = |source| io_at("read", directory, source);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let last = name.strip_prefix(SEALED).and_then(|rest| rest.strip_suffix(".jsonl"));
+        if let Some(last) = last.and_then(|last| last.parse().ok()) {
+            found.push((last, path));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// A journal is as long as all of it that no snapshot contains.
+pub(crate) fn sealed_bytes(directory: &Path) -> u64 {
+    let lengths = sealed(directory).unwrap_or_default().into_iter().map(|(_, path)| fs::metadata(path));
+    lengths.filter_map(|metadata| Some(metadata.ok()?.len())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sealed_journals_come_in_the_order_of_their_commits() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [sealed_name(100), sealed_name(9), "sealed-x.jsonl".into(), "journal.jsonl".into()] {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        let found: Vec<u64> = sealed(directory.path()).unwrap().into_iter().map(|(last, _)| last).collect();
+        assert_eq!(found, [9, 100]);
+    }
+}
