@@ -24,6 +24,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use ork_state_api::{Error, ErrorKind, Result};
@@ -175,18 +176,40 @@ pub(crate) fn staged(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.new"))
 }
 
+/// So much is written at a time.
+const SYNC_BYTES: usize = 256 << 10;
+
+/// A file that has what is written on disk at once: a file system that is given much to write at the end keeps the syncs of others
+/// waiting meanwhile, those of the journal among them.
+#[derive(Debug)]
+pub(crate) struct InSteps(File);
+
+impl Write for InSteps {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.0.write(bytes)?;
+        if written >= SYNC_BYTES {
+            self.0.sync_data()?;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// Writes a file under another name and syncs it. If it fails, nothing is left of it.
 pub(crate) fn stage(
     directory: &Path,
     name: &str,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    write: impl FnOnce(&mut BufWriter<InSteps>) -> io::Result<()>,
 ) -> Result<()> {
     let staged = staged(directory, name);
     let stage = || {
         let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged)?;
-        let mut file = BufWriter::with_capacity(1 << 20, file);
+        let mut file = BufWriter::with_capacity(SYNC_BYTES, InSteps(file));
         write(&mut file)?;
-        sync_file(&file.into_inner().map_err(io::IntoInnerError::into_error)?)
+        sync_file(&file.into_inner().map_err(io::IntoInnerError::into_error)?.0)
     };
     stage().map_err(|source| {
         let _ = fs::remove_file(&staged);
@@ -590,45 +613,92 @@ struct Read {
     is_closed: bool,
 }
 
+/// More than this is read by two threads: one decodes what the other applies.
+const MUCH: u64 = 4 << 20;
+/// So many lines are handed from one to the other at a time, and so often before one waits for the other.
+const LINES: usize = 64;
+const AHEAD: usize = 8;
+
 /// Applies the lines from an offset on that come after commit `seq`. A torn last line is left out.
 fn read_lines(path: &Path, file: &mut File, offset: u64, seq: u64, state: &mut State) -> Result<Read> {
-    let corrupt = |at, reason| corrupt(path, at, reason);
-    file.seek(SeekFrom::Start(offset)).map_err(|source| io_at("read", path, source))?;
-    let mut reader = BufReader::with_capacity(1 << 20, file);
-    let (mut read, mut line) = (Read { end: offset, seq, is_closed: false }, Vec::new());
-    loop {
-        line.clear();
-        let length = reader.read_until(b'\n', &mut line).map_err(|source| io_at("read", path, source))?;
-        if length == 0 || line.last() != Some(&b'\n') {
-            return Ok(read);
+    let failed = |source| io_at("read", path, source);
+    file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+    let much = file.metadata().map_err(failed)?.len().saturating_sub(offset) > MUCH;
+    let mut lines = Lines(BufReader::with_capacity(1 << 20, file));
+    let mut read = Read { end: offset, seq, is_closed: false };
+    if !much {
+        while let Some(line) = lines.next().map_err(failed)? {
+            read.apply(path, line, state)?;
         }
-        match decode(&line) {
-            Ok((number, changes)) => {
-                if number > read.seq + 1 {
-                    return Err(corrupt(
-                        read.end,
-                        format!("is commit {number}, {} is missing", read.seq + 1),
-                    ));
-                }
-                // One that is not greater is in the snapshot already: a crash came between the two renames of a compaction.
-                if number == read.seq + 1 {
-                    read.is_closed = changes.is_empty();
-                    for change in changes {
-                        state.apply(change).map_err(|reason| corrupt(read.end, reason))?;
-                    }
-                    read.seq = number;
+        return Ok(read);
+    }
+    std::thread::scope(|scope| {
+        let (decoded, ready) = sync_channel::<io::Result<Vec<DecodedLine>>>(AHEAD);
+        scope.spawn(move || {
+            loop {
+                let some: io::Result<Vec<_>> =
+                    std::iter::from_fn(|| lines.next().transpose()).take(LINES).collect();
+                let is_last = some.as_ref().map_or(true, |some| some.len() < LINES);
+                // The other has stopped at an error.
+                if decoded.send(some).is_err() || is_last {
+                    return;
                 }
             }
-            // Loss of power may leave a last line whose length is on disk and whose bytes are not.
-            Err(_) if line.contains(&0) && is_last(&mut reader) => return Ok(read),
-            Err(reason) => return Err(corrupt(read.end, reason)),
+        });
+        for some in ready {
+            for line in some.map_err(failed)? {
+                read.apply(path, line, state)?;
+            }
         }
-        read.end += length as u64;
+        Ok(read)
+    })
+}
+
+/// The whole lines of a file, decoded.
+struct Lines<'a>(BufReader<&'a mut File>);
+
+struct DecodedLine {
+    length: u64,
+    commit: Result<(u64, Vec<Change>), String>,
+    /// Loss of power may leave a last line whose length is on disk and whose bytes are not.
+    is_torn: bool,
+}
+
+impl Lines<'_> {
+    fn next(&mut self) -> io::Result<Option<DecodedLine>> {
+        let mut line = Vec::new();
+        let length = self.0.read_until(b'\n', &mut line)? as u64;
+        if line.last() != Some(&b'\n') {
+            return Ok(None);
+        }
+        let commit = decode(&line);
+        let is_torn = commit.is_err() && line.contains(&0) && self.0.fill_buf()?.is_empty();
+        Ok(Some(DecodedLine { length, commit, is_torn }))
     }
 }
 
-fn is_last(reader: &mut impl BufRead) -> bool {
-    reader.fill_buf().is_ok_and(<[u8]>::is_empty)
+impl Read {
+    /// Goes on by a line. One that is torn is not counted: it is the last.
+    fn apply(&mut self, path: &Path, line: DecodedLine, state: &mut State) -> Result<()> {
+        if line.is_torn {
+            return Ok(());
+        }
+        let corrupt = |reason| corrupt(path, self.end, reason);
+        let (number, changes) = line.commit.map_err(corrupt)?;
+        if number > self.seq + 1 {
+            return Err(corrupt(format!("is commit {number}, {} is missing", self.seq + 1)));
+        }
+        // One that is not greater is in the snapshot already: a crash came between the two names of a fold.
+        if number == self.seq + 1 {
+            self.is_closed = changes.is_empty();
+            for change in changes {
+                state.apply(change).map_err(corrupt)?;
+            }
+            self.seq = number;
+        }
+        self.end += line.length;
+        Ok(())
+    }
 }
 
 fn decode(line: &[u8]) -> Result<(u64, Vec<Change>), String> {

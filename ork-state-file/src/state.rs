@@ -14,6 +14,8 @@ use crate::change::{Change, JobPatch, NewJob, NewTask, TaskPatch};
 use crate::transfer::LogLength;
 
 /// Everything that is stored.
+///
+/// The maps that grow are trees: a table of hashes that has grown full is moved as a whole, and all calls wait for that.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) workflows: BTreeMap<WorkflowId, Workflow>,
@@ -26,9 +28,9 @@ pub(crate) struct State {
     pub(crate) run_keys: BTreeSet<RunKey>,
     /// The same by workflow; every workflow has an entry.
     pub(crate) workflow_runs: BTreeMap<WorkflowId, BTreeSet<RunKey>>,
-    pub(crate) idempotency_keys: HashMap<(WorkflowId, Label), RunId>,
+    pub(crate) idempotency_keys: BTreeMap<(WorkflowId, Label), RunId>,
     /// Where each task is.
-    places: HashMap<TaskId, (RunId, u32)>,
+    places: BTreeMap<TaskId, (RunId, u32)>,
     /// The pending tasks of running runs that wait for no other task, in the order of claims.
     pub(crate) ready: BTreeSet<ReadyTask>,
     /// The leases of claimed tasks, the first to lapse first.
@@ -37,7 +39,7 @@ pub(crate) struct State {
     pub(crate) deadlines: BTreeSet<(Timestamp, TaskId)>,
     /// The schedules in force that have a next slot, the first to be due first.
     pub(crate) slots: BTreeSet<(Timestamp, WorkflowId)>,
-    pub(crate) jobs: HashMap<JobId, Arc<JobRow>>,
+    pub(crate) jobs: BTreeMap<JobId, Arc<JobRow>>,
     /// The open jobs, the first to be polled first.
     pub(crate) polls: BTreeSet<(Timestamp, JobId)>,
     /// The runs that have ended, the longest ended first.
@@ -520,7 +522,7 @@ pub(crate) struct Image {
     workflows: Vec<Workflow>,
     snapshots: Vec<Snapshot>,
     runs: Vec<Arc<RunRow>>,
-    jobs: HashMap<JobId, Arc<JobRow>>,
+    jobs: BTreeMap<JobId, Arc<JobRow>>,
     import: Option<Import>,
 }
 
