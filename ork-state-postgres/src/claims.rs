@@ -28,7 +28,7 @@ pub(crate) struct Statements {
 impl Statements {
     pub(crate) fn new(schema: &Schema) -> Self {
         Self {
-            claim: sql(format!("SELECT * FROM {schema}.ork_claim_tasks($1, $2, $3, $4, $5)")),
+            claim: sql(format!("SELECT * FROM {schema}.ork_claim_tasks($1, $2, $3, $4, $5, $6)")),
             // Gives claims back, but not to the ready tasks.
             set_aside: sql(format!(
                 "WITH given_back AS (
@@ -64,6 +64,9 @@ pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<Claim
     let include_outputs = claim.dependency_outputs == DependencyOutputs::Include;
     let mut claimed = Vec::new();
     let mut left = int_limit(claim.limit);
+    let mut from = db.queue.start(&db).await?;
+    // How many had been found when all of the queue was looked at.
+    let mut seen = usize::MAX;
     while left > 0 {
         let claim_left = || {
             query(db.sql.claims.claim.clone())
@@ -72,6 +75,7 @@ pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<Claim
                 .bind(left)
                 .bind(include_outputs)
                 .bind(db.now())
+                .bind(from)
         };
         let rows = match db.rows(Access::Write, claim_left).await {
             Ok(rows) => rows,
@@ -89,16 +93,22 @@ pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<Claim
                 Err(_) => unreadable.push(row),
             }
         }
-        if unreadable.is_empty() {
+        if !unreadable.is_empty() {
+            // They stay pending, where `verify` finds them, and others come in their place (rule G8).
+            match set_aside(&db, &unreadable).await {
+                Err(error) if claimed.is_empty() => return Err(error),
+                Err(_) => break,
+                Ok(()) => {}
+            }
+        } else if from.take().is_none() || !db.queue.is_to_be_looked_at() {
             break;
-        }
-        // They stay pending, where `verify` finds them, and others come in their place (rule G8).
-        match set_aside(&db, &unreadable).await {
-            Err(error) if claimed.is_empty() => return Err(error),
-            Err(_) => break,
-            Ok(()) => {}
+        } else {
+            seen = claimed.len();
         }
         left = int_limit(claim.limit).saturating_sub(i32::try_from(claimed.len()).unwrap_or(i32::MAX));
+    }
+    if claimed.len() > seen {
+        db.queue.forget();
     }
     Ok(claimed)
 }

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use crate::error::{Access, Remedy, no_answer, of_connecting, of_statement, remedy};
 use crate::options::Schema;
+use crate::queue::{self, Queue};
 use crate::rows::Stamp;
 use crate::watch::{self, Listeners};
 use crate::{
@@ -57,6 +58,7 @@ pub(crate) struct Inner {
     /// Connections made before this are not to be used.
     distrusted: Arc<Mutex<Option<Instant>>>,
     pub(crate) listeners: Listeners,
+    pub(crate) queue: Queue,
 }
 
 /// The statements, written once with the name of the schema in them.
@@ -66,6 +68,7 @@ pub(crate) struct Statements {
     pub(crate) runs: runs::Statements,
     pub(crate) tasks: tasks::Statements,
     pub(crate) claims: claims::Statements,
+    pub(crate) queue: queue::Statements,
     pub(crate) updates: updates::Statements,
     pub(crate) logs: logs::Statements,
     pub(crate) schedules: schedules::Statements,
@@ -83,6 +86,7 @@ impl Statements {
             runs: runs::Statements::new(schema),
             tasks: tasks::Statements::new(schema),
             claims: claims::Statements::new(schema),
+            queue: queue::Statements::new(schema),
             updates: updates::Statements::new(schema),
             logs: logs::Statements::new(schema),
             schedules: schedules::Statements::new(schema),
@@ -202,6 +206,7 @@ impl Inner {
             call_timeout: options.call_timeout,
             distrusted,
             listeners: Listeners::default(),
+            queue: Queue::default(),
         }
     }
 

@@ -7,6 +7,7 @@ mod error;
 mod logs;
 mod maintenance;
 mod options;
+mod queue;
 mod rows;
 mod runs;
 mod schedules;

@@ -131,7 +131,7 @@ impl Floor {
         let mut connection = self.options.connect().await?;
         // The tables are empty when the plans are made.
         connection
-            .execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off")
+            .execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off")
             .await?;
         Ok(connection)
     }
