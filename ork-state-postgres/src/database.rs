@@ -2,16 +2,15 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ork_state_api::{Backend, Clock, Database, Error, Result};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::{Connection, Postgres};
 use tokio::runtime::Handle;
 
+use crate::connections::{Connections, Held};
 use crate::error::{Access, Remedy, no_answer, of_connecting, of_statement, remedy};
 use crate::options::Schema;
 use crate::queue::{self, Queue};
@@ -27,10 +26,6 @@ pub(crate) type Query = sqlx::query::Query<'static, Postgres, PgArguments>;
 
 /// How often a statement is repeated that the server rolled back because of another one.
 const REPETITIONS: u32 = 8;
-/// A connection that lay idle for longer is tried before it is used: the server may be gone. Trying it costs a round trip.
-const TRUSTED_IDLE: Duration = Duration::from_secs(5);
-/// How long the server may take to show that a connection which comes back to the pool still works.
-const RETURN_PATIENCE: Duration = Duration::from_secs(5);
 /// The schema is looked at again after so long.
 const TRUSTED_SCHEMA: Duration = Duration::from_secs(5);
 
@@ -43,7 +38,7 @@ pub struct PostgresDatabase(Arc<Inner>);
 
 /// What calls work with.
 pub(crate) struct Inner {
-    pool: PgPool,
+    connections: Connections,
     pub(crate) schema: Schema,
     pub(crate) sql: Statements,
     clock: Option<Arc<dyn Clock>>,
@@ -55,8 +50,6 @@ pub(crate) struct Inner {
     current_at: Mutex<Option<Instant>>,
     /// How long to wait for the answer to a statement.
     call_timeout: Duration,
-    /// Connections made before this are not to be used.
-    distrusted: Arc<Mutex<Option<Instant>>>,
     pub(crate) listeners: Listeners,
     pub(crate) queue: Queue,
 }
@@ -103,7 +96,7 @@ impl fmt::Debug for PostgresDatabase {
         f.debug_struct("PostgresDatabase")
             .field("server", &self.0.place)
             .field("schema", &self.0.schema.name())
-            .field("connections", &self.0.pool.size())
+            .field("connections", &self.0.connections.size())
             .finish_non_exhaustive()
     }
 }
@@ -117,12 +110,12 @@ impl Database for PostgresDatabase {
 impl PostgresDatabase {
     pub(crate) async fn open(options: PostgresOptions) -> Result<Self> {
         let timeout = options.connect_timeout;
-        let inner = Arc::new(Inner::new(options));
+        let inner = Arc::new(Inner::new(options)?);
         let looking = inner.clone();
         run(async move {
-            // Not through the pool: it waits until the time is over and then cannot say why.
-            let options = looking.pool.connect_options();
-            let mut connection = tokio::time::timeout(timeout, PgConnection::connect_with(&options))
+            // Not as for a call, which waits until the time is over and then cannot say why.
+            let options = looking.connections.options();
+            let mut connection = tokio::time::timeout(timeout, PgConnection::connect_with(options))
                 .await
                 .unwrap_or(Err(sqlx::Error::PoolTimedOut))
                 .map_err(|error| looking.cannot_connect(error))?;
@@ -173,29 +166,13 @@ async fn run<T: Send + 'static>(body: impl Future<Output = Result<T>> + Send + '
 }
 
 impl Inner {
-    fn new(options: PostgresOptions) -> Self {
-        let distrusted: Arc<Mutex<Option<Instant>>> = Arc::default();
-        let distrust = distrusted.clone();
-        let pool = PgPoolOptions::new()
-            .max_connections(options.max_connections)
-            .acquire_timeout(options.connect_timeout)
-            .test_before_acquire(false)
-            .before_acquire(move |connection, meta| {
-                let since = *distrust.lock().unwrap_or_else(PoisonError::into_inner);
-                let is_older = since.is_some_and(|since| since.elapsed() < meta.age);
-                Box::pin(async move {
-                    if is_older {
-                        return Ok(false);
-                    }
-                    if meta.idle_for > TRUSTED_IDLE {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_lazy_with(options.session());
-        Self {
-            pool,
+    fn new(options: PostgresOptions) -> Result<Self> {
+        let connections =
+            Connections::new(options.session(), options.max_connections, options.connect_timeout).map_err(
+                |source| Error::internal("the connections cannot be kept").with_source(source),
+            )?;
+        Ok(Self {
+            connections,
             sql: Statements::new(&options.schema),
             place: options.place(),
             user: options.driver.get_username().to_owned(),
@@ -204,10 +181,9 @@ impl Inner {
             max_log_bytes: options.max_log_bytes,
             current_at: Mutex::new(None),
             call_timeout: options.call_timeout,
-            distrusted,
             listeners: Listeners::default(),
             queue: Queue::default(),
-        }
+        })
     }
 
     /// The injected clock's time, to be bound as the `now` of a statement; `None` leaves it to the server.
@@ -216,12 +192,12 @@ impl Inner {
     }
 
     pub(crate) async fn acquire(&self) -> Result<Held> {
-        self.pool.acquire().await.map(Held).map_err(|error| self.cannot_connect(error))
+        self.connections.get().await.map_err(|error| self.cannot_connect(error))
     }
 
     /// How to open a connection of one's own.
     pub(crate) fn connect_options(&self) -> PgConnectOptions {
-        (*self.pool.connect_options()).clone()
+        self.connections.options().clone()
     }
 
     pub(crate) fn cannot_connect(&self, error: sqlx::Error) -> Error {
@@ -261,8 +237,8 @@ impl Inner {
                 Err(_) => {
                     // The server may have gone without a word. The connection is in the middle of something: it does not go
                     // back to the pool, and is not closed in order, which might wait as long again.
-                    connection.give_up();
-                    self.distrust_connections();
+                    drop(Held::take(connection));
+                    self.connections.distrust();
                     return Err(no_answer(&self.place, access, limit));
                 }
             };
@@ -275,7 +251,7 @@ impl Inner {
                     continue;
                 }
                 Remedy::Repeat | Remedy::Tell => {}
-                Remedy::Reconnect => self.distrust_connections(),
+                Remedy::Reconnect => self.connections.distrust(),
                 Remedy::LookAtSchema => {
                     *self.current_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     // If it can be told what is wrong with the schema, that is the error.
@@ -293,48 +269,6 @@ impl Inner {
         query: impl Fn() -> Query + Send,
     ) -> Result<Option<PgRow>> {
         Ok(self.rows(access, query).await?.into_iter().next())
-    }
-
-    /// After a failover the server behind a connection may live on as a standby.
-    fn distrust_connections(&self) {
-        *self.distrusted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-}
-
-/// A connection out of the pool.
-///
-/// The pool tries a connection when it comes back, without a limit of time: one to a server that has gone silent would never be back,
-/// and its place in the pool taken for ever. So its return is given a limit here.
-pub(crate) struct Held(PoolConnection<Postgres>);
-
-impl Held {
-    /// Closes it, not in order, and frees its place.
-    fn give_up(&mut self) {
-        drop(self.0.return_to_pool());
-    }
-}
-
-impl Deref for Held {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.0
-    }
-}
-
-impl DerefMut for Held {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // Dropping the future closes the connection.
-        let returning = tokio::time::timeout(RETURN_PATIENCE, self.0.return_to_pool());
-        if let Ok(runtime) = Handle::try_current() {
-            drop(runtime.spawn(returning));
-        }
     }
 }
 

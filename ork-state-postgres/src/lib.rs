@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod claims;
+mod connections;
 mod database;
 mod deferred_jobs;
 mod error;
