@@ -168,9 +168,8 @@ async fn run<T: Send + 'static>(body: impl Future<Output = Result<T>> + Send + '
 impl Inner {
     fn new(options: PostgresOptions) -> Result<Self> {
         let connections =
-            Connections::new(options.session(), options.max_connections, options.connect_timeout).map_err(
-                |source| Error::internal("the connections cannot be kept").with_source(source),
-            )?;
+            Connections::new(options.session(), options.max_connections, options.connect_timeout)
+                .map_err(|source| Error::internal("the connections cannot be kept").with_source(source))?;
         Ok(Self {
             connections,
             sql: Statements::new(&options.schema),

@@ -122,9 +122,10 @@ async fn the_explained_claim_searches_ready_tasks_and_no_pending_ones() {
         // In the order of the queue; rows that are taken are then known by their place.
         "Index Scan using ready_tasks_pkey on ready_tasks q",
         "Tid Scan on ready_tasks",
+        "Index Only Scan using task_leases_pkey on task_leases k",
         "Index Scan using tasks_pkey on tasks k_2",
         "Tid Scan on tasks t",
-        "Index Scan using runs_pkey on runs k",
+        "Index Scan using runs_pkey on runs k_3",
         "Index Scan using workflows_pkey on workflows k_1",
     ];
     assert_eq!(scans, by_key, "{plans}");

@@ -2,6 +2,8 @@
 
 mod batch;
 mod claims;
+#[cfg(test)]
+mod costs;
 mod counts;
 mod database;
 mod deferred_jobs;

@@ -326,3 +326,45 @@ async fn a_sync_that_fails_is_an_error_and_what_was_there_stays() {
         assert_eq!(compare(&rig.db, &found).await.unwrap(), None, "seed {seed}");
     }
 }
+
+/// What a call costs on disk: syncs, and bytes of the journal.
+#[tokio::test]
+async fn a_commit_is_one_sync_and_as_many_bytes_however_much_there_is() {
+    let rig = rig().await;
+    let syncs = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = syncs.clone();
+    rig.disk.lock().unwrap().before = Some(Box::new(move || {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }));
+    let spec = |number| TaskSpec::new(format!("t{number:02}").parse().unwrap(), "process".parse().unwrap());
+    let new = NewWorkflow::new("w".parse().unwrap(), Dag::new((0..40).map(spec)).unwrap());
+    let workflow = rig.db.create_workflow(new).await.unwrap().id;
+    let start = async || {
+        let run = rig.db.create_run(NewRun::new(workflow)).await.unwrap().into_run().id;
+        rig.db.start_run(StartRun::pinned(run)).await.unwrap();
+    };
+    let journal = store(rig.root.path()).join("journal.jsonl");
+    let costs = async || {
+        let begin = std::fs::metadata(&journal).unwrap().len();
+        syncs.store(0, std::sync::atomic::Ordering::Relaxed);
+        let lease = LeaseTime::new(std::time::Duration::from_secs(3600)).unwrap();
+        let claim = ClaimTasks::new("me".parse().unwrap(), lease).with_limit(Limit::new(10).unwrap());
+        let claimed = rig.db.claim_tasks(claim).await.unwrap();
+        let updates = claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None)).collect();
+        rig.db.update_tasks(TaskUpdates::new(updates).unwrap()).await.unwrap();
+        let bytes = std::fs::metadata(&journal).unwrap().len() - begin;
+        (syncs.load(std::sync::atomic::Ordering::Relaxed), bytes)
+    };
+    start().await;
+    let (syncs_of_few, few) = costs().await;
+    assert_eq!(syncs_of_few, 2, "a claim and an update");
+    // Few enough that the journal is not folded meanwhile.
+    for _ in 0..5 {
+        start().await;
+    }
+    let (syncs_of_many, many) = costs().await;
+    assert_eq!(syncs_of_many, 2);
+    assert!(few.abs_diff(many) < 50, "{few} and {many} bytes");
+    assert!(few < 20 * 600, "{} bytes a task and step", few / 20);
+}
