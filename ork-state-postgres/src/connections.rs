@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult};
 use sqlx::Connection as _;
-use sqlx::error::DatabaseError;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
 
 /// A connection that lay idle for longer is tried before it is used: the server may be gone. Trying it costs a round trip.
 const TRUSTED_IDLE: Duration = Duration::from_secs(5);
@@ -72,9 +71,7 @@ impl Manager for Opener {
 fn is_starting(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
-        sqlx::Error::Database(error) => error
-            .try_downcast_ref::<PgDatabaseError>()
-            .is_some_and(|error| DatabaseError::is_transient_in_connect_phase(error)),
+        sqlx::Error::Database(error) => error.is_transient_in_connect_phase(),
         _ => false,
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn chains(tasks: usize, length: usize) -> ork_state_api::Result<Dag> 
     let executor: ork_state_api::Label = "process".parse()?;
     let spec = |number: usize| {
         let spec = TaskSpec::new(names[number].clone(), executor.clone());
-        if number % length == 0 { spec } else { spec.after([names[number - 1].clone()]) }
+        if number.is_multiple_of(length) { spec } else { spec.after([names[number - 1].clone()]) }
     };
     Dag::new((0..tasks).map(spec))
 }
