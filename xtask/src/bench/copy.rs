@@ -48,11 +48,7 @@ pub(super) async fn measure(benches: &[Bench]) -> Result<Outcome, AnyError> {
         scenario: String::new(),
         title: "A store with outputs and logs is copied from one backend to the next; the first and the last are compared, and are equal",
         backend: way.iter().map(|bench| bench.backend()).collect::<Vec<_>>().join(" → "),
-        parameters: vec![
-            ("tasks", number(tasks as f64)),
-            ("bytes of log a task", LOG_BYTES.to_string()),
-            ("peak memory of this process", peak_memory()),
-        ],
+        parameters: vec![("tasks", number(tasks as f64)), ("bytes of log a task", LOG_BYTES.to_string())],
         series,
         verdicts: vec![],
         seconds: 0.0,
@@ -86,11 +82,4 @@ async fn fill(db: &dyn Database, tasks: usize) -> Result<(), AnyError> {
         db.claim_tasks(claim("bench", RUN / 10)?).await?;
     }
     Ok(())
-}
-
-/// The most memory that this process has had, where the system tells.
-fn peak_memory() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    peak.map_or_else(|| "?".to_owned(), |peak| peak.trim().to_owned())
 }

@@ -9,7 +9,7 @@ const STYLE: &str = include_str!("bench.css");
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 250.0;
 const LEFT: f64 = 62.0;
-const RIGHT: f64 = 14.0;
+const RIGHT: f64 = 34.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 40.0;
 /// So many lines are told apart.
