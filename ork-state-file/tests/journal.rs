@@ -28,7 +28,7 @@ async fn store(runs: usize) -> (TempDir, PathBuf) {
     let home = TempDir::new().unwrap();
     let db = open(home.path()).await.unwrap();
     db.migrate().await.unwrap();
-    let new = ork_state_api::NewWorkflow::new("w".parse().unwrap(), dag("a").unwrap());
+    let new = NewWorkflow::new("w".parse().unwrap(), dag("a").unwrap());
     let workflow = db.create_workflow(new).await.unwrap().id;
     for _ in 0..runs {
         db.create_run(NewRun::new(workflow)).await.unwrap();
@@ -171,7 +171,7 @@ async fn everything_on_disk_is_its_owners_alone() {
 }
 
 async fn started(db: &FileDatabase) -> ork_state_api::RunId {
-    let new = ork_state_api::NewWorkflow::new("w".parse().unwrap(), dag("a b c d:a").unwrap());
+    let new = NewWorkflow::new("w".parse().unwrap(), dag("a b c d:a").unwrap());
     let workflow = db.create_workflow(new).await.unwrap().id;
     let run = db.create_run(NewRun::new(workflow)).await.unwrap().into_run().id;
     db.start_run(StartRun::pinned(run)).await.unwrap();
@@ -310,8 +310,8 @@ async fn json_of_many_lines_is_one_line_that_is_still_json() {
     let spec = |text| dag("a").unwrap().tasks()[0].clone().with_params(Json::parse(text).unwrap());
     let texts = ["[\n1,\r\n2]", "[\r\r1,\t2]"];
     for (name, text) in ["x", "y"].into_iter().zip(texts) {
-        let dag = ork_state_api::Dag::new([spec(text)]).unwrap();
-        db.create_workflow(ork_state_api::NewWorkflow::new(name.parse().unwrap(), dag)).await.unwrap();
+        let dag = Dag::new([spec(text)]).unwrap();
+        db.create_workflow(NewWorkflow::new(name.parse().unwrap(), dag)).await.unwrap();
     }
     let text = fs::read_to_string(&journal).unwrap();
     assert_eq!(text.lines().count(), 4);
