@@ -93,6 +93,7 @@ pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<Claim
                 Err(_) => unreadable.push(row),
             }
         }
+        left = int_limit(claim.limit).saturating_sub(i32::try_from(claimed.len()).unwrap_or(i32::MAX));
         if !unreadable.is_empty() {
             // They stay pending, where `verify` finds them, and others come in their place (rule G8).
             match set_aside(&db, &unreadable).await {
@@ -100,12 +101,11 @@ pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<Claim
                 Err(_) => break,
                 Ok(()) => {}
             }
-        } else if from.take().is_none() || !db.queue.is_to_be_looked_at() {
+        } else if left == 0 || from.take().is_none() || !db.queue.is_to_be_looked_at() {
             break;
         } else {
             seen = claimed.len();
         }
-        left = int_limit(claim.limit).saturating_sub(i32::try_from(claimed.len()).unwrap_or(i32::MAX));
     }
     if claimed.len() > seen {
         db.queue.forget();
