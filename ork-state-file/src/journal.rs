@@ -246,7 +246,7 @@ impl Journal {
     /// Takes the lock for writing.
     pub(crate) fn lock_exclusive(&self) -> Result<Locked> {
         let locked = self.wait_for_lock(File::try_lock)?;
-        // What a process that was killed had staged: nobody else stages anything now.
+        // What a process that was killed had staged: a journal is staged with this lock held.
         let _ = fs::remove_file(staged(&self.directory, JOURNAL));
         Ok(locked)
     }
@@ -489,13 +489,16 @@ impl Journal {
         // What lies beyond the end is a line that a killed process left torn.
         let cut = open.file.set_len(open.end).and_then(|()| sync_file(&open.file));
         cut.map_err(|source| io_at("write", &path, source))?;
-        let (seq, length) = (open.seq, open.end);
+        let (seq, length, inode) = (open.seq, open.end, open.inode);
         stage(&self.directory, JOURNAL, |file| write_header(file, seq))?;
         let sealed = self.directory.join(fold::sealed_name(seq));
         // On disk before the name that it has had goes to another.
         match fs::hard_link(&path, &sealed) {
-            // A process was killed between the two names.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // A process was killed between the two names, if it is the same file. Another one would be the end of this journal.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::metadata(&sealed) {
+                Ok(there) if there.ino() == inode => Ok(()),
+                _ => Err(error),
+            },
             linked => linked,
         }
         .and_then(|()| sync_directory(&self.directory))

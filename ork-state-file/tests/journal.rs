@@ -469,6 +469,29 @@ async fn a_journal_that_is_sealed_and_goes_on_reads_the_same() {
     assert_eq!(open(home.path()).await.unwrap().verify().await.unwrap(), []);
 }
 
+/// Such as one that a backup left behind.
+#[tokio::test]
+async fn a_file_that_has_the_name_of_the_next_sealed_journal_costs_nothing() {
+    let (home, _) = store(0).await;
+    let db = open(home.path()).await.unwrap();
+    db.delete_workflow(only_workflow(&db).await).await.unwrap();
+    let strangers: Vec<PathBuf> =
+        (1..100).map(|seq| home.path().join(format!("sealed-{seq}.jsonl"))).collect();
+    for path in &strangers {
+        fs::write(path, "strange").unwrap();
+    }
+    let run = fill(&db).await;
+    let expected = db.get_run(run).await.unwrap();
+    drop(db);
+    for path in &strangers {
+        assert_eq!(fs::read(path).unwrap(), b"strange");
+        fs::remove_file(path).unwrap();
+    }
+    let db = open(home.path()).await.unwrap();
+    assert_eq!(db.get_run(run).await.unwrap(), expected);
+    assert_eq!(db.verify().await.unwrap(), []);
+}
+
 #[tokio::test]
 async fn a_sealed_journal_that_is_lost_or_cut_short_is_corrupt() {
     let (home, journal) = store(2).await;
