@@ -84,11 +84,39 @@ async fn a_clock_that_was_set_back_hides_no_task_for_long() {
     assert_sound(&db).await;
 }
 
+/// Claims that get all they ask for do not put off the look at all of the queue.
+async fn a_clock_that_was_set_back_hides_no_task_behind_those_that_come_after() {
+    let (store, db) = on_the_servers_clock().await;
+    let workflow = workflow(&db, "w", "a").await;
+    work(&db, workflow).await;
+    let hidden = start(&db, workflow).await.id;
+    execute(
+        &store,
+        "UPDATE ready_tasks SET ready_at = ready_at - interval '1 hour';
+         UPDATE tasks SET ready_at = ready_at - interval '1 hour' WHERE ready_at IS NOT NULL",
+    )
+    .await;
+    let begun = Instant::now();
+    loop {
+        let mut claimed = Vec::new();
+        for _ in 0..100 {
+            start(&db, workflow).await;
+            claimed.extend(claim(&db, 1).await);
+        }
+        claimed.extend(claim(&db, 10).await);
+        if claimed.iter().any(|task| task.task.run == hidden) {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "it was not found");
+    }
+}
+
 ork_state_conformance::own_tests!(
     &FIXTURE,
     [
         what_becomes_ready_in_a_transaction_that_is_long_comes_in_its_order,
         what_a_claim_that_was_taken_back_had_taken_comes_first_again,
         a_clock_that_was_set_back_hides_no_task_for_long,
+        a_clock_that_was_set_back_hides_no_task_behind_those_that_come_after,
     ]
 );
