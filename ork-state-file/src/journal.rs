@@ -151,18 +151,24 @@ struct OpenJournal {
     fold_at: u64,
 }
 
-fn fold_at(directory: &Path) -> u64 {
-    let snapshot = fs::metadata(directory.join(SNAPSHOT)).map_or(0, |metadata| metadata.len());
-    FOLD_BYTES.max(2 * snapshot)
+/// Waits for the lock for writing, through files of its own: not as the process that has it already.
+pub(crate) fn wait_for_lock(directory: &Path, timeout: Duration) -> Result<Locked> {
+    let (turnstile, lock) = (open_lock(directory, TURNSTILE)?, open_lock(directory, LOCK)?);
+    wait_in_turn(&turnstile, &lock, directory, File::try_lock, timeout)
 }
 
-/// Waits for the lock for writing, through a file of its own: not as the process that has it already.
-pub(crate) fn wait_for_lock(directory: &Path, timeout: Duration) -> Result<Locked> {
-    let open = |name| open_lock(directory, name);
-    let deadline = Deadline::after(timeout);
-    let path = directory.join(LOCK);
-    let _next = lock::wait(&open(TURNSTILE)?, &path, File::try_lock, deadline)?;
-    lock::wait(&open(LOCK)?, &path, File::try_lock, deadline)
+/// Whoever waits for the lock waits in the turnstile, where there is room for one. So who has just let the lock go and
+/// wants it again comes after who waits already.
+fn wait_in_turn(
+    turnstile: &Arc<File>,
+    lock: &Arc<File>,
+    directory: &Path,
+    try_lock: fn(&File) -> Result<(), TryLockError>,
+    timeout: Duration,
+) -> Result<Locked> {
+    let (path, deadline) = (directory.join(LOCK), Deadline::after(timeout));
+    let _next = lock::wait(turnstile, &path, File::try_lock, deadline)?;
+    lock::wait(lock, &path, try_lock, deadline)
 }
 
 fn open_lock(directory: &Path, name: &str) -> Result<Arc<File>> {
@@ -256,13 +262,8 @@ impl Journal {
         self.wait_for_lock(File::try_lock_shared)
     }
 
-    /// Whoever waits for the lock waits in the turnstile, where there is room for one. So who has just let the lock go and
-    /// wants it again comes after who waits already.
     fn wait_for_lock(&self, try_lock: fn(&File) -> Result<(), TryLockError>) -> Result<Locked> {
-        let path = self.directory.join(LOCK);
-        let deadline = Deadline::after(self.lock_timeout);
-        let _next = lock::wait(&self.turnstile, &path, File::try_lock, deadline)?;
-        lock::wait(&self.lock, &path, try_lock, deadline)
+        wait_in_turn(&self.turnstile, &self.lock, &self.directory, try_lock, self.lock_timeout)
     }
 
     /// Makes an empty journal unless there is one; says whether it did. With the lock held.
@@ -389,8 +390,9 @@ impl Journal {
         self.sync.file(&file, &path)?;
         // The process that gave the file its name may have been killed before that was on disk.
         self.sync.directory(&self.directory)?;
-        let (sealed, fold_at) = (fold::sealed_bytes(&self.directory), fold_at(&self.directory));
-        Ok(OpenJournal { file, inode: there.ino(), begin, end, seq, sealed, fold_at })
+        let mut open = OpenJournal { file, inode: there.ino(), begin, end, seq, sealed: 0, fold_at: 0 };
+        open.measure(&self.directory);
+        Ok(open)
     }
 
     /// Appends a commit and has it on disk. With the lock held, after catching up.
@@ -443,8 +445,7 @@ impl Journal {
             return Ok(());
         };
         if let Some(open) = &mut self.open {
-            // Another process may have been at it.
-            (open.sealed, open.fold_at) = (fold::sealed_bytes(&self.directory), fold_at(&self.directory));
+            open.measure(&self.directory);
             if open.sealed + open.end <= open.fold_at {
                 return Ok(());
             }
@@ -460,8 +461,7 @@ impl Journal {
         match fold.outcome() {
             Ok(()) => {
                 if let Some(open) = &mut self.open {
-                    (open.sealed, open.fold_at) =
-                        (fold::sealed_bytes(&self.directory), fold_at(&self.directory));
+                    open.measure(&self.directory);
                 }
             }
             Err(_) => self.put_off_fold(),
@@ -515,6 +515,12 @@ impl Journal {
 }
 
 impl OpenJournal {
+    /// Sees what there is to fold, which other processes may have done.
+    fn measure(&mut self, directory: &Path) {
+        let snapshot = fs::metadata(directory.join(SNAPSHOT)).map_or(0, |metadata| metadata.len());
+        (self.sealed, self.fold_at) = (fold::sealed_bytes(directory), FOLD_BYTES.max(2 * snapshot));
+    }
+
     /// Reads what another process has appended.
     fn read_on(&mut self, path: &Path, sync: Sync, state: &mut State) -> Result<()> {
         let read = read_lines(path, &mut self.file, self.end, self.seq, state)?;
@@ -538,7 +544,7 @@ impl OpenJournal {
         sync.directory(directory)?;
         (self.file, self.inode) = (file, there.ino());
         (self.begin, self.end, self.seq) = (begin, begin, read.seq);
-        (self.sealed, self.fold_at) = (fold::sealed_bytes(directory), fold_at(directory));
+        self.measure(directory);
         self.read_on(&path, sync, state)?;
         Ok(true)
     }
