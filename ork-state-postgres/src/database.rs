@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 
 use crate::connections::{Connections, Held};
 use crate::error::{Access, Remedy, no_answer, of_connecting, of_statement, remedy};
+use crate::gather::Gather;
 use crate::options::Schema;
 use crate::queue::{self, Queue};
 use crate::rows::Stamp;
@@ -52,6 +53,7 @@ pub(crate) struct Inner {
     call_timeout: Duration,
     pub(crate) listeners: Listeners,
     pub(crate) queue: Queue,
+    pub(crate) gather: Gather,
 }
 
 /// The statements, written once with the name of the schema in them.
@@ -182,6 +184,7 @@ impl Inner {
             call_timeout: options.call_timeout,
             listeners: Listeners::default(),
             queue: Queue::default(),
+            gather: Gather::default(),
         })
     }
 

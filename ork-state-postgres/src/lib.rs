@@ -5,6 +5,7 @@ mod connections;
 mod database;
 mod deferred_jobs;
 mod error;
+mod gather;
 mod logs;
 mod maintenance;
 mod options;

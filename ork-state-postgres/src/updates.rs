@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::claims::{int_limit, interval};
 use crate::database::{Inner, Query};
 use crate::error::Access;
+use crate::gather;
 use crate::options::Schema;
 use crate::rows::Reader;
 use crate::schema::sql;
@@ -48,38 +49,62 @@ impl Statements {
 }
 
 pub(crate) async fn update(db: Arc<Inner>, updates: TaskUpdates) -> Result<UpdateReport> {
-    let steps = updates.steps();
-    if steps.is_empty() {
-        return Ok(UpdateReport { outcomes: Vec::new(), ended_runs: Vec::new() });
+    match updates.steps().len() {
+        0 => Ok(UpdateReport { outcomes: Vec::new(), ended_runs: Vec::new() }),
+        1 => gather::update(db, updates).await,
+        _ => apply(&db, &[&updates])
+            .await?
+            .pop()
+            .unwrap_or_else(|| Err(Error::internal("no answer to a call"))),
     }
-    let arrays = StepArrays::new(steps);
-    let rows = db.rows(Access::Write, || arrays.bind(&db)).await?;
+}
+
+/// Applies batches by one statement: several only if no two steps are about one task. An answer that cannot be read is an error of its own
+/// batch: what it is about was done.
+pub(crate) async fn apply(db: &Inner, batches: &[&TaskUpdates]) -> Result<Vec<Result<UpdateReport>>> {
+    let steps: Vec<&UpdateStep> = batches.iter().flat_map(|batch| batch.steps()).collect();
+    let arrays = StepArrays::new(&steps);
+    let rows = db.rows(Access::Write, || arrays.bind(db)).await?;
     // A step without an answer is about a lease whose task is gone.
-    let mut outcomes = vec![UpdateOutcome::NotFound; steps.len()];
-    let mut ended_runs = Vec::new();
+    let mut outcomes: Vec<_> = steps.iter().map(|_| Ok(UpdateOutcome::NotFound)).collect();
+    let mut ended_runs = vec![Vec::new(); steps.len()];
     for row in &rows {
         let answer = Reader::new(row, "tasks", Uuid::nil());
-        let word: &str = answer.get("answer")?;
-        if word == "ended" {
-            ended_runs.push(ended_run(row, "run_id")?);
-            continue;
-        }
         let number = usize::try_from(answer.get::<i32>("step")?).ok().and_then(|step| step.checked_sub(1));
-        let (step, outcome) = number
-            .and_then(|number| steps.get(number).zip(outcomes.get_mut(number)))
-            .ok_or_else(|| Error::internal("an answer to no step"))?;
-        let task = Reader::new(row, "tasks", step.claim.task.as_uuid());
-        *outcome = match word {
-            "applied" => UpdateOutcome::Applied { status: task.text("status")? },
-            "terminal" => UpdateOutcome::AlreadyTerminal { status: task.text("status")? },
-            "lost" => UpdateOutcome::LeaseLost,
-            "missing" => UpdateOutcome::NotFound,
-            _ => return Err(Error::internal("an answer of no known kind")),
+        let Some(number) = number.filter(|&number| number < steps.len()) else {
+            return Err(Error::internal("an answer to no step"));
         };
+        if answer.get::<&str>("answer")? == "ended" {
+            ended_runs[number].push(ended_run(row, "run_id"));
+        } else {
+            outcomes[number] = outcome(row, steps[number]);
+        }
     }
-    in_sequence(steps, &mut outcomes);
-    ended_runs.sort_unstable();
-    Ok(UpdateReport { outcomes: updates.outcomes(&outcomes), ended_runs })
+    let mut reports = Vec::with_capacity(batches.len());
+    let (mut outcomes, mut ended_runs) = (outcomes.into_iter(), ended_runs.into_iter());
+    for batch in batches {
+        let steps = batch.steps();
+        let outcomes = outcomes.by_ref().take(steps.len()).collect::<Result<Vec<_>>>();
+        let ended_runs = ended_runs.by_ref().take(steps.len()).flatten().collect::<Result<Vec<_>>>();
+        reports.push(outcomes.and_then(|mut outcomes| {
+            let mut ended_runs = ended_runs?;
+            in_sequence(steps, &mut outcomes);
+            ended_runs.sort_unstable();
+            Ok(UpdateReport { outcomes: batch.outcomes(&outcomes), ended_runs })
+        }));
+    }
+    Ok(reports)
+}
+
+fn outcome(row: &PgRow, step: &UpdateStep) -> Result<UpdateOutcome> {
+    let task = Reader::new(row, "tasks", step.claim.task.as_uuid());
+    Ok(match task.get("answer")? {
+        "applied" => UpdateOutcome::Applied { status: task.text("status")? },
+        "terminal" => UpdateOutcome::AlreadyTerminal { status: task.text("status")? },
+        "lost" => UpdateOutcome::LeaseLost,
+        "missing" => UpdateOutcome::NotFound,
+        _ => return Err(Error::internal("an answer of no known kind")),
+    })
 }
 
 /// Two steps may name one task under different claims, of which one holds. If that one comes first and ends the task, the
@@ -114,7 +139,7 @@ struct StepArrays<'a> {
 }
 
 impl<'a> StepArrays<'a> {
-    fn new(steps: &'a [UpdateStep]) -> Self {
+    fn new(steps: &[&'a UpdateStep]) -> Self {
         let ends = || steps.iter().map(|step| step.end.as_ref());
         Self {
             tasks: steps.iter().map(|step| step.claim.task.as_uuid()).collect(),

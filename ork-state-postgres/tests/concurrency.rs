@@ -87,6 +87,38 @@ async fn a_claim_passes_over_what_another_is_just_taking() {
     assert_sound(&db).await;
 }
 
+async fn an_update_that_waits_for_a_lock_does_not_keep_those_after_it_waiting() {
+    let (store, db, _clock) = store().await;
+    let workflow = workflow(&db, "w", "a").await;
+    for _ in 0..2 {
+        start(&db, workflow).await;
+    }
+    let [first, second] = &claim(&db, 2).await[..] else { panic!("two are ready") };
+    let done = |task: &ClaimedTask| vec![TaskUpdate::succeeded(task.claim, None)];
+    let mut holder = session(&store).await;
+    let mut holder = holder.begin().await.unwrap();
+    sqlx::query("SELECT FROM runs WHERE id = $1 FOR UPDATE")
+        .bind(first.task.run.as_uuid())
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let waiting = tokio::spawn({
+        let (db, updates) = (db.clone(), done(first));
+        async move { update(&db, updates).await }
+    });
+    let mut watcher = session(&store).await;
+    let is_waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+    while !sqlx::query_scalar::<_, bool>(is_waiting).fetch_one(&mut watcher).await.unwrap() {
+        assert!(!waiting.is_finished(), "it did not wait for the run");
+        tokio::task::yield_now().await;
+    }
+    let other = tokio::time::timeout(Duration::from_secs(20), update(&db, done(second))).await.unwrap();
+    assert_eq!(other.ended_runs.len(), 1);
+    holder.rollback().await.unwrap();
+    assert_eq!(waiting.await.unwrap().ended_runs.len(), 1);
+    assert_sound(&db).await;
+}
+
 async fn everything_at_once_leaves_a_sound_store() {
     let (_store, db, clock) = store().await;
     let text: String = (0..30).map(|i| format!("a{i}*1 b{i}:a{i} c{i}:b{i},a{} ", (i + 1) % 30)).collect();
@@ -243,6 +275,7 @@ ork_state_conformance::own_tests!(
     [
         eight_workers_on_shared_runs_do_each_task_once,
         a_claim_passes_over_what_another_is_just_taking,
+        an_update_that_waits_for_a_lock_does_not_keep_those_after_it_waiting,
         everything_at_once_leaves_a_sound_store,
         a_run_and_the_deletion_of_its_workflow_never_both_win,
         one_idempotency_key_is_one_run,

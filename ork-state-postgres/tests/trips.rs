@@ -142,10 +142,50 @@ async fn claims_by_the_clock_of_the_server_take_one_round_trip_too() {
     assert!(trips <= 100 + looks + 3, "{trips} round trips, {looks} looks");
 }
 
+/// On one thread they all ask before the first is served.
+async fn updates_of_one_task_each_that_wait_together_go_together() {
+    let store = FIXTURE.migrated().await.unwrap();
+    let proxy = Proxy::start(&store).await;
+    let db = PostgresOptions::new(&proxy.url(&store, "max_connections=1")).unwrap().connect().await.unwrap();
+    let names: Vec<String> = (0..64).map(|number| format!("t{number}")).collect();
+    start(&db, workflow(&db, "w", &names.join(" ")).await).await;
+    let claimed = claim(&db, 64).await;
+    let together = async |change: fn(Claim) -> TaskUpdate| {
+        let (db, claims): (_, Vec<Claim>) = (db.clone(), claimed.iter().map(|task| task.claim).collect());
+        let on_one_thread = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut callers = tokio::task::JoinSet::new();
+                for claim in claims {
+                    let db = db.clone();
+                    callers.spawn(async move { update(&db, vec![change(claim)]).await });
+                }
+                callers.join_all().await
+            })
+        };
+        tokio::task::spawn_blocking(on_one_thread).await.unwrap()
+    };
+    // Prepares the statement.
+    update(&db, vec![TaskUpdate::running(claimed[0].claim)]).await;
+    proxy.take_trips();
+    let running = together(TaskUpdate::running).await;
+    assert_eq!(proxy.take_trips(), 1);
+    assert!(
+        running
+            .iter()
+            .all(|report| report.outcomes == [UpdateOutcome::Applied { status: TaskStatus::Running }])
+    );
+    let ended = together(|claim| TaskUpdate::succeeded(claim, None)).await;
+    assert_eq!(proxy.take_trips(), 1);
+    assert_eq!(ended.iter().map(|report| report.ended_runs.len()).sum::<usize>(), 1);
+    assert_sound(&db).await;
+}
+
 ork_state_conformance::own_tests!(
     &FIXTURE,
     [
         calls_wait_for_the_server_once_whatever_their_size,
-        claims_by_the_clock_of_the_server_take_one_round_trip_too
+        claims_by_the_clock_of_the_server_take_one_round_trip_too,
+        updates_of_one_task_each_that_wait_together_go_together
     ]
 );

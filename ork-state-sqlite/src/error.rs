@@ -138,17 +138,3 @@ pub(crate) fn gone() -> Error {
     Error::unknown_outcome("the store was closed before it answered")
         .with_hint("Keep the Tokio runtime that connected the store, or connect again")
 }
-
-/// The same error for another caller.
-pub(crate) fn repeated(error: &Error) -> Error {
-    let repeated = Error::new(error.kind().clone());
-    let own = repeated.to_string();
-    let repeated = match error.to_string().strip_prefix(&own).and_then(|rest| rest.strip_prefix(". ")) {
-        Some(hint) => repeated.with_hint(hint),
-        None => repeated,
-    };
-    match std::error::Error::source(error).and_then(|source| source.downcast_ref::<Arc<sqlx::Error>>()) {
-        Some(source) => repeated.with_source(Arc::clone(source)),
-        None => repeated,
-    }
-}

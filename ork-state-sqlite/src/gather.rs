@@ -101,7 +101,7 @@ async fn serve(gather: Arc<Gather>, writer: Writer, clock: Arc<dyn Clock>) {
             // What is wrong is not in one of the calls, so each has the error.
             Err(error) if error.is_retryable() || replies.len() == 1 => {
                 for reply in replies {
-                    let _ = reply.send(Err(error::repeated(&error)));
+                    let _ = reply.send(Err(error.clone()));
                 }
             }
             // Nothing was applied. Each is tried by itself, so that none pays for another's error.

@@ -195,7 +195,7 @@ impl Failure {
 
     fn describe(&self, location: &Location) -> Error {
         match &self.cause {
-            Fault::Answer(error) => error::repeated(error),
+            Fault::Answer(error) => error.clone(),
             Fault::Driver(cause) => error::describe(location, cause, self.stage),
         }
     }

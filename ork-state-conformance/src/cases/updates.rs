@@ -175,6 +175,48 @@ case! { T4, t4_a_new_attempt_starts_clean(t) {
     Ok(())
 }}
 
+case! { [T4, R3], t4_callers_at_once_each_get_the_answer_to_their_own_call(t) {
+    let shared = t.start("a b c d e f g h").await?.id;
+    for _ in 0..16 {
+        t.start("a").await?;
+    }
+    let (success, failed) = (TaskStatus::Success, TaskStatus::Failed);
+    let mut calls = Vec::new();
+    for (number, task) in t.claim(100).await?.into_iter().enumerate() {
+        let claim = task.claim;
+        let stale = Claim { token: Token::from_stored(claim.token.get() + 1), ..claim };
+        let nobody = Claim { task: TaskId::generate(), ..claim };
+        calls.push((task.task.run, TaskUpdate::running(nobody), vec![NotFound]));
+        // Whichever of the two comes first.
+        let ends_it = AlreadyTerminal { status: if number % 2 == 0 { success } else { failed } };
+        calls.push((task.task.run, TaskUpdate::running(stale), vec![LeaseLost, ends_it]));
+        calls.push(match number % 2 {
+            0 => (task.task.run, TaskUpdate::succeeded(claim, None), vec![Applied { status: success }]),
+            _ => (task.task.run, TaskUpdate::failed_for_good(claim, Text::new("no")?), vec![Applied { status: failed }]),
+        });
+    }
+    assert_eq!(calls.len(), 24 * 3);
+    let callers = calls.into_iter().map(|(run, update, expected)| {
+        let t = t.clone();
+        async move { (run, expected, t.update([update]).await) }
+    });
+    let mut ends_of_shared = 0;
+    for (run, expected, report) in together(callers).await? {
+        let report = report?;
+        assert!(matches!(&report.outcomes[..], [it] if expected.contains(it)), "{report:?} is none of {expected:?}");
+        let ended: Vec<_> = report.ended_runs.iter().map(|ended| ended.run).collect();
+        if run == shared {
+            ends_of_shared += ended.len();
+            assert!(ended.iter().all(|&ended| ended == shared), "{ended:?} is not {shared}");
+        } else {
+            let ends = matches!(expected[..], [Applied { .. }]);
+            assert_eq!(ended, if ends { vec![run] } else { vec![] }, "{report:?}");
+        }
+    }
+    assert_eq!(ends_of_shared, 1);
+    Ok(())
+}}
+
 case! { T6, t6_an_empty_batch_is_an_empty_answer(t) {
     let report = t.update([]).await?;
     assert_eq!((report.outcomes.len(), report.ended_runs.len()), (0, 0));

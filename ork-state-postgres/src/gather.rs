@@ -1,0 +1,155 @@
+//! Updates of one task each that wait at the same moment go to the server as one.
+//!
+//! Many workers that report one task each would otherwise pay a statement, a transaction and a sync of the server's log each. Nothing is
+//! held back for it: only calls that find so many others under way wait for one of these, and go together when it is done.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ork_state_api::{Error, Result, TaskChange, TaskUpdates, UpdateReport, UpdateStep};
+use tokio::sync::oneshot;
+
+use crate::database::Inner;
+use crate::updates::apply;
+
+/// Statements under way at once. One alone would let what one of them waits for, such as a run that is just being cancelled,
+/// keep all others waiting.
+const AT_ONCE: usize = 4;
+/// Most calls that are put together, and most bytes of payload: more would keep the small ones waiting for the large.
+const MAX_CALLS: usize = 256;
+const MAX_BYTES: usize = 256 * 1024;
+
+/// A call that waits: its one step, and where its answer goes.
+struct Waiting {
+    updates: TaskUpdates,
+    reply: oneshot::Sender<Result<UpdateReport>>,
+}
+
+/// The calls that wait.
+#[derive(Default)]
+pub(crate) struct Gather(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    /// Tasks that serve them.
+    serving: usize,
+}
+
+impl State {
+    /// The next calls to go together, in the order in which they came. Each is about another task, so that their order does
+    /// not matter.
+    fn next(&mut self) -> Vec<Waiting> {
+        let (mut tasks, mut bytes) = (HashSet::new(), 0);
+        let fits = self.waiting.iter().take(MAX_CALLS).take_while(|call| {
+            call.updates.steps().iter().all(|step| {
+                bytes += payload(step);
+                tasks.insert(step.claim.task) && (bytes <= MAX_BYTES || tasks.len() == 1)
+            })
+        });
+        let calls = fits.count();
+        self.waiting.drain(..calls).collect()
+    }
+}
+
+fn payload(step: &UpdateStep) -> usize {
+    match &step.end {
+        Some(TaskChange::Succeeded { output: Some(output) }) => output.as_str().len(),
+        Some(TaskChange::Failed { error, .. }) => error.len(),
+        _ => 0,
+    }
+}
+
+/// Applies an update of one task, perhaps together with others.
+pub(crate) async fn update(db: Arc<Inner>, updates: TaskUpdates) -> Result<UpdateReport> {
+    let (reply, answer) = oneshot::channel();
+    let begin = {
+        let mut state = db.gather.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting.push_back(Waiting { updates, reply });
+        let begin = state.serving < AT_ONCE;
+        state.serving += usize::from(begin);
+        begin
+    };
+    if begin {
+        tokio::spawn(serve(Serving { db, done: false }));
+    }
+    answer.await.unwrap_or_else(|_| {
+        Err(Error::unknown_outcome("the store was closed before it answered")
+            .with_hint("Keep the tokio runtime that the call was made on until it has answered"))
+    })
+}
+
+/// Clears up when the serving ends before its time, with the runtime: nobody waits for ever.
+struct Serving {
+    db: Arc<Inner>,
+    done: bool,
+}
+
+impl Serving {
+    /// With none the serving ends.
+    fn next(&mut self) -> Vec<Waiting> {
+        let mut state = self.db.gather.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls = state.next();
+        if calls.is_empty() {
+            state.serving -= 1;
+            self.done = true;
+        }
+        calls
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if !self.done {
+            let mut state = self.db.gather.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.serving -= 1;
+            if state.serving == 0 {
+                for call in state.waiting.drain(..) {
+                    let _ = call
+                        .reply
+                        .send(Err(Error::unavailable("the runtime that served the store is shutting down")));
+                }
+            }
+        }
+    }
+}
+
+async fn serve(mut serving: Serving) {
+    loop {
+        // Those who were just answered get to ask for the next before the doors close.
+        tokio::task::yield_now().await;
+        let calls = serving.next();
+        if calls.is_empty() {
+            return;
+        }
+        let (batches, replies): (Vec<_>, Vec<_>) =
+            calls.into_iter().map(|call| (call.updates, call.reply)).unzip();
+        let batches: Vec<&TaskUpdates> = batches.iter().collect();
+        match apply(&serving.db, &batches).await {
+            Ok(reports) => {
+                for (reply, report) in replies.into_iter().zip(reports) {
+                    // The caller may have gone: what it asked for is done all the same.
+                    let _ = reply.send(report);
+                }
+            }
+            // One alone, or what is wrong is not in one of the calls, or may have been done.
+            Err(error) if replies.len() == 1 || error.is_retryable() => {
+                for reply in replies {
+                    let _ = reply.send(Err(error.clone()));
+                }
+            }
+            // Nothing was applied. Each is tried by itself, so that none pays for another's error.
+            Err(_) => {
+                for (reply, batch) in replies.into_iter().zip(batches) {
+                    let report = match apply(&serving.db, &[batch]).await {
+                        Ok(mut reports) => {
+                            reports.pop().unwrap_or_else(|| Err(Error::internal("no answer to a call")))
+                        }
+                        Err(error) => Err(error),
+                    };
+                    let _ = reply.send(report);
+                }
+            }
+        }
+    }
+}
