@@ -10,7 +10,7 @@ use ork_state_api::{Error, Result, TaskChange, TaskUpdates, UpdateReport, Update
 use tokio::sync::oneshot;
 
 use crate::database::Inner;
-use crate::updates::apply;
+use crate::updates::{apply, apply_alone};
 
 /// Statements under way at once. One alone would let what one of them waits for, such as a run that is just being cancelled,
 /// keep all others waiting.
@@ -141,12 +141,7 @@ async fn serve(mut serving: Serving) {
             // Nothing was applied. Each is tried by itself, so that none pays for another's error.
             Err(_) => {
                 for (reply, batch) in replies.into_iter().zip(batches) {
-                    let report = match apply(&serving.db, &[batch]).await {
-                        Ok(mut reports) => {
-                            reports.pop().unwrap_or_else(|| Err(Error::internal("no answer to a call")))
-                        }
-                        Err(error) => Err(error),
-                    };
+                    let report = apply_alone(&serving.db, batch).await;
                     let _ = reply.send(report);
                 }
             }

@@ -52,11 +52,13 @@ pub(crate) async fn update(db: Arc<Inner>, updates: TaskUpdates) -> Result<Updat
     match updates.steps().len() {
         0 => Ok(UpdateReport { outcomes: Vec::new(), ended_runs: Vec::new() }),
         1 => gather::update(db, updates).await,
-        _ => apply(&db, &[&updates])
-            .await?
-            .pop()
-            .unwrap_or_else(|| Err(Error::internal("no answer to a call"))),
+        _ => apply_alone(&db, &updates).await,
     }
+}
+
+pub(crate) async fn apply_alone(db: &Inner, updates: &TaskUpdates) -> Result<UpdateReport> {
+    let report = apply(db, &[updates]).await?.pop();
+    report.unwrap_or_else(|| Err(Error::internal("no answer to a call")))
 }
 
 /// Applies batches by one statement: several only if no two steps are about one task. An answer that cannot be read is an error of its own

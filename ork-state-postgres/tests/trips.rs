@@ -148,7 +148,7 @@ async fn updates_of_one_task_each_that_wait_together_go_together() {
     let proxy = Proxy::start(&store).await;
     let db = PostgresOptions::new(&proxy.url(&store, "max_connections=1")).unwrap().connect().await.unwrap();
     let names: Vec<String> = (0..64).map(|number| format!("t{number}")).collect();
-    start(&db, workflow(&db, "w", &names.join(" ")).await).await;
+    let run = start(&db, workflow(&db, "w", &names.join(" ")).await).await.id;
     let claimed = claim(&db, 64).await;
     let together = async |change: fn(Claim) -> TaskUpdate| {
         let (db, claims): (_, Vec<Claim>) = (db.clone(), claimed.iter().map(|task| task.claim).collect());
@@ -175,9 +175,10 @@ async fn updates_of_one_task_each_that_wait_together_go_together() {
             .iter()
             .all(|report| report.outcomes == [UpdateOutcome::Applied { status: TaskStatus::Running }])
     );
-    let ended = together(|claim| TaskUpdate::succeeded(claim, None)).await;
+    let ended = together(|claim| TaskUpdate::failed_for_good(claim, Text::lossy("no"))).await;
     assert_eq!(proxy.take_trips(), 1);
-    assert_eq!(ended.iter().map(|report| report.ended_runs.len()).sum::<usize>(), 1);
+    let told: Vec<EndedRun> = ended.into_iter().flat_map(|report| report.ended_runs).collect();
+    assert_eq!(told, [EndedRun { run, status: RunStatus::Failed }]);
     assert_sound(&db).await;
 }
 

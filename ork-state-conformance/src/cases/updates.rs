@@ -180,40 +180,47 @@ case! { [T4, R3], t4_callers_at_once_each_get_the_answer_to_their_own_call(t) {
     for _ in 0..16 {
         t.start("a").await?;
     }
-    let (success, failed) = (TaskStatus::Success, TaskStatus::Failed);
     let mut calls = Vec::new();
     for (number, task) in t.claim(100).await?.into_iter().enumerate() {
         let claim = task.claim;
+        // Those of the shared run all fail.
+        let fails = task.task.run == shared || number % 2 == 0;
+        let (status, end) = match fails {
+            true => (TaskStatus::Failed, TaskUpdate::failed_for_good(claim, Text::new("no")?)),
+            false => (TaskStatus::Success, TaskUpdate::succeeded(claim, None)),
+        };
         let stale = Claim { token: Token::from_stored(claim.token.get() + 1), ..claim };
         let nobody = Claim { task: TaskId::generate(), ..claim };
-        calls.push((task.task.run, TaskUpdate::running(nobody), vec![NotFound]));
-        // Whichever of the two comes first.
-        let ends_it = AlreadyTerminal { status: if number % 2 == 0 { success } else { failed } };
-        calls.push((task.task.run, TaskUpdate::running(stale), vec![LeaseLost, ends_it]));
-        calls.push(match number % 2 {
-            0 => (task.task.run, TaskUpdate::succeeded(claim, None), vec![Applied { status: success }]),
-            _ => (task.task.run, TaskUpdate::failed_for_good(claim, Text::new("no")?), vec![Applied { status: failed }]),
-        });
+        // A stale claim is told by which of the two comes first.
+        for (update, expected) in [
+            (TaskUpdate::running(nobody), vec![NotFound]),
+            (TaskUpdate::running(stale), vec![LeaseLost, AlreadyTerminal { status }]),
+            (end, vec![Applied { status }]),
+        ] {
+            calls.push((task.task.clone(), update, expected));
+        }
     }
     assert_eq!(calls.len(), 24 * 3);
-    let callers = calls.into_iter().map(|(run, update, expected)| {
+    let callers = calls.into_iter().map(|(task, update, expected)| {
         let t = t.clone();
-        async move { (run, expected, t.update([update]).await) }
+        async move { (task, expected, t.update([update]).await) }
     });
-    let mut ends_of_shared = 0;
-    for (run, expected, report) in together(callers).await? {
+    let mut last_of_shared = Vec::new();
+    for (task, expected, report) in together(callers).await? {
         let report = report?;
         assert!(matches!(&report.outcomes[..], [it] if expected.contains(it)), "{report:?} is none of {expected:?}");
         let ended: Vec<_> = report.ended_runs.iter().map(|ended| ended.run).collect();
-        if run == shared {
-            ends_of_shared += ended.len();
-            assert!(ended.iter().all(|&ended| ended == shared), "{ended:?} is not {shared}");
-        } else {
+        if task.run != shared {
             let ends = matches!(expected[..], [Applied { .. }]);
-            assert_eq!(ended, if ends { vec![run] } else { vec![] }, "{report:?}");
+            assert_eq!(ended, if ends { vec![task.run] } else { vec![] }, "{report:?}");
+        } else if !ended.is_empty() {
+            assert_eq!(ended, [shared]);
+            last_of_shared.push(task.name);
         }
     }
-    assert_eq!(ends_of_shared, 1);
+    assert_eq!(last_of_shared.len(), 1, "one call ends a run, not those of {last_of_shared:?}");
+    let last = format!("task \"{}\" failed", last_of_shared[0]);
+    assert_ne!(t.db().get_run(shared).await?.error.as_deref(), Some(&*last), "the first that failed is not the last");
     Ok(())
 }}
 
