@@ -158,7 +158,7 @@ async fn updates_of_one_task_each_that_wait_together_go_together() {
                 let mut callers = tokio::task::JoinSet::new();
                 for claim in claims {
                     let db = db.clone();
-                    callers.spawn(async move { update(&db, vec![change(claim)]).await });
+                    callers.spawn(async move { (claim, update(&db, vec![change(claim)]).await) });
                 }
                 callers.join_all().await
             })
@@ -170,15 +170,17 @@ async fn updates_of_one_task_each_that_wait_together_go_together() {
     proxy.take_trips();
     let running = together(TaskUpdate::running).await;
     assert_eq!(proxy.take_trips(), 1);
-    assert!(
-        running
-            .iter()
-            .all(|report| report.outcomes == [UpdateOutcome::Applied { status: TaskStatus::Running }])
-    );
+    let applied = [UpdateOutcome::Applied { status: TaskStatus::Running }];
+    assert!(running.iter().all(|(_, report)| report.outcomes == applied));
     let ended = together(|claim| TaskUpdate::failed_for_good(claim, Text::lossy("no"))).await;
     assert_eq!(proxy.take_trips(), 1);
-    let told: Vec<EndedRun> = ended.into_iter().flat_map(|report| report.ended_runs).collect();
-    assert_eq!(told, [EndedRun { run, status: RunStatus::Failed }]);
+    // The run has its error from the first task, so the last one ended it.
+    let told: Vec<_> = ended
+        .into_iter()
+        .flat_map(|(claim, report)| report.ended_runs.into_iter().map(move |run| (claim, run)))
+        .collect();
+    assert_eq!(told, [(claimed[63].claim, EndedRun { run, status: RunStatus::Failed })]);
+    assert_eq!(db.get_run(run).await.unwrap().error.as_deref(), Some("task \"t0\" failed"));
     assert_sound(&db).await;
 }
 
