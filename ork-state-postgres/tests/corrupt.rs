@@ -159,6 +159,34 @@ async fn a_log_with_a_hole_is_corrupt() {
     assert_eq!(read(6).await.unwrap().bytes, b"abc");
 }
 
+/// The answer to the first would tell the status.
+async fn an_update_of_what_cannot_be_read_does_not_touch_those_that_wait_with_it() {
+    let (store, db, _clock) = store().await;
+    start(&db, workflow(&db, "w", "a b").await).await;
+    let [a, b] = &claim(&db, 2).await[..] else { panic!("two are ready") };
+    execute(&store, format!("{UNCHECKED} UPDATE tasks SET status = 'nonsense' WHERE task_name = 'a'")).await;
+    let updates = vec![TaskUpdate::dispatched(a.claim, None), TaskUpdate::succeeded(b.claim, None)];
+    let [bad, good] = &update_together(&db, updates).await[..] else { panic!("two answers") };
+    let bad = bad.as_ref().unwrap_err();
+    assert!(matches!(bad.kind(), ErrorKind::Corrupt { column, .. } if column == "status"), "{bad}");
+    // Not as of a second time, when it would have ended already.
+    assert_eq!(good.as_ref().unwrap().outcomes, [UpdateOutcome::Applied { status: TaskStatus::Success }]);
+}
+
+async fn an_update_that_the_server_refuses_does_not_touch_those_that_wait_with_it() {
+    let (store, db, _clock) = store().await;
+    start(&db, workflow(&db, "w", "a b c").await).await;
+    let claims: Vec<Claim> = claim(&db, 3).await.iter().map(|task| task.claim).collect();
+    execute(&store, "ALTER TABLE tasks ADD CHECK (task_name <> 'b' OR status <> 'running')").await;
+    let answers = update_together(&db, claims.into_iter().map(TaskUpdate::running).collect()).await;
+    let [a, b, c] = &answers[..] else { panic!("three answers") };
+    for good in [a, c] {
+        assert_eq!(good.as_ref().unwrap().outcomes, [UpdateOutcome::Applied { status: TaskStatus::Running }]);
+    }
+    assert!(matches!(b.as_ref().unwrap_err().kind(), ErrorKind::Internal { .. }), "{b:?}");
+    assert_sound(&db).await;
+}
+
 ork_state_conformance::own_tests!(
     &FIXTURE,
     [
@@ -168,5 +196,7 @@ ork_state_conformance::own_tests!(
         verify_finds_what_only_the_database_shows,
         a_lease_without_a_task_does_not_stand_in_the_way,
         a_log_with_a_hole_is_corrupt,
+        an_update_of_what_cannot_be_read_does_not_touch_those_that_wait_with_it,
+        an_update_that_the_server_refuses_does_not_touch_those_that_wait_with_it,
     ]
 );

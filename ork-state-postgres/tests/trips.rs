@@ -142,44 +142,27 @@ async fn claims_by_the_clock_of_the_server_take_one_round_trip_too() {
     assert!(trips <= 100 + looks + 3, "{trips} round trips, {looks} looks");
 }
 
-/// On one thread they all ask before the first is served.
 async fn updates_of_one_task_each_that_wait_together_go_together() {
     let store = FIXTURE.migrated().await.unwrap();
     let proxy = Proxy::start(&store).await;
     let db = PostgresOptions::new(&proxy.url(&store, "max_connections=1")).unwrap().connect().await.unwrap();
     let names: Vec<String> = (0..64).map(|number| format!("t{number}")).collect();
     let run = start(&db, workflow(&db, "w", &names.join(" ")).await).await.id;
-    let claimed = claim(&db, 64).await;
-    let together = async |change: fn(Claim) -> TaskUpdate| {
-        let (db, claims): (_, Vec<Claim>) = (db.clone(), claimed.iter().map(|task| task.claim).collect());
-        let on_one_thread = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let mut callers = tokio::task::JoinSet::new();
-                for claim in claims {
-                    let db = db.clone();
-                    callers.spawn(async move { (claim, update(&db, vec![change(claim)]).await) });
-                }
-                callers.join_all().await
-            })
-        };
-        tokio::task::spawn_blocking(on_one_thread).await.unwrap()
-    };
+    let claims: Vec<Claim> = claim(&db, 64).await.iter().map(|task| task.claim).collect();
     // Prepares the statement.
-    update(&db, vec![TaskUpdate::running(claimed[0].claim)]).await;
+    update(&db, vec![TaskUpdate::running(claims[0])]).await;
     proxy.take_trips();
-    let running = together(TaskUpdate::running).await;
+    let running = update_together(&db, claims.iter().copied().map(TaskUpdate::running).collect()).await;
     assert_eq!(proxy.take_trips(), 1);
     let applied = [UpdateOutcome::Applied { status: TaskStatus::Running }];
-    assert!(running.iter().all(|(_, report)| report.outcomes == applied));
-    let ended = together(|claim| TaskUpdate::failed_for_good(claim, Text::lossy("no"))).await;
+    assert!(running.iter().all(|report| report.as_ref().unwrap().outcomes == applied));
+    let fail = |&claim: &Claim| TaskUpdate::failed_for_good(claim, Text::lossy("no"));
+    let ended = update_together(&db, claims.iter().map(fail).collect()).await;
     assert_eq!(proxy.take_trips(), 1);
     // The run has its error from the first task, so the last one ended it.
-    let told: Vec<_> = ended
-        .into_iter()
-        .flat_map(|(claim, report)| report.ended_runs.into_iter().map(move |run| (claim, run)))
-        .collect();
-    assert_eq!(told, [(claimed[63].claim, EndedRun { run, status: RunStatus::Failed })]);
+    let ended: Vec<_> = ended.into_iter().map(|report| report.unwrap().ended_runs).collect();
+    assert_eq!(ended[63], [EndedRun { run, status: RunStatus::Failed }]);
+    assert!(ended[..63].iter().all(Vec::is_empty), "{ended:?}");
     assert_eq!(db.get_run(run).await.unwrap().error.as_deref(), Some("task \"t0\" failed"));
     assert_sound(&db).await;
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ork_state_api::{
     ClaimTasks, ClaimedTask, Dag, Database, LeaseTime, Limit, ManualClock, NewRun, NewWorkflow, Run,
-    StartRun, TaskSpec, TaskUpdate, TaskUpdates, UpdateReport, WorkflowId,
+    StartRun, TaskSpec, TaskStore, TaskUpdate, TaskUpdates, UpdateReport, WorkflowId,
 };
 use ork_state_conformance::server::PostgresFixture;
 use ork_state_conformance::{Fixture, TestStore};
@@ -87,6 +87,30 @@ pub async fn claim(db: &dyn Database, limit: usize) -> Vec<ClaimedTask> {
 
 pub async fn update(db: &dyn Database, updates: Vec<TaskUpdate>) -> UpdateReport {
     db.update_tasks(TaskUpdates::new(updates).unwrap()).await.unwrap()
+}
+
+/// A call each, and the answers in their order. On one thread all of them wait before the first is served, so they go to the server as one.
+pub async fn update_together(
+    db: &PostgresDatabase,
+    updates: Vec<TaskUpdate>,
+) -> Vec<ork_state_api::Result<UpdateReport>> {
+    let db = db.clone();
+    let on_one_thread = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let calls = updates.into_iter().map(|update| {
+                let db = db.clone();
+                tokio::spawn(async move { db.update_tasks(TaskUpdates::one(update)?).await })
+            });
+            let calls: Vec<_> = calls.collect();
+            let mut answers = Vec::new();
+            for call in calls {
+                answers.push(call.await.unwrap());
+            }
+            answers
+        })
+    };
+    tokio::task::spawn_blocking(on_one_thread).await.unwrap()
 }
 
 /// Nothing but this is wrong.
