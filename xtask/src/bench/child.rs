@@ -1,14 +1,15 @@
 //! Other processes of a scenario: this program again, in a role. They talk by lines.
 
 use std::process::Stdio;
+use std::time::Duration;
 
-use ork_state_api::{Limit, TaskUpdate, TaskUpdates, Topic};
+use ork_state_api::{Limit, TaskUpdate, TaskUpdates, Topic, WorkflowId};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::store::{claim, connect};
-use super::{AnyError, memory};
+use super::{AnyError, handouts, memory, soak};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Role {
@@ -18,6 +19,10 @@ pub(super) enum Role {
     WorkOff { url: String, batch: usize },
     /// Does one thing with all of a store, and says how many KiB its memory grew by at most.
     Memory { url: String, walk: memory::Walk },
+    /// Claims and completes until all tasks have ended, says what it is told, and may be killed at any moment.
+    HandOuts { url: String },
+    /// Works for so long, and says each second how it stands.
+    Soak { url: String, workflow: WorkflowId, seconds: u64 },
 }
 
 pub(super) async fn run(role: &str) -> Result<(), AnyError> {
@@ -25,10 +30,14 @@ pub(super) async fn run(role: &str) -> Result<(), AnyError> {
         Role::WakeUp { url } => wake_up(&url).await,
         Role::WorkOff { url, batch } => work_off(&url, batch).await,
         Role::Memory { url, walk } => say(&memory::walk(&url, walk).await?.to_string()).await,
+        Role::HandOuts { url } => handouts::work(&url).await,
+        Role::Soak { url, workflow, seconds } => {
+            soak::work(&url, workflow, Duration::from_secs(seconds)).await
+        }
     }
 }
 
-async fn say(line: &str) -> Result<(), AnyError> {
+pub(super) async fn say(line: &str) -> Result<(), AnyError> {
     let mut stdout = tokio::io::stdout();
     stdout.write_all(format!("{line}\n").as_bytes()).await?;
     Ok(stdout.flush().await?)
@@ -70,7 +79,7 @@ async fn work_off(url: &str, batch: usize) -> Result<(), AnyError> {
 
 /// One of those processes, killed when this is dropped.
 pub(super) struct Other {
-    _process: Child,
+    process: Child,
     stdin: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
 }
@@ -85,7 +94,7 @@ impl Other {
             .spawn()?;
         let (stdin, stdout) = (process.stdin.take(), process.stdout.take());
         let (stdin, stdout) = stdin.zip(stdout).ok_or("the other process has no pipes")?;
-        Ok(Self { _process: process, stdin, lines: BufReader::new(stdout).lines() })
+        Ok(Self { process, stdin, lines: BufReader::new(stdout).lines() })
     }
 
     pub(super) async fn line(&mut self) -> Result<String, AnyError> {
@@ -97,6 +106,17 @@ impl Other {
             line if line == wanted => Ok(()),
             other => Err(format!("the other process said {other:?}, not {wanted:?}").into()),
         }
+    }
+
+    /// Kills it with SIGKILL; gives what it had said by then and nobody had read. A line of up to 4096
+    /// bytes is there wholly or not at all, as pipes have it.
+    pub(super) async fn kill(mut self) -> Result<Vec<String>, AnyError> {
+        self.process.kill().await?;
+        let mut rest = Vec::new();
+        while let Some(line) = self.lines.next_line().await? {
+            rest.push(line);
+        }
+        Ok(rest)
     }
 
     pub(super) async fn tell(&mut self, line: &str) -> Result<(), AnyError> {

@@ -117,8 +117,8 @@ pub(super) async fn walk(url: &str, walk: Walk) -> Result<u64, AnyError> {
     Ok(status("VmHWM:")?.saturating_sub(before))
 }
 
-/// KiB, as the system tells of this process.
-fn status(name: &str) -> Result<u64, AnyError> {
+/// A number that the system tells of this process; KiB, where it is memory.
+pub(super) fn status(name: &str) -> Result<u64, AnyError> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("the system does not tell")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)

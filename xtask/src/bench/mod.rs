@@ -8,6 +8,7 @@ mod copy;
 mod dag;
 mod figures;
 mod floor;
+mod handouts;
 mod html;
 mod lifecycle;
 mod logs;
@@ -16,13 +17,14 @@ mod old_transaction;
 mod open;
 mod processes;
 mod queue;
+mod soak;
 mod store;
 mod updates;
 mod wakeup;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
@@ -43,6 +45,9 @@ pub(crate) struct Arguments {
     /// How often what is not a latency is measured; the median counts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
     repetitions: u8,
+    /// How long the soak takes.
+    #[arg(long, value_name = "MINUTES", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    soak_minutes: u64,
     /// Small sizes and one repetition: to see that everything works, not how fast.
     #[arg(long)]
     quick: bool,
@@ -92,6 +97,10 @@ enum Scenario {
     OldTransaction,
     /// M6: a store on its way through all backends.
     Copy,
+    /// F4: processes that are killed, and leases that lapse.
+    Handouts,
+    /// F8: a steady load for long.
+    Soak,
 }
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -152,6 +161,17 @@ async fn measure(arguments: &Arguments, build: &'static str) -> Result<ExitCode,
             }
             continue;
         }
+        if scenario == Scenario::Soak {
+            let begun = Instant::now();
+            let time = Duration::from_secs(if arguments.quick { 5 } else { arguments.soak_minutes * 60 });
+            for (backend, soaked) in soak::measure(&benches, time).await {
+                match soaked {
+                    Ok(outcome) => keep(&mut results, outcome, &name, begun),
+                    Err(error) => failed |= tell(&name, backend, &error),
+                }
+            }
+            continue;
+        }
         for bench in &benches {
             let begun = Instant::now();
             match one(scenario, bench).await {
@@ -185,7 +205,8 @@ async fn one(scenario: Scenario, bench: &Bench) -> Result<Option<Outcome>, AnyEr
         Scenario::Open => open::measure(bench).await,
         Scenario::Compaction => compaction::measure(bench).await,
         Scenario::OldTransaction => old_transaction::measure(bench).await,
-        Scenario::Copy => Ok(None),
+        Scenario::Handouts => handouts::measure(bench).await,
+        Scenario::Copy | Scenario::Soak => Ok(None),
     }
 }
 
