@@ -72,9 +72,23 @@ impl<'a> Survivor<'a> {
             }
         }
         tokio::time::sleep(pause).await;
-        match failure {
-            Some(failure) if self.t.fixture().fail_server(failure).await? => self.died.server_failures += 1,
-            _ => self.died.kills += 1,
+        let failed = match failure {
+            None => false,
+            Some(failure) => {
+                let mut failing = std::pin::pin!(self.t.fixture().fail_server(failure));
+                loop {
+                    // It goes on writing meanwhile, also when it has more to say than a pipe holds. That it ends when the server does is no failure.
+                    tokio::select! {
+                        failed = &mut failing => break failed?,
+                        Ok(Some(line)) = child.line() => said.push(line),
+                    }
+                }
+            }
+        };
+        if failed {
+            self.died.server_failures += 1;
+        } else {
+            self.died.kills += 1;
         }
         said.extend(child.kill().await?);
         for line in said {

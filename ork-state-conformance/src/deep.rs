@@ -313,7 +313,11 @@ async fn outlive(fixture: Arc<dyn Fixture>, seed: u64, deaths: Vec<Death>) -> Re
 
 /// How processes die over one store. In three of ten stores the last of them has its server fail, where there is one.
 fn drawn_deaths(seed: u64) -> Vec<Death> {
-    let failure = prop_oneof![Just(ServerFailure::Crash), Just(ServerFailure::ConnectionsCut)];
+    let failure = proptest::sample::select(vec![
+        ServerFailure::Crash,
+        ServerFailure::ConnectionsCut,
+        ServerFailure::Failover,
+    ]);
     let death = (1..=4_usize, 0..200_usize, 0..4000_u64).prop_map(|(workers, steps, micros)| Death {
         workers,
         steps,

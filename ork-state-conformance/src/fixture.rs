@@ -78,6 +78,8 @@ pub enum ServerFailure {
     Crash,
     /// It ends every connection.
     ConnectionsCut,
+    /// It dies for good, and a synchronous standby takes its place, at the same URL.
+    Failover,
 }
 
 /// A store for one case. Dropping it removes it.

@@ -18,25 +18,64 @@ const PLACES: &[&str] =
 
 /// Keeps the server until its standard input ends, which happens at the latest with the process that holds the other
 /// end, however that dies. Then it stops the server and removes the directory. `$1` is the directory, `$2` where the binaries are.
-/// Each line it reads before has the server die and start again: SIGQUIT ends it at once, and it recovers from its log.
+/// Each line it reads before is an [`Order`], which it answers with `done` or `failed`.
+///
+/// SIGQUIT ends a server at once; when it starts again, it recovers from its log. A standby has a directory of its own. When it takes over, the socket that
+/// clients know leads to its own, as an address moves from one machine to another.
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
-start() {
-    "$2/postgres" -D "$1/data" -k "$1" -c listen_addresses= -c max_connections=200 -c logging_collector=off \
+PATH=$2:$PATH
+serve() {
+    "$2/postgres" -D "$3/data" -k "$3" -c listen_addresses= -c max_connections=200 -c logging_collector=off \
         >>"$1/log" 2>&1 </dev/null &
-    server=$!
 }
-start "$1" "$2"
-while read -r _; do
-    kill -QUIT $server
-    wait $server
-    start "$1" "$2"
-    echo started
+place=$1
+number=0
+serve "$1" "$2" "$place"
+server=$!
+while read -r order; do
+    case $order in
+    crash)
+        kill -QUIT $server
+        wait $server
+        serve "$1" "$2" "$place"
+        server=$!
+        ;;
+    prepare)
+        number=$((number + 1))
+        next=$1/$number
+        mkdir -m 700 "$next" && pg_basebackup -h "$1" -U postgres -D "$next/data" -c fast -R >>"$1/log" 2>&1
+        ;;
+    follow)
+        serve "$1" "$2" "$next"
+        standby=$!
+        ;;
+    take-over)
+        kill -QUIT $server
+        wait $server
+        rm -rf "$place/data"
+        server=$standby place=$next
+        pg_ctl promote -w -D "$place/data" >>"$1/log" 2>&1 && ln -sfn "$place/.s.PGSQL.5432" "$1/.s.PGSQL.5432"
+        ;;
+    esac && echo "done" || echo failed
 done
 kill -INT $server
 wait $server
 rm -rf "$1"
 "#;
+
+/// What the server's keeper is told to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Order {
+    /// Has the server die and start again.
+    Crash,
+    /// Makes the files of a standby.
+    Prepare,
+    /// Starts the standby.
+    Follow,
+    /// Has the server die for good, and the standby take its place.
+    TakeOver,
+}
 
 /// A running server.
 #[derive(Debug)]
@@ -45,15 +84,24 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Has the server die and start again.
-    pub(super) fn crash(&mut self) -> std::io::Result<()> {
+    /// Waits until it is done.
+    pub(super) fn order(&mut self, order: Order) -> std::io::Result<()> {
         let (Some(orders), Some(answers)) = (&mut self.keeper.stdin, &mut self.keeper.stdout) else {
             return Err(std::io::Error::other("the server's keeper has no pipe"));
         };
-        writeln!(orders, "crash")?;
-        // Not to be asked whether it answers before it has died.
-        BufReader::new(answers).read_line(&mut String::new())?;
-        Ok(())
+        let word = match order {
+            Order::Crash => "crash",
+            Order::Prepare => "prepare",
+            Order::Follow => "follow",
+            Order::TakeOver => "take-over",
+        };
+        writeln!(orders, "{word}")?;
+        let mut answer = String::new();
+        BufReader::new(answers).read_line(&mut answer)?;
+        match answer.trim() {
+            "done" => Ok(()),
+            _ => Err(std::io::Error::other(format!("the server's keeper could not do `{word}`"))),
+        }
     }
 
     pub(super) fn stop(mut self) {
@@ -175,7 +223,9 @@ fn find_binaries() -> Option<PathBuf> {
     elsewhere.sort_by_key(|directory| std::cmp::Reverse(number_in(directory)));
     let has_both =
         |directory: &&PathBuf| ["postgres", "initdb"].iter().all(|name| directory.join(name).is_file());
-    on_path.iter().chain(&elsewhere).find(has_both).cloned()
+    let found = on_path.iter().chain(&elsewhere).find(has_both)?;
+    // What is on the path may be links to some of them, and the others are wanted too.
+    Some(fs::canonicalize(found.join("postgres")).ok()?.parent()?.to_owned())
 }
 
 /// The version in a path such as `/usr/lib/postgresql/15/bin`, so that 9 sorts before 15.

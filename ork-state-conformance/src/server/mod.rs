@@ -5,14 +5,16 @@ mod fixture;
 mod local;
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection, Executor, PgConnection};
+use tokio::task::JoinHandle;
 
 use crate::ServerFailure;
 pub use fixture::PostgresFixture;
+use local::Order;
 
 /// A server's URL, to use instead of starting one. Its user must be allowed to create databases.
 pub const URL: &str = "ORK_STATE_POSTGRES_URL";
@@ -140,29 +142,80 @@ impl PostgresServer {
 
     /// Has it fail, and waits until it answers again. Says `false` where it was not started here: only such a one is ours to break. What dies must be a process
     /// of this machine: a container has another address when it starts again.
-    pub(crate) async fn fail(&self, failure: ServerFailure) -> Result<bool, String> {
+    pub(crate) async fn fail(self: &Arc<Self>, failure: ServerFailure) -> Result<bool, String> {
+        let (ours, process) = match &*self.started.lock().unwrap_or_else(PoisonError::into_inner) {
+            Started::Nothing => (false, false),
+            Started::Container(_) => (true, false),
+            Started::Process(_) => (true, true),
+        };
         match failure {
-            ServerFailure::Crash => {
-                if let Started::Process(process) =
-                    &mut *self.started.lock().unwrap_or_else(PoisonError::into_inner)
-                {
-                    process.crash().map_err(|error| error.to_string())?;
-                } else {
-                    return Ok(false);
-                }
-                let url = self.url("postgres");
-                wait_until_it_answers(&url.parse().map_err(|error: sqlx::Error| error.to_string())?).await?;
-            }
-            ServerFailure::ConnectionsCut => {
-                if matches!(*self.started.lock().unwrap_or_else(PoisonError::into_inner), Started::Nothing) {
-                    return Ok(false);
-                }
+            ServerFailure::Crash if process => self.order(Order::Crash).await?,
+            ServerFailure::Failover if process => self.fail_over().await?,
+            ServerFailure::ConnectionsCut if ours => {
                 let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                            WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
                 self.administer(cut.to_owned()).await.map_err(|error| error.to_string())?;
             }
+            _ => return Ok(false),
         }
+        let url = self.url("postgres");
+        wait_until_it_answers(&url.parse().map_err(|error: sqlx::Error| error.to_string())?).await?;
         Ok(true)
+    }
+
+    /// Has a synchronous standby follow, and take over once it has all that was ever acknowledged.
+    async fn fail_over(self: &Arc<Self>) -> Result<(), String> {
+        let failed = |error: sqlx::Error| format!("no standby can be had: {error}");
+        self.order(Order::Prepare).await?;
+        // From when this takes effect no commit is acknowledged until a standby has it.
+        self.administer("ALTER SYSTEM SET synchronous_standby_names = '*'".to_owned())
+            .await
+            .map_err(failed)?;
+        self.administer("SELECT pg_reload_conf()".to_owned()).await.map_err(failed)?;
+        let begun = Instant::now();
+        let mut waiting = self.commit();
+        while !self.somebody_waits_for_a_standby().await.map_err(failed)? {
+            if waiting.is_finished() {
+                waiting = self.commit();
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(format!("no commit waits for a standby after {PATIENCE:?}"));
+            }
+        }
+        // It begins now, so it is acknowledged only when the standby has it, and with it all before.
+        let last = self.commit();
+        self.order(Order::Follow).await?;
+        for commit in [waiting, last] {
+            commit.await.map_err(|error| error.to_string())?.map_err(failed)?;
+        }
+        self.order(Order::TakeOver).await
+    }
+
+    /// A commit that changes nothing.
+    fn commit(self: &Arc<Self>) -> JoinHandle<Result<(), sqlx::Error>> {
+        let server = self.clone();
+        tokio::spawn(async move {
+            server.administer("SELECT pg_logical_emit_message(true, 'ork-state', '')".to_owned()).await
+        })
+    }
+
+    async fn somebody_waits_for_a_standby(&self) -> Result<bool, sqlx::Error> {
+        let mut connection = PgConnection::connect(&self.url("postgres")).await?;
+        let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')";
+        let waits = sqlx::query_scalar(waits).fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(waits)
+    }
+
+    async fn order(self: &Arc<Self>, order: Order) -> Result<(), String> {
+        let server = self.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            match &mut *server.started.lock().unwrap_or_else(PoisonError::into_inner) {
+                Started::Process(process) => process.order(order).map_err(|error| error.to_string()),
+                Started::Nothing | Started::Container(_) => Err("the server is gone".to_owned()),
+            }
+        });
+        done.await.map_err(|error| error.to_string())?
     }
 
     /// Ends what was started. The server is gone after the first call.

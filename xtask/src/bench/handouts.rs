@@ -98,6 +98,9 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
         return Err(format!("{ended} runs of {runs} ended well: {stats:?}").into());
     }
     let wrong = book.wrong(runs * RUN, of(TaskStatus::Success));
+    if wrong != Wrong::default() {
+        return Err(format!("{wrong:?}").into());
+    }
     let again: usize = book.hand_outs.values().map(|times| times.len() - 1).sum();
     let none = |figure: &str, count: usize| Verdict::new(figure, count as f64, "", Wanted::AtMost(0.0));
     Ok(Some(Outcome {

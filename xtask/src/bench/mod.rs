@@ -6,6 +6,7 @@ mod claims;
 mod compaction;
 mod copy;
 mod dag;
+mod failures;
 mod figures;
 mod floor;
 mod handouts;
@@ -99,6 +100,8 @@ enum Scenario {
     Copy,
     /// F4: processes that are killed, and leases that lapse.
     Handouts,
+    /// F5: a server that fails.
+    Failures,
     /// F8: a steady load for long.
     Soak,
 }
@@ -206,6 +209,7 @@ async fn one(scenario: Scenario, bench: &Bench) -> Result<Option<Outcome>, AnyEr
         Scenario::Compaction => compaction::measure(bench).await,
         Scenario::OldTransaction => old_transaction::measure(bench).await,
         Scenario::Handouts => handouts::measure(bench).await,
+        Scenario::Failures => failures::measure(bench).await,
         Scenario::Copy | Scenario::Soak => Ok(None),
     }
 }
