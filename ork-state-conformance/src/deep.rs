@@ -14,8 +14,11 @@ use crate::run::{guarded, panic_message};
 use crate::traces::{Histories, Traces, drawn, seed_of};
 use crate::{Ctx, Facts, Fixture, ServerFailure};
 
-/// At most so many steps a trace.
-const STEPS: usize = 150;
+/// At most so many steps a trace. Short ones begin anew often, and one that shows a difference is soon cut down; in a long one, of which there is one in
+/// [`ONE_IN`], a store grows old.
+const SHORT: usize = 150;
+const LONG: usize = 2000;
+const ONE_IN: u64 = 4;
 
 /// So many processes die over one store.
 const DEATHS: usize = 10;
@@ -99,6 +102,9 @@ pub struct DeepCounts {
     pub unavailable: Option<String>,
     /// Random traces.
     pub traces: u64,
+    /// Calls in them.
+    #[serde(default)]
+    pub trace_calls: u64,
     /// Histories of calls at the same time.
     pub histories: Histories,
     /// Deaths.
@@ -248,11 +254,13 @@ impl Run<'_> {
         let (kind, backend, played) = match piece {
             Piece::Trace => {
                 let fixtures: Vec<_> = self.fixtures.iter().map(|(_, fixture)| fixture.clone()).collect();
-                let traces = Traces { seed, count: 1, length: STEPS, shrinks: true };
-                let played = guarded(PATIENCE, traces.play(fixtures)).map(|()| {
+                let length = if seed.is_multiple_of(ONE_IN) { LONG } else { SHORT };
+                let traces = Traces { seed, count: 1, length, shrinks: true };
+                let played = guarded(PATIENCE, traces.play(fixtures)).map(|calls| {
                     self.count(|counts| {
                         for (place, _) in &self.fixtures {
                             counts[*place].traces += 1;
+                            counts[*place].trace_calls += calls;
                         }
                     });
                 });

@@ -55,6 +55,7 @@ pub(crate) fn print(report: &DeepReport) {
     table.set_header([
         "backend",
         "traces",
+        "calls",
         "histories",
         "calls",
         "unanswered",
@@ -69,6 +70,7 @@ pub(crate) fn print(report: &DeepReport) {
         }
         let numbers = [
             it.traces,
+            it.trace_calls,
             it.histories.histories,
             it.histories.calls,
             it.histories.unknown,

@@ -15,8 +15,9 @@ use crate::{DeepCounts, DeepReport, Finding};
 type Column = (&'static str, fn(&DeepCounts) -> u64);
 
 /// What is counted.
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 8] = [
     ("Traces", |it| it.traces),
+    ("Calls in them", |it| it.trace_calls),
     ("Histories", |it| it.histories.histories),
     ("Calls in them", |it| it.histories.calls),
     ("Unanswered", |it| it.histories.unknown),

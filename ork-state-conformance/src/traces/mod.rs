@@ -7,6 +7,7 @@ mod steps;
 mod words;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
@@ -17,6 +18,9 @@ pub use histories::Histories;
 use player::Player;
 pub(crate) use processes::answer;
 use steps::{Step, traces};
+
+/// How many milliseconds may go into cutting a trace down.
+const SHRINKING: u32 = 5 * 60 * 1000;
 
 /// How many traces to play, and how long they are.
 #[derive(Debug, Clone, Copy)]
@@ -33,31 +37,35 @@ pub struct Traces {
 
 impl Traces {
     /// Plays them against fresh stores of each fixture and the model beside it: every answer and the whole state at the end must be what the model
-    /// says, and so all of them the same. The first trace that shows a difference is told.
+    /// says, and so all of them the same. The first trace that shows a difference is told. Gives how many calls were made of each store.
     ///
     /// # Errors
     /// A message with the shortest trace that was found, and where it differs.
-    pub async fn play(self, fixtures: Vec<Arc<dyn Fixture>>) -> Result<(), String> {
+    pub async fn play(self, fixtures: Vec<Arc<dyn Fixture>>) -> Result<u64, String> {
         // The runner blocks.
         let runtime = Handle::current();
         let played = tokio::task::spawn_blocking(move || self.play_blocking(&runtime, &fixtures));
         played.await.map_err(|error| error.to_string())?
     }
 
-    fn play_blocking(self, runtime: &Handle, fixtures: &[Arc<dyn Fixture>]) -> Result<(), String> {
+    fn play_blocking(self, runtime: &Handle, fixtures: &[Arc<dyn Fixture>]) -> Result<u64, String> {
+        let calls = AtomicU64::new(0);
         let config = Config {
             cases: self.count,
             // Nothing is written anywhere: the seed is enough to play them again.
             failure_persistence: None,
             max_shrink_iters: if self.shrinks { 3000 } else { 0 },
+            max_shrink_time: SHRINKING,
             ..Config::default()
         };
         let mut runner = TestRunner::new_with_rng(config, rng_of(self.seed));
         let played = runner.run(&traces(self.length), |steps| {
-            runtime.block_on(play(fixtures, &steps)).map_err(TestCaseError::fail)
+            let made = runtime.block_on(play(fixtures, &steps)).map_err(TestCaseError::fail)?;
+            calls.fetch_add(made, Ordering::Relaxed);
+            Ok(())
         });
         match played {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(calls.into_inner()),
             Err(TestError::Abort(reason)) => Err(format!("the traces were given up: {reason}")),
             Err(TestError::Fail(reason, steps)) => {
                 let lines: Vec<String> =
@@ -69,8 +77,8 @@ impl Traces {
     }
 }
 
-/// Plays one trace against a fresh store of each, and compares what they said.
-async fn play(fixtures: &[Arc<dyn Fixture>], steps: &[Step]) -> Result<(), String> {
+/// Plays one trace against a fresh store of each, and compares what they said. Gives how many calls were made of each.
+async fn play(fixtures: &[Arc<dyn Fixture>], steps: &[Step]) -> Result<u64, String> {
     let mut first: Option<(&str, Vec<String>)> = None;
     for fixture in fixtures {
         let on = |divergence| format!("{}: {divergence}", fixture.backend());
@@ -84,7 +92,7 @@ async fn play(fixtures: &[Arc<dyn Fixture>], steps: &[Step]) -> Result<(), Strin
             return Err(format!("{other}: {one}\n{}: {another}", fixture.backend()));
         }
     }
-    Ok(())
+    Ok(first.map_or(0, |(_, said)| said.len() as u64))
 }
 
 fn rng_of(seed: u64) -> TestRng {

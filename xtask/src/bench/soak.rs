@@ -266,20 +266,20 @@ async fn look(db: Arc<dyn Database>) -> Result<(), AnyError> {
         each.tick().await;
         db.stats().await?;
         for run in db.list_runs(ListRuns::default()).await?.items {
-            for task in
-                db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await?.items.iter().take(1)
-            {
-                gone_is_fine(db.read_log(task.id, LogRange::new(LogPosition::Offset(0), 1024)?).await)?;
+            let tasks = there(db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await)?;
+            if let Some(task) = tasks.as_ref().and_then(|tasks| tasks.items.first()) {
+                there(db.read_log(task.id, LogRange::new(LogPosition::Offset(0), 1024)?).await)?;
             }
         }
     }
 }
 
 /// What was listed may be pruned by now.
-fn gone_is_fine<T>(answer: ork_state_api::Result<T>) -> Result<(), AnyError> {
+fn there<T>(answer: ork_state_api::Result<T>) -> Result<Option<T>, AnyError> {
     match answer {
-        Err(error) if !matches!(error.kind(), ErrorKind::NotFound { .. }) => Err(error.into()),
-        _ => Ok(()),
+        Ok(found) => Ok(Some(found)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
