@@ -17,15 +17,19 @@ const ROUNDS: usize = 100;
 
 pub(super) async fn measure(bench: &Bench) -> std::result::Result<Outcome, AnyError> {
     let largest = bench.size(1_000_000, 10_000);
+    let (small, workflow) = open(bench).await?;
+    start(&*small.db, workflow).await?;
     let (store, workflow) = open(bench).await?;
-    let (mut pending, mut claims, mut lives) = (0, Vec::new(), Vec::new());
+    let (mut pending, mut claims, mut beside, mut lives) = (0, Vec::new(), Vec::new(), Vec::new());
     let mut size = RUN;
     while size <= largest {
         while pending < size {
             start(&*store.db, workflow).await?;
             pending += RUN;
         }
-        claims.push(Point { at: size as f64, spread: Spread::of(claim_and_release(&*store.db).await?) });
+        let turns = in_turns(&*store.db, &*small.db).await?;
+        claims.push(Point { at: size as f64, spread: turns.claims });
+        beside.push(Point { at: size as f64, spread: turns.small });
         if size <= 100_000 {
             lives.push(Point { at: size as f64, spread: lifecycles(bench, &store, workflow).await? });
         }
@@ -39,15 +43,16 @@ pub(super) async fn measure(bench: &Bench) -> std::result::Result<Outcome, AnyEr
         store.db.pause_run(run).await?;
     }
     start(&*store.db, workflow).await?;
-    let paused = Spread::of(claim_and_release(&*store.db).await?);
+    let paused = in_turns(&*store.db, &*small.db).await?;
 
     let mut verdicts = Vec::new();
-    if let [first, .., last] = claims.as_slice() {
-        let against = |spread: &Spread| ratio(spread, &first.spread);
+    if let Some((last, small)) = claims.last().zip(beside.last()) {
         let figure = format!("p50 of a claim at {} pending against that at 1,000", super::number(last.at));
-        verdicts.push(Verdict::new(figure, against(&last.spread), "×", Wanted::AtMost(1.3)));
+        let against = ratio(&last.spread, &small.spread);
+        verdicts.push(Verdict::new(figure, against, "×", Wanted::AtMost(1.3)));
         let figure = "p50 of a claim beside 100,000 in paused runs against that at 1,000 pending";
-        verdicts.push(Verdict::new(figure, against(&paused), "×", Wanted::AtMost(1.3)));
+        let against = ratio(&paused.claims, &paused.small);
+        verdicts.push(Verdict::new(figure, against, "×", Wanted::AtMost(1.3)));
     }
     for &(pending, before, wanted) in present_design(bench.backend()) {
         if let Some(life) = lives.iter().find(|point| point.at == pending) {
@@ -60,15 +65,16 @@ pub(super) async fn measure(bench: &Bench) -> std::result::Result<Outcome, AnyEr
         }
     }
     let line = |name: &str, unit, points| Series { name: name.to_owned(), unit, over: "pending", points };
-    let paused = vec![Point { at: bench.size(100, 10) as f64 * RUN as f64, spread: paused }];
+    let paused = vec![Point { at: bench.size(100, 10) as f64 * RUN as f64, spread: paused.claims }];
     Ok(Outcome {
         target: "P1",
         scenario: String::new(),
-        title: "100 tasks are claimed, and given back; between that, whole lives of 10,000 tasks beside the same backlog",
+        title: "100 tasks are claimed, and given back, in turns with a store where 1,000 are pending; between that, whole lives of 10,000 tasks beside the same backlog",
         backend: bench.backend().to_owned(),
         parameters: vec![("tasks a claim", CLAIM.to_string()), ("rounds", ROUNDS.to_string())],
         series: vec![
             line("claim", "ms", claims),
+            line("claim at 1,000 pending, in turns with it", "ms", beside),
             line("claim, all others in paused runs", "ms", paused),
             line("whole lives", "tasks/s", lives),
         ],
@@ -92,18 +98,30 @@ async fn open(bench: &Bench) -> std::result::Result<(Store, WorkflowId), AnyErro
     Ok((store, workflow))
 }
 
-/// Milliseconds of each claim.
-async fn claim_and_release(db: &dyn Database) -> Result<Vec<f64>> {
-    let mut samples = Vec::with_capacity(ROUNDS);
+/// Milliseconds of a claim in a store, and in a small one, taken in turns: what else goes on touches both.
+struct Turns {
+    claims: Spread,
+    small: Spread,
+}
+
+async fn in_turns(store: &dyn Database, small: &dyn Database) -> Result<Turns> {
+    let (mut claims, mut others) = (Vec::with_capacity(ROUNDS), Vec::with_capacity(ROUNDS));
     for round in 0..WARM_UP + ROUNDS {
-        let (claimed, millis) = timed(db.claim_tasks(claim("bench", CLAIM)?)).await?;
+        let pair = [claim_and_release(small).await?, claim_and_release(store).await?];
         if round >= WARM_UP {
-            samples.push(millis);
+            others.push(pair[0]);
+            claims.push(pair[1]);
         }
-        let released = claimed.iter().map(|task| TaskUpdate::released(task.claim)).collect();
-        db.update_tasks(TaskUpdates::new(released)?).await?;
     }
-    Ok(samples)
+    Ok(Turns { claims: Spread::of(claims), small: Spread::of(others) })
+}
+
+/// Milliseconds of the claim.
+async fn claim_and_release(db: &dyn Database) -> Result<f64> {
+    let (claimed, millis) = timed(db.claim_tasks(claim("bench", CLAIM)?)).await?;
+    let released = claimed.iter().map(|task| TaskUpdate::released(task.claim)).collect();
+    db.update_tasks(TaskUpdates::new(released)?).await?;
+    Ok(millis)
 }
 
 /// Tasks a second from the creation of runs to their end, four callers at once. As many as there were are pending afterwards.

@@ -14,6 +14,7 @@ mod html;
 mod lifecycle;
 mod logs;
 mod memory;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod old_transaction;
 mod open;
 mod processes;
@@ -94,7 +95,7 @@ enum Scenario {
     Open,
     /// P11: the file backend's journal.
     Compaction,
-    /// P13: PostgreSQL with an old transaction that keeps everything from being vacuumed.
+    /// P13: an old transaction that keeps everything from being vacuumed, or the WAL of SQLite from beginning anew.
     OldTransaction,
     /// M6: a store on its way through all backends.
     Copy,
@@ -207,7 +208,10 @@ async fn one(scenario: Scenario, bench: &Bench) -> Result<Option<Outcome>, AnyEr
         Scenario::Processes => processes::measure(bench).await,
         Scenario::Open => open::measure(bench).await,
         Scenario::Compaction => compaction::measure(bench).await,
+        #[cfg(any(feature = "postgres", feature = "sqlite"))]
         Scenario::OldTransaction => old_transaction::measure(bench).await,
+        #[cfg(not(any(feature = "postgres", feature = "sqlite")))]
+        Scenario::OldTransaction => Ok(None),
         Scenario::Handouts => handouts::measure(bench).await,
         Scenario::Failures => failures::measure(bench).await,
         Scenario::Copy | Scenario::Soak => Ok(None),

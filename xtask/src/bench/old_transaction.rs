@@ -1,44 +1,37 @@
-//! What queues in PostgreSQL die of: a transaction that stays open, so that nothing that is deleted goes away.
+//! What queues in databases die of: a transaction that stays open, so that nothing that is deleted goes away (PostgreSQL), and the WAL cannot begin anew
+//! (SQLite).
 
-use super::AnyError;
-use super::figures::Outcome;
-use super::store::Bench;
+use ork_state_api::{TaskUpdate, TaskUpdates};
+use sqlx::{AnyConnection, Connection as _, Executor as _};
 
-#[cfg(not(feature = "postgres"))]
-pub(super) async fn measure(_: &Bench) -> Result<Option<Outcome>, AnyError> {
-    Ok(None)
-}
+use super::figures::{Outcome, Point, Series, Spread, Verdict, Wanted};
+use super::queue::applied;
+use super::store::{self, Bench, claim};
+use super::{AnyError, ratio, timed};
 
-#[cfg(feature = "postgres")]
+const RUN: usize = 1000;
+const CLAIM: usize = 100;
+
 pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> {
-    use std::str::FromStr as _;
-
-    use ork_state_api::{TaskUpdate, TaskUpdates};
-    use sqlx::postgres::PgConnectOptions;
-    use sqlx::{ConnectOptions as _, Executor as _};
-
-    use super::figures::{Point, Series, Spread, Verdict, Wanted};
-    use super::queue::applied;
-    use super::store::{self, claim};
-    use super::{ratio, timed};
-
-    const RUN: usize = 1000;
-    const CLAIM: usize = 100;
-
-    if bench.backend() != "postgres" {
-        return Ok(None);
-    }
-    let runs = bench.size(1000, 20);
+    let (runs, wanted) = match bench.backend() {
+        "postgres" => (bench.size(1000, 20), Some(Wanted::AtMost(3.0))),
+        "sqlite" => (bench.size(200, 20), None),
+        // The others have no transactions that stay open.
+        _ => return Ok(None),
+    };
     let store = bench.store().await?;
     let db = &*store.db;
     let workflow = store::workflow(db, "old", RUN, 1).await?;
     for _ in 0..2 {
         store::start(db, workflow).await?;
     }
-    let mut old = PgConnectOptions::from_str(&store.url())?.connect().await?;
+    sqlx::any::install_default_drivers();
+    let mut old = AnyConnection::connect(&store.url()).await?;
     // It sees what there is now, for as long as it is open.
-    old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM tasks").await?;
-    let (mut tenths, mut samples) = (Vec::new(), Vec::new());
+    let begin = if bench.backend() == "postgres" { "BEGIN ISOLATION LEVEL REPEATABLE READ" } else { "BEGIN" };
+    old.execute(begin).await?;
+    old.execute("SELECT count(*) FROM tasks").await?;
+    let (mut tenths, mut wal, mut samples) = (Vec::new(), Vec::new(), Vec::new());
     for run in 1..=runs {
         store::start(db, workflow).await?;
         for _ in 0..RUN / CLAIM {
@@ -48,8 +41,9 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
             applied(&db.update_tasks(TaskUpdates::new(updates)?).await?)?;
         }
         if run % (runs / 10) == 0 {
-            let spread = Spread::of(std::mem::take(&mut samples));
-            tenths.push(Point { at: (run * RUN) as f64, spread });
+            let at = (run * RUN) as f64;
+            tenths.push(Point { at, spread: Spread::of(std::mem::take(&mut samples)) });
+            wal.extend(wal_mib(&store.url()).map(|mib| Point { at, spread: Spread::of(vec![mib]) }));
         }
     }
     old.execute("ROLLBACK").await?;
@@ -57,19 +51,35 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
         [first, .., last] => ratio(&last.spread, &first.spread),
         _ => f64::NAN,
     };
+    let figure = "p50 of a claim in the last tenth against the first";
+    let mut verdicts = vec![Verdict::new(figure, against, "×", wanted)];
+    if !wal.is_empty() {
+        // What is written next finds that nobody reads what is in it any more.
+        for _ in 0..2 {
+            store::start(db, workflow).await?;
+        }
+        let mib = wal_mib(&store.url()).unwrap_or(f64::NAN);
+        verdicts.push(Verdict::new("the WAL, two runs after the old transaction's end", mib, "MiB", None));
+    }
+    let line =
+        |name: &str, unit, points| Series { name: name.to_owned(), unit, over: "tasks so far", points };
+    let mut series = vec![line("claim", "ms", tenths), line("WAL", "MiB", wal)];
+    series.retain(|series| !series.points.is_empty());
     Ok(Some(Outcome {
         target: "P13",
         scenario: String::new(),
         title: "Tasks pass through, 100 a claim, while one old transaction stays open",
         backend: bench.backend().to_owned(),
         parameters: vec![("tasks", super::number((runs * RUN) as f64)), ("tasks a claim", CLAIM.to_string())],
-        series: vec![Series { name: "claim".into(), unit: "ms", over: "tasks so far", points: tenths }],
-        verdicts: vec![Verdict::new(
-            "p50 of a claim in the last tenth against the first",
-            against,
-            "×",
-            Wanted::AtMost(3.0),
-        )],
+        series,
+        verdicts,
         seconds: 0.0,
     }))
+}
+
+/// How long the WAL of a SQLite file is.
+fn wal_mib(url: &str) -> Option<f64> {
+    let path = url.strip_prefix("sqlite://")?;
+    let bytes = std::fs::metadata(format!("{path}-wal")).map_or(0, |file| file.len());
+    Some(bytes as f64 / 1024.0 / 1024.0)
 }
