@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use ork_state_api::{Error, Result};
 
-use crate::disk::sync_directory;
+use crate::disk::{sync_directory, sync_file};
 use crate::error::io_at;
 use crate::journal::{SNAPSHOT, encode, stage, staged, wait_for_lock, write_header};
 use crate::lock::{self, Locked};
@@ -26,6 +26,10 @@ use crate::state::Image;
 
 const FOLD: &str = "fold";
 const SEALED: &str = "sealed-";
+/// The snapshot before, on its way out.
+const OLD: &str = "snapshot.jsonl.old";
+/// So much of a file is freed at a time.
+const FREED_AT_ONCE: u64 = 16 << 20;
 
 /// A fold that is under way.
 #[derive(Debug)]
@@ -68,7 +72,9 @@ fn write_snapshot(directory: &Path, lock_timeout: Duration, seq: u64, image: &Im
         }
         Ok(())
     })?;
-    let (path, staged) = (directory.join(SNAPSHOT), staged(directory, SNAPSHOT));
+    let (path, staged, old) = (directory.join(SNAPSHOT), staged(directory, SNAPSHOT), directory.join(OLD));
+    // Without another name the one before would be freed under the lock, all of it at once.
+    let _ = fs::hard_link(&path, &old);
     let install = || {
         // Nobody reads the store meanwhile. The lock is that of this thread, not that of the engine.
         let _locked = wait_for_lock(directory, lock_timeout)?;
@@ -76,12 +82,39 @@ fn write_snapshot(directory: &Path, lock_timeout: Duration, seq: u64, image: &Im
             .and_then(|()| sync_directory(directory))
             .map_err(|source| io_at("write", &path, source))
     };
-    install().inspect_err(|_| drop(fs::remove_file(&staged)))?;
+    if let Err(error) = install() {
+        // Only the name: it may be the snapshot still.
+        let _ = fs::remove_file(&old);
+        let _ = fs::remove_file(&staged);
+        return Err(error);
+    }
+    // They are of no more use, but what stays does no harm.
+    let _ = remove(&old);
     for (_, path) in sealed(directory)?.into_iter().filter(|(last, _)| *last <= seq) {
-        // It is of no more use, but it does no harm.
-        let _ = fs::remove_file(path);
+        let _ = remove(&path);
     }
     Ok(())
+}
+
+/// Removes a file that may be large. It is made shorter before, step by step, because a file system that frees much at once keeps the syncs of others waiting
+/// meanwhile, those of the journal among them. But a process that [reads on](keep) in it reads it to its end.
+fn remove(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    if file.try_lock().is_ok() {
+        let mut length = file.metadata()?.len();
+        while length > 0 {
+            length = length.saturating_sub(FREED_AT_ONCE);
+            file.set_len(length)?;
+            sync_file(&file)?;
+        }
+    }
+    fs::remove_file(path)
+}
+
+/// Has a journal stay as it is for as long as this process has it open, also when others have folded it.
+pub(crate) fn keep(journal: &File) {
+    // Who does not get it reads the store anew when the journal has become shorter.
+    let _ = journal.try_lock_shared();
 }
 
 /// Keeps other processes from folding, unless one does.
@@ -92,13 +125,16 @@ pub(crate) fn lock_fold(directory: &Path) -> Result<Option<Locked>> {
     lock::try_now(&Arc::new(file), &path, File::try_lock)
 }
 
-/// Removes what a process that was killed had written of a snapshot, unless one is under way.
+/// Removes what a process that was killed had written of a snapshot, or not yet removed of the one before, unless one is under way.
 pub(crate) fn clean_up(directory: &Path) -> Result<()> {
-    let staged = staged(directory, SNAPSHOT);
-    if staged.exists()
+    let left = [staged(directory, SNAPSHOT), directory.join(OLD)];
+    if left.iter().any(|path| path.exists())
         && let Some(_only) = lock_fold(directory)?
     {
-        let _ = fs::remove_file(staged);
+        // Only the names: the old one may be the snapshot still.
+        for path in left {
+            let _ = fs::remove_file(path);
+        }
     }
     Ok(())
 }
@@ -142,5 +178,22 @@ mod tests {
         }
         let found: Vec<u64> = sealed(directory.path()).unwrap().into_iter().map(|(last, _)| last).collect();
         assert_eq!(found, [9, 100]);
+    }
+
+    #[test]
+    fn a_journal_that_a_process_has_open_is_removed_but_stays_whole_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(sealed_name(1));
+        let length = FREED_AT_ONCE * 5 / 2;
+        for (kept, left) in [(true, length), (false, 0)] {
+            File::create(&path).unwrap().set_len(length).unwrap();
+            let open = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            if kept {
+                keep(&open);
+            }
+            remove(&path).unwrap();
+            assert!(!path.exists());
+            assert_eq!(open.metadata().unwrap().len(), left);
+        }
     }
 }

@@ -385,6 +385,7 @@ impl Journal {
         }
         let path = self.directory.join(JOURNAL);
         let (mut file, there, header, begin) = open_with_header(&path)?;
+        fold::keep(&file);
         require_before(&path, header, seq)?;
         let Read { end, seq, .. } = read_lines(&path, &mut file, begin, seq, state)?;
         self.sync.file(&file, &path)?;
@@ -505,6 +506,7 @@ impl Journal {
         .map_err(|source| io_at("name", &sealed, source))?;
         self.name_journal()?;
         let (file, there, _, begin) = open_with_header(&path)?;
+        fold::keep(&file);
         if let Some(open) = &mut self.open {
             (open.file, open.inode) = (file, there.ino());
             (open.begin, open.end) = (begin, begin);
@@ -540,6 +542,7 @@ impl OpenJournal {
         if header.after != read.seq {
             return Ok(false);
         }
+        fold::keep(&file);
         // The process that gave it its name may have been killed before that was on disk.
         sync.directory(directory)?;
         (self.file, self.inode) = (file, there.ino());
