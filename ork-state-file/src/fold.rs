@@ -10,7 +10,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -96,19 +96,27 @@ fn write_snapshot(directory: &Path, lock_timeout: Duration, seq: u64, image: &Im
     Ok(())
 }
 
-/// Removes a file that may be large. It is made shorter before, step by step, because a file system that frees much at once keeps the syncs of others waiting
-/// meanwhile, those of the journal among them. But a process that [reads on](keep) in it reads it to its end.
+/// Removes a file that may be large.
 fn remove(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    if file.try_lock().is_ok() {
-        let mut length = file.metadata()?.len();
-        while length > 0 {
-            length = length.saturating_sub(FREED_AT_ONCE);
-            file.set_len(length)?;
-            sync_file(&file)?;
-        }
-    }
+    // What cannot be freed step by step is freed at once.
+    let _ = shorten(path);
     fs::remove_file(path)
+}
+
+/// Frees what is in a file, step by step: a file system that frees much at once keeps the syncs of others waiting meanwhile, those of the journal among
+/// them. But a journal that a process [has open](keep) stays whole, so that it is read to its end, and so does what has another name, such as in somebody's
+/// backup.
+fn shorten(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.try_lock()?;
+    let there = file.metadata()?;
+    let mut length = if there.nlink() == 1 { there.len() } else { 0 };
+    while length > 0 {
+        length = length.saturating_sub(FREED_AT_ONCE);
+        file.set_len(length)?;
+        sync_file(&file)?;
+    }
+    Ok(())
 }
 
 /// Has a journal stay as it is for as long as this process has it open, also when others have folded it.
@@ -195,5 +203,16 @@ mod tests {
             assert!(!path.exists());
             assert_eq!(open.metadata().unwrap().len(), left);
         }
+    }
+
+    #[test]
+    fn what_somebody_has_linked_to_stays_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, backup) = (directory.path().join(OLD), directory.path().join("backup"));
+        fs::write(&path, "lines").unwrap();
+        fs::hard_link(&path, &backup).unwrap();
+        remove(&path).unwrap();
+        assert!(!path.exists());
+        assert_eq!(fs::read_to_string(backup).unwrap(), "lines");
     }
 }
