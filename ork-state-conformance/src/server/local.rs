@@ -31,6 +31,7 @@ serve() {
 }
 place=$1
 number=0
+standby=
 serve "$1" "$2" "$place"
 server=$!
 while read -r order; do
@@ -54,13 +55,13 @@ while read -r order; do
         kill -QUIT $server
         wait $server
         rm -rf "$place/data"
-        server=$standby place=$next
+        server=$standby standby= place=$next
         pg_ctl promote -w -D "$place/data" >>"$1/log" 2>&1 && ln -sfn "$place/.s.PGSQL.5432" "$1/.s.PGSQL.5432"
         ;;
     esac && echo "done" || echo failed
 done
-kill -INT $server
-wait $server
+kill -INT $server $standby
+wait
 rm -rf "$1"
 "#;
 
