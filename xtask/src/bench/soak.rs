@@ -36,6 +36,8 @@ const KEPT: Duration = Duration::from_secs(10);
 const POINTS: usize = 12;
 /// The unit of what the store takes on disk.
 const STORED: &str = "MiB stored";
+/// From here on a time is long enough to be judged.
+const LONG: Duration = Duration::from_secs(10 * 60);
 /// How much more than early on is still flat.
 const FLAT: f64 = 1.1;
 
@@ -89,8 +91,9 @@ async fn soak(bench: &Bench, time: Duration) -> Result<Outcome, AnyError> {
     ];
     let flat = |series: &Series| {
         let name = format!("{} in the last twelfth of the time against the third", series.name);
-        // What is stored goes up and down between two foldings, vacuums or checkpoints: it is there to be looked at.
-        let wanted = (series.unit != STORED).then_some(Wanted::AtMost(FLAT));
+        // What is stored goes up and down between two foldings, vacuums or checkpoints: it is there to be looked at. So is all of a short time.
+        let judged = series.unit != STORED && time >= LONG;
+        let wanted = judged.then_some(Wanted::AtMost(FLAT));
         Verdict::new(name, growth(series), "×", wanted)
     };
     Ok(Outcome {
