@@ -182,25 +182,30 @@ pub(crate) fn staged(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.new"))
 }
 
-/// So much is written at a time.
+/// So much is written before it is synced.
 const SYNC_BYTES: usize = 256 << 10;
 
-/// A file that has what is written on disk at once: a file system that is given much to write at the end keeps the syncs of others
+/// A file that has what is written on disk soon: a file system that is given much to write at the end keeps the syncs of others
 /// waiting meanwhile, those of the journal among them.
 #[derive(Debug)]
-pub(crate) struct InSteps(File);
+pub(crate) struct InSteps {
+    file: File,
+    unsynced: usize,
+}
 
 impl Write for InSteps {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.0.write(bytes)?;
-        if written >= SYNC_BYTES {
-            self.0.sync_data()?;
+        let written = self.file.write(bytes)?;
+        self.unsynced += written;
+        if self.unsynced >= SYNC_BYTES {
+            sync_file(&self.file)?;
+            self.unsynced = 0;
         }
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.file.flush()
     }
 }
 
@@ -213,9 +218,9 @@ pub(crate) fn stage(
     let staged = staged(directory, name);
     let stage = || {
         let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged)?;
-        let mut file = BufWriter::with_capacity(SYNC_BYTES, InSteps(file));
+        let mut file = BufWriter::with_capacity(SYNC_BYTES, InSteps { file, unsynced: 0 });
         write(&mut file)?;
-        sync_file(&file.into_inner().map_err(io::IntoInnerError::into_error)?.0)
+        sync_file(&file.into_inner().map_err(io::IntoInnerError::into_error)?.file)
     };
     stage().map_err(|source| {
         let _ = fs::remove_file(&staged);

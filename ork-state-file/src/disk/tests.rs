@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -6,6 +7,7 @@ use ork_state_api::copy::compare;
 use ork_state_api::*;
 use tempfile::TempDir;
 
+use crate::journal::stage;
 use crate::{FileDatabase, FileOptions};
 
 /// A disk that has only what was synced.
@@ -372,4 +374,22 @@ async fn a_commit_is_one_sync_and_as_many_bytes_however_much_there_is() {
     assert_eq!(syncs_of_many, 2);
     assert!(few.abs_diff(many) < 50, "{few} and {many} bytes");
     assert!(few < 20 * 600, "{} bytes a task and step", few / 20);
+}
+
+/// A large file is on disk bit by bit while it is written, whatever the pieces are: what is left for the last sync keeps other syncs waiting.
+#[test]
+fn what_is_staged_is_synced_as_it_is_written() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = forgetful::watch(root.path());
+    let syncs = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counted = syncs.clone();
+    disk.lock().unwrap().before = Some(Box::new(move || {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }));
+    // None of these lines fills a whole number of buffers.
+    let (line, lines) = (vec![b'.'; 40_001], 100);
+    stage(root.path(), "large", |file| (0..lines).try_for_each(|_| file.write_all(&line))).unwrap();
+    let syncs = syncs.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(syncs >= 4_000_000 / (2 * 256 * 1024), "{syncs} syncs");
 }
