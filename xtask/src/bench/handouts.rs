@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use ork_state_api::{
-    ClaimTasks, Dag, Label, LeaseTime, Limit, NewWorkflow, RunStatus, TaskId, TaskName, TaskSpec, TaskStatus,
-    TaskUpdate, TaskUpdates, Timestamp, Token, UpdateOutcome,
+    ClaimTasks, Label, LeaseTime, Limit, NewWorkflow, RunStatus, TaskId, TaskStatus, TaskUpdate, TaskUpdates,
+    Timestamp, Token, UpdateOutcome,
 };
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -73,7 +73,9 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     }
     let runs = bench.size(100, 3);
     let store = bench.store().await?;
-    let workflow = store.db.create_workflow(NewWorkflow::new("handouts".parse()?, dag()?)).await?.id;
+    // A lapsed lease costs an attempt.
+    let dag = store::retried_chains(RUN, 10, 1000)?;
+    let workflow = store.db.create_workflow(NewWorkflow::new("handouts".parse()?, dag)).await?.id;
     for _ in 0..runs {
         store::start(&*store.db, workflow).await?;
     }
@@ -153,18 +155,6 @@ impl Book {
         }
         wrong
     }
-}
-
-fn dag() -> Result<Dag, AnyError> {
-    let names: Vec<TaskName> =
-        (0..RUN).map(|number| format!("t{number:03}").parse()).collect::<Result<_, _>>()?;
-    let mut specs = Vec::new();
-    for (number, name) in names.iter().enumerate() {
-        // A lapsed lease costs an attempt.
-        let spec = TaskSpec::new(name.clone(), "process".parse()?).with_max_retries(1000);
-        specs.push(if number % 10 == 0 { spec } else { spec.after([names[number - 1].clone()]) });
-    }
-    Ok(Dag::new(specs)?)
 }
 
 /// One process from its start to its end; says all that it told, and whether it was killed.

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use ork_state_api::{
-    ClaimJobs, ClaimTasks, ClaimedTask, Dag, Database, DeferTask, Delay, ErrorKind, Heartbeat, JobUpdate,
+    ClaimJobs, ClaimTasks, ClaimedTask, Database, DeferTask, Delay, ErrorKind, Heartbeat, JobUpdate,
     JobUpdates, Json, LeaseTime, Limit, ListRuns, ListTasks, LogChunk, LogPosition, LogRange, NewDeferredJob,
-    NewWorkflow, PageRequest, Prune, TaskName, TaskSpec, TaskUpdate, TaskUpdates, Text, Topic, WorkflowId,
+    NewWorkflow, PageRequest, Prune, TaskUpdate, TaskUpdates, Text, Topic, WorkflowId,
 };
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -63,7 +63,8 @@ pub(super) async fn measure(
 
 async fn soak(bench: &Bench, time: Duration) -> Result<Outcome, AnyError> {
     let store = bench.store().await?;
-    let workflow = store.db.create_workflow(NewWorkflow::new("soak".parse()?, dag()?)).await?.id;
+    let dag = store::retried_chains(RUN, 5, 3)?;
+    let workflow = store.db.create_workflow(NewWorkflow::new("soak".parse()?, dag)).await?.id;
     let mut other = Other::start(&Role::Soak { url: store.url(), workflow, seconds: time.as_secs() })?;
     let begun = Instant::now();
     let mut samples: Vec<(f64, Sample, f64)> = Vec::new();
@@ -156,17 +157,6 @@ async fn stored_kib(url: &str) -> Result<f64, AnyError> {
     // One that is gone by now takes nothing.
     let lengths = files.iter().filter_map(|file| std::fs::metadata(file).ok()).map(|file| file.len());
     Ok(lengths.sum::<u64>() as f64 / 1024.0)
-}
-
-fn dag() -> Result<Dag, AnyError> {
-    let names: Vec<TaskName> =
-        (0..RUN).map(|number| format!("t{number:02}").parse()).collect::<Result<_, _>>()?;
-    let mut specs = Vec::new();
-    for (number, name) in names.iter().enumerate() {
-        let spec = TaskSpec::new(name.clone(), "process".parse()?).with_max_retries(3);
-        specs.push(if number % 5 == 0 { spec } else { spec.after([names[number - 1].clone()]) });
-    }
-    Ok(Dag::new(specs)?)
 }
 
 /// What the workers have done by now.

@@ -65,11 +65,16 @@ pub(super) fn claim(owner: &str, limit: usize) -> ork_state_api::Result<ClaimTas
 
 /// Tasks in chains of this length; 1 is none that waits for another.
 pub(super) fn chains(tasks: usize, length: usize) -> ork_state_api::Result<Dag> {
+    retried_chains(tasks, length, 0)
+}
+
+/// The same, of tasks that are tried again so often.
+pub(super) fn retried_chains(tasks: usize, length: usize, retries: u32) -> ork_state_api::Result<Dag> {
     let names: Vec<TaskName> =
         (0..tasks).map(|number| format!("task-{number:05}").parse()).collect::<Result<_, _>>()?;
     let executor: ork_state_api::Label = "process".parse()?;
     let spec = |number: usize| {
-        let spec = TaskSpec::new(names[number].clone(), executor.clone());
+        let spec = TaskSpec::new(names[number].clone(), executor.clone()).with_max_retries(retries);
         if number.is_multiple_of(length) { spec } else { spec.after([names[number - 1].clone()]) }
     };
     Dag::new((0..tasks).map(spec))
