@@ -150,7 +150,17 @@ impl PostgresServer {
         };
         match failure {
             ServerFailure::Crash if process => self.order(Order::Crash).await?,
-            ServerFailure::Failover if process => self.fail_over().await?,
+            ServerFailure::Failover if process => {
+                if let Err(error) = self.fail_over().await {
+                    // Else every commit would wait for a standby for ever.
+                    for undo in ["ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"] {
+                        self.administer(undo.to_owned())
+                            .await
+                            .map_err(|undoing| format!("{error}; {undoing}"))?;
+                    }
+                    return Err(error);
+                }
+            }
             ServerFailure::ConnectionsCut if ours => {
                 let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                            WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
