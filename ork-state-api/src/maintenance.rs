@@ -169,7 +169,8 @@ pub trait Maintenance:
     ///
     /// **M2** One call deletes at most `limit` runs, so that it holds nothing up for long: call it until fewer come back. Live runs, and
     /// those that ended later than so long ago, stay. The idempotency keys of deleted runs are free again. It may pass over a run that another
-    /// call is just at.
+    /// call is just at. The space of long logs may be freed in steps after their runs are gone, while others write; what a call that is dropped or
+    /// killed leaves of that, the next one frees.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).

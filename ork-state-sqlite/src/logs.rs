@@ -5,12 +5,14 @@ use ork_state_api::{
     CappedAppend, Entity, Error, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Result, TaskId,
     log_cap_note,
 };
+use serde_json::Value;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::SqliteDatabase;
+use crate::batch;
 use crate::error::Attempt;
-use crate::rows::{Cells, bytes};
+use crate::rows::{Cells, bytes, hex};
 
 #[async_trait]
 impl LogStore for SqliteDatabase {
@@ -34,6 +36,54 @@ async fn length(connection: &mut SqliteConnection, task: TaskId) -> Attempt<u64>
     Ok(Cells::new(&row, "task_logs").number("length")?)
 }
 
+/// How much is freed in one transaction, at most, but for a chunk that is longer.
+const FREED_AT_ONCE: i64 = 4 << 20;
+
+/// Chunks of deleted logs, and whose they are.
+pub(crate) const DELETED: &str = "SELECT d.task_id, c.rowid AS chunk, length(c.data) AS bytes
+     FROM deleted_logs AS d LEFT JOIN task_log_chunks AS c ON c.task_id = d.task_id
+     LIMIT 4000";
+
+impl SqliteDatabase {
+    /// Frees the logs of deleted tasks, step by step, so that others write in between and the WAL stays short. It stops where a step
+    /// fails: the deletion itself is done, and the next one frees what is left.
+    pub(crate) async fn free_deleted_logs(&self) {
+        while let Ok(true) = self.write(|connection| Box::pin(free_some(connection))).await {}
+    }
+}
+
+/// Whether there is anything to free.
+pub(crate) async fn any_deleted(connection: &mut SqliteConnection) -> Attempt<bool> {
+    const ANY: &str = "SELECT EXISTS (SELECT 1 FROM deleted_logs)";
+    Ok(sqlx::query_scalar(ANY).fetch_one(connection).await?)
+}
+
+/// Frees a part of what was deleted; says whether there is more.
+async fn free_some(connection: &mut SqliteConnection) -> Attempt<bool> {
+    const FREE: &str = "DELETE FROM task_log_chunks WHERE rowid IN (SELECT value FROM json_each(?1))";
+    const FORGET: &str = "DELETE FROM deleted_logs WHERE task_id IN (SELECT unhex(value) FROM json_each(?1))
+         AND NOT EXISTS (SELECT 1 FROM task_log_chunks AS c WHERE c.task_id = deleted_logs.task_id)";
+    let (mut tasks, mut chunks, mut freed) = (Vec::new(), Vec::new(), 0);
+    for row in sqlx::query(DELETED).fetch_all(&mut *connection).await? {
+        let cells = Cells::new(&row, "deleted_logs").identified_by("task_id");
+        let task = Value::from(hex(cells.uuid("task_id")?));
+        if tasks.last() != Some(&task) {
+            tasks.push(task);
+        }
+        let Some(chunk) = cells.optional::<i64>("chunk")? else { continue };
+        chunks.push(Value::from(chunk));
+        freed += cells.required::<i64>("bytes")?;
+        if freed >= FREED_AT_ONCE {
+            break;
+        }
+    }
+    if !chunks.is_empty() {
+        sqlx::query(FREE).bind(batch::json(&chunks)?).execute(&mut *connection).await?;
+    }
+    sqlx::query(FORGET).bind(batch::json(&tasks)?).execute(&mut *connection).await?;
+    any_deleted(connection).await
+}
+
 async fn append(
     connection: &mut SqliteConnection,
     task: TaskId,
@@ -54,7 +104,7 @@ async fn append(
     if !chunk.is_empty() {
         let task = bytes(task.as_uuid());
         sqlx::query(GROW).bind(task.clone()).bind(to_i64(length)).execute(&mut *connection).await?;
-        let keep_prepared = crate::batch::is_small(chunk.len());
+        let keep_prepared = batch::is_small(chunk.len());
         sqlx::query(CHUNK)
             .bind(task)
             .bind(to_i64(start))

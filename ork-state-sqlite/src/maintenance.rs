@@ -14,6 +14,7 @@ use crate::SqliteDatabase;
 use crate::batch;
 use crate::counts::count_ended;
 use crate::error::Attempt;
+use crate::logs;
 use crate::rows::{Cells, hex};
 use crate::runs::delete_runs_sql;
 use crate::schema::{self, Migrate};
@@ -39,10 +40,18 @@ impl Maintenance for SqliteDatabase {
 
     async fn prune(&self, prune: Prune) -> Result<Pruned> {
         let clock = self.clock();
-        self.write(move |connection| {
-            Box::pin(async move { delete_ended(connection, prune, clock.now()).await })
-        })
-        .await
+        let (pruned, left) = self
+            .write(move |connection| {
+                Box::pin(async move {
+                    let pruned = delete_ended(connection, prune, clock.now()).await?;
+                    Ok((pruned, logs::any_deleted(connection).await?))
+                })
+            })
+            .await?;
+        if left {
+            self.free_deleted_logs().await;
+        }
+        Ok(pruned)
     }
 
     async fn stats(&self) -> Result<Stats> {
@@ -275,6 +284,12 @@ const CHECKS: &[Check] = &[
         sql: "SELECT task_id FROM task_logs WHERE task_id NOT IN (SELECT id FROM tasks)",
     },
     Check {
+        rule: "W3",
+        entity: "deleted_logs",
+        problem: "has a row for a task that is there",
+        sql: "SELECT task_id FROM deleted_logs WHERE task_id IN (SELECT id FROM tasks)",
+    },
+    Check {
         rule: "L2",
         entity: "task_logs",
         problem: "has another length than its chunks, or chunks with a gap between them",
@@ -283,6 +298,7 @@ const CHECKS: &[Check] = &[
                       lag(start_offset + length(data), 1, 0)
                           OVER (PARTITION BY task_id ORDER BY start_offset) AS expected
                   FROM task_log_chunks
+                  WHERE task_id NOT IN (SELECT task_id FROM deleted_logs)
               ) AS c
               LEFT JOIN task_logs AS g ON g.task_id = c.task_id
               GROUP BY c.task_id

@@ -57,6 +57,13 @@ async fn runs_are_deleted_by_index() {
     }
 }
 
+/// The list of deleted logs is read from its beginning.
+#[tokio::test]
+async fn deleted_logs_are_freed_by_index() {
+    let search = "SEARCH c USING INDEX sqlite_autoindex_task_log_chunks_1 (task_id=?) LEFT-JOIN";
+    assert_eq!(plan(logs::DELETED).await, ["SCAN d", search]);
+}
+
 /// But for batches, which are read as they come.
 fn only_searches(plan: &[String]) {
     for step in plan {

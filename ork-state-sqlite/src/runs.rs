@@ -472,14 +472,17 @@ fn unless_already(run: Run, wanted: RunStatus) -> Attempt<Run> {
 }
 
 /// The statements that delete runs with all that is theirs, in this order; the last two delete the tasks and the runs themselves. Which
-/// runs says a query that gives their ids and has one parameter, `?1`. The runs must have been taken out of the counts.
+/// runs says a query that gives their ids and has one parameter, `?1`. The runs must have been taken out of the counts. The chunks of
+/// their logs stay for [`free_deleted_logs`](SqliteDatabase::free_deleted_logs).
 macro_rules! delete_runs_sql {
     ($runs:literal) => {
         [
             concat!(
-                "DELETE FROM task_log_chunks WHERE task_id IN (SELECT id FROM tasks WHERE run_id IN (",
+                "INSERT INTO deleted_logs (task_id)
+                 SELECT t.id FROM tasks AS t
+                 WHERE t.run_id IN (",
                 $runs,
-                "))"
+                ") AND EXISTS (SELECT 1 FROM task_log_chunks AS c WHERE c.task_id = t.id)"
             ),
             concat!(
                 "DELETE FROM task_logs WHERE task_id IN (SELECT id FROM tasks WHERE run_id IN (",

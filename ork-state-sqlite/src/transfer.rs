@@ -73,6 +73,10 @@ async fn finish(connection: &mut SqliteConnection) -> Attempt<()> {
     if progress(connection).await?.is_none() {
         return Err(no_import().into());
     }
+    // The store is empty, so all of them are what deletions left; the tasks may come again.
+    for forget in ["DELETE FROM task_log_chunks", "DELETE FROM deleted_logs"] {
+        sqlx::query(forget).execute(&mut *connection).await?;
+    }
     for statement in TAKE_IN {
         sqlx::query(statement).execute(&mut *connection).await?;
     }

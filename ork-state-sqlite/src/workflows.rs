@@ -90,7 +90,9 @@ impl WorkflowStore for SqliteDatabase {
     }
 
     async fn delete_workflow(&self, id: WorkflowId) -> Result<()> {
-        self.write(move |connection| Box::pin(delete(connection, id))).await
+        self.write(move |connection| Box::pin(delete(connection, id))).await?;
+        self.free_deleted_logs().await;
+        Ok(())
     }
 }
 

@@ -11,8 +11,9 @@ use std::time::Duration;
 use ork_state_api::{
     Claim, ClaimJobs, ClaimTasks, Dag, Database, DeferTask, DeferredJobStore, Delay, ErrorKind, Found, Json,
     LeaseTime, Limit, ListTasks, LogChunk, LogPosition, LogRange, LogStore, Maintenance, ManualClock,
-    NewDeferredJob, NewRun, NewWorkflow, PageRequest, Result, RetryRun, RunStatus, RunStore, StartRun,
-    TaskSpec, TaskStatus, TaskStore, TaskUpdate, TaskUpdates, Text, Topic, UpdateOutcome, WorkflowStore,
+    NewDeferredJob, NewRun, NewWorkflow, PageRequest, Prune, Pruned, Result, RetryRun, RunStatus, RunStore,
+    StartRun, TaskSpec, TaskStatus, TaskStore, TaskUpdate, TaskUpdates, Text, Topic, UpdateOutcome,
+    WorkflowStore,
 };
 use ork_state_sqlite::{SqliteDatabase, SqliteOptions};
 use sqlx::ConnectOptions as _;
@@ -628,4 +629,85 @@ async fn an_update_of_what_cannot_be_read_does_not_touch_those_that_wait_with_it
     let bad = bad.unwrap_err();
     assert!(matches!(bad.kind(), ErrorKind::Corrupt { column, .. } if column == "status"), "{bad}");
     assert_eq!(good.unwrap().outcomes, [UpdateOutcome::Applied { status: TaskStatus::Success }]);
+}
+
+/// A run of one task that has ended and has printed so many chunks of 1 KiB.
+async fn ended_with_log(store: &Store, chunks: i64) -> ork_state_api::Run {
+    let run = started(&store.db, vec![task("a", &[])]).await;
+    let claimed = claim(&store.db, 1).await;
+    update(&store.db, vec![TaskUpdate::succeeded(claimed[0].claim, None)]).await;
+    let mut connection = raw(&store.path()).await;
+    for statement in [
+        "INSERT INTO task_logs SELECT id, ?2 * 1024 FROM tasks WHERE run_id = ?1",
+        "INSERT INTO task_log_chunks
+         WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < ?2)
+         SELECT id, n * 1024, zeroblob(1024) FROM tasks, numbers WHERE run_id = ?1",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+    ] {
+        let query = sqlx::query(statement).bind(run.id.as_uuid().as_bytes().to_vec()).bind(chunks);
+        query.execute(&mut connection).await.unwrap();
+    }
+    run
+}
+
+async fn count(store: &Store, table: &'static str) -> i64 {
+    let statement = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
+    sqlx::query_scalar(statement).fetch_one(&mut raw(&store.path()).await).await.unwrap()
+}
+
+fn all_ended() -> Prune {
+    Prune { ended_before: Duration::ZERO, limit: Limit::new(10).unwrap() }
+}
+
+/// Rule M2: in one transaction it would hold up all who write for seconds a gigabyte, and the WAL would be longer than the log.
+#[rstest::rstest]
+#[case::prune(false)]
+#[case::delete_workflow(true)]
+#[tokio::test]
+async fn a_long_log_is_freed_in_steps_after_its_run_is_gone(#[case] with_its_workflow: bool) {
+    const LOG: i64 = 64 << 20;
+    let store = Store::new().await;
+    let run = ended_with_log(&store, LOG / 1024).await;
+    store.clock.advance(Duration::from_secs(1));
+    if with_its_workflow {
+        store.db.delete_workflow(run.workflow).await.unwrap();
+    } else {
+        assert_eq!(store.db.prune(all_ended()).await.unwrap(), Pruned { runs: 1, tasks: 1 });
+    }
+    assert_eq!(count(&store, "task_log_chunks").await, 0);
+    assert_eq!(count(&store, "deleted_logs").await, 0);
+    let wal = std::fs::metadata(store.path().with_extension("db-wal")).unwrap().len();
+    assert!(wal < LOG as u64 / 4, "the WAL has {wal} bytes");
+}
+
+/// Rule M2: as when its process is killed between two steps.
+#[tokio::test]
+async fn what_a_deletion_left_of_a_log_is_no_damage_and_goes_with_the_next() {
+    let store = Store::new().await;
+    ended_with_log(&store, 3).await;
+    store.clock.advance(Duration::from_secs(1));
+    let leave = "INSERT INTO deleted_logs SELECT id FROM tasks;
+        DELETE FROM task_logs; DELETE FROM task_edges; DELETE FROM tasks; DELETE FROM runs; DELETE FROM ended_counts;";
+    store.sql(leave).await;
+    assert_eq!(store.db.verify().await.unwrap(), []);
+    assert_eq!(store.db.prune(all_ended()).await.unwrap(), Pruned::default());
+    assert_eq!(count(&store, "task_log_chunks").await, 0);
+    assert_eq!(count(&store, "deleted_logs").await, 0);
+}
+
+/// Rule M6: the task may come back with its id.
+#[tokio::test]
+async fn what_a_deletion_left_of_a_log_does_not_mix_with_what_is_imported() {
+    let (from, to) = (Store::new().await, Store::new().await);
+    let run = ended_with_log(&from, 3).await;
+    ork_state_api::copy::copy(&from.db, &to.db, |_| {}).await.unwrap();
+    let leave = "INSERT INTO deleted_logs SELECT id FROM tasks;
+        DELETE FROM task_logs; DELETE FROM task_edges; DELETE FROM tasks; DELETE FROM runs; DELETE FROM ended_counts;
+        DELETE FROM workflow_snapshots; DELETE FROM workflows;";
+    to.sql(leave).await;
+    ork_state_api::copy::copy(&from.db, &to.db, |_| {}).await.unwrap();
+    assert_eq!(to.db.verify().await.unwrap(), []);
+    assert_eq!(count(&to, "deleted_logs").await, 0);
+    assert_eq!(count(&to, "task_log_chunks").await, 1);
+    assert_eq!(to.db.get_run(run.id).await.unwrap().id, run.id);
 }
