@@ -2,6 +2,7 @@
 
 mod backlog;
 mod child;
+mod chunks;
 mod claims;
 mod compaction;
 mod copy;
@@ -85,6 +86,8 @@ enum Scenario {
     Updates,
     /// P6: long logs.
     Logs,
+    /// P6b: a log of a million chunks.
+    Chunks,
     /// P7: from the completion of a dependency to the claim in another process.
     Wakeup,
     /// P8: memory while a million tasks are listed, exported and pruned.
@@ -203,6 +206,7 @@ async fn one(scenario: Scenario, bench: &Bench) -> Result<Option<Outcome>, AnyEr
         Scenario::Dag => dag::measure(bench).await.map(Some),
         Scenario::Updates => updates::measure(bench).await,
         Scenario::Logs => logs::measure(bench).await,
+        Scenario::Chunks => chunks::measure(bench).await,
         Scenario::Wakeup => wakeup::measure(bench).await,
         Scenario::Memory => memory::measure(bench).await,
         Scenario::Processes => processes::measure(bench).await,
