@@ -87,6 +87,52 @@ async fn a_claim_passes_over_what_another_is_just_taking() {
     assert_sound(&db).await;
 }
 
+/// Rules R4 and R5: it is refused for a status that the run has, and not for the one that it has got meanwhile.
+async fn a_step_of_a_run_waits_for_the_step_that_it_meets() {
+    const START: &str =
+        "SELECT ork_start_run($1, ARRAY[gen_random_uuid()], ARRAY['a'], ARRAY['process'], ARRAY['{}'],
+             ARRAY[NULL::text], ARRAY[0], ARRAY[NULL::int], ARRAY[0], '{}', '{}', '2030-01-01')";
+    const PAUSE: &str = "SELECT ork_pause_run($1)";
+    const RETRY: &str = "SELECT ork_retry_run($1, NULL, '2030-01-01')";
+    let (store, db, _clock) = store().await;
+    let workflow = workflow(&db, "w", "a").await;
+    for (meets, wanted) in
+        [(START, RunStatus::Paused), (PAUSE, RunStatus::Running), (RETRY, RunStatus::Cancelled)]
+    {
+        let run = db.create_run(NewRun::new(workflow)).await.unwrap().into_run().id;
+        if meets != START {
+            db.start_run(StartRun::pinned(run)).await.unwrap();
+        }
+        if meets == RETRY {
+            db.cancel_run(run).await.unwrap();
+        }
+        let mut other = session(&store).await;
+        let mut other = other.begin().await.unwrap();
+        sqlx::query(meets).bind(run.as_uuid()).execute(&mut *other).await.unwrap();
+        let step = tokio::spawn({
+            let db = db.clone();
+            async move {
+                match wanted {
+                    RunStatus::Paused => db.pause_run(run).await,
+                    RunStatus::Running => db.resume_run(run).await,
+                    _ => db.cancel_run(run).await,
+                }
+            }
+        });
+        let mut watcher = session(&store).await;
+        let is_waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+        while !step.is_finished()
+            && !sqlx::query_scalar::<_, bool>(is_waiting).fetch_one(&mut watcher).await.unwrap()
+        {
+            tokio::task::yield_now().await;
+        }
+        assert!(!step.is_finished(), "it waits for {meets}");
+        other.commit().await.unwrap();
+        assert_eq!(step.await.unwrap().unwrap().status, wanted, "{meets}");
+    }
+    assert_sound(&db).await;
+}
+
 async fn an_update_that_waits_for_a_lock_does_not_keep_those_after_it_waiting() {
     let (store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
@@ -275,6 +321,7 @@ ork_state_conformance::own_tests!(
     [
         eight_workers_on_shared_runs_do_each_task_once,
         a_claim_passes_over_what_another_is_just_taking,
+        a_step_of_a_run_waits_for_the_step_that_it_meets,
         an_update_that_waits_for_a_lock_does_not_keep_those_after_it_waiting,
         everything_at_once_leaves_a_sound_store,
         a_run_and_the_deletion_of_its_workflow_never_both_win,
