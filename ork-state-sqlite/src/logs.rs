@@ -48,12 +48,16 @@ impl SqliteDatabase {
     /// Frees the logs of deleted tasks, step by step, so that others write in between and the WAL stays short. It stops where a step
     /// fails: the deletion itself is done, and the next one frees what is left.
     pub(crate) async fn free_deleted_logs(&self) {
-        while let Ok(true) = self.write(|connection| Box::pin(free_some(connection))).await {}
+        // Mostly there is nothing to free, and no reason to wait for the write lock.
+        let mut left = self.read(|connection| Box::pin(any_deleted(connection))).await;
+        while let Ok(true) = left {
+            left = self.write(|connection| Box::pin(free_some(connection))).await;
+        }
     }
 }
 
 /// Whether there is anything to free.
-pub(crate) async fn any_deleted(connection: &mut SqliteConnection) -> Attempt<bool> {
+async fn any_deleted(connection: &mut SqliteConnection) -> Attempt<bool> {
     const ANY: &str = "SELECT EXISTS (SELECT 1 FROM deleted_logs)";
     Ok(sqlx::query_scalar(ANY).fetch_one(connection).await?)
 }

@@ -14,7 +14,6 @@ use crate::SqliteDatabase;
 use crate::batch;
 use crate::counts::count_ended;
 use crate::error::Attempt;
-use crate::logs;
 use crate::rows::{Cells, hex};
 use crate::runs::delete_runs_sql;
 use crate::schema::{self, Migrate};
@@ -40,17 +39,12 @@ impl Maintenance for SqliteDatabase {
 
     async fn prune(&self, prune: Prune) -> Result<Pruned> {
         let clock = self.clock();
-        let (pruned, left) = self
+        let pruned = self
             .write(move |connection| {
-                Box::pin(async move {
-                    let pruned = delete_ended(connection, prune, clock.now()).await?;
-                    Ok((pruned, logs::any_deleted(connection).await?))
-                })
+                Box::pin(async move { delete_ended(connection, prune, clock.now()).await })
             })
             .await?;
-        if left {
-            self.free_deleted_logs().await;
-        }
+        self.free_deleted_logs().await;
         Ok(pruned)
     }
 

@@ -668,13 +668,18 @@ async fn a_long_log_is_freed_in_steps_after_its_run_is_gone(#[case] with_its_wor
     const LOG: i64 = 64 << 20;
     let store = Store::new().await;
     let run = ended_with_log(&store, LOG / 1024).await;
+    started(&store.db, vec![task("a", &[])]).await;
+    let other = claim(&store.db, 1).await[0].task.id;
+    store.db.append_log(other, LogChunk::new(b"stays").unwrap()).await.unwrap();
     store.clock.advance(Duration::from_secs(1));
     if with_its_workflow {
         store.db.delete_workflow(run.workflow).await.unwrap();
     } else {
         assert_eq!(store.db.prune(all_ended()).await.unwrap(), Pruned { runs: 1, tasks: 1 });
     }
-    assert_eq!(count(&store, "task_log_chunks").await, 0);
+    assert_eq!(count(&store, "task_log_chunks").await, 1);
+    let end = LogRange::new(LogPosition::BeforeEnd(100), 100).unwrap();
+    assert_eq!(store.db.read_log(other, end).await.unwrap().bytes, b"stays");
     assert_eq!(count(&store, "deleted_logs").await, 0);
     let wal = std::fs::metadata(store.path().with_extension("db-wal")).unwrap().len();
     assert!(wal < LOG as u64 / 4, "the WAL has {wal} bytes");

@@ -10,7 +10,7 @@ use super::{AnyError, ratio, timed};
 pub(super) const CHUNK: usize = 1024;
 const END: usize = 64 * 1024;
 const WARM_UP: usize = 20;
-pub(super) const ROUNDS: usize = 200;
+const ROUNDS: usize = 200;
 
 pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> {
     let store = bench.store().await?;
