@@ -398,8 +398,8 @@ pub trait DeferredJobStore: Send + Sync {
     /// Takes jobs whose time to be polled has come.
     ///
     /// **D1** Each due job is given to exactly one poller, however many ask at once, the longest due first, then by id. It is due again when
-    /// its lease lapses, so a poller that dies holds nothing up. It may pass over jobs that another call is just at, as a
-    /// [claim of tasks](crate::TaskStore::claim_tasks) may. The cost does not grow with the jobs that are not due.
+    /// its lease lapses, so a poller that dies holds nothing up. It may pass over jobs that another call is just at, or makes due meanwhile, as
+    /// a [claim of tasks](crate::TaskStore::claim_tasks) may. The cost does not grow with the jobs that are not due.
     ///
     /// # Errors
     /// `Unsupported`. No due job is an empty answer.

@@ -375,9 +375,9 @@ pub trait TaskStore: Send + Sync {
     /// Takes ready tasks: each becomes `dispatched`, with a lease.
     ///
     /// **T2**
-    /// - A ready task is given to exactly one claimer, however many processes ask at once. None is left
-    ///   lying while a claimer gets fewer than it asked for, unless another call is just at it: a claimer that takes it, or one that
-    ///   pauses or cancels its run. A claim need not wait for those.
+    /// - A ready task is given to exactly one claimer, however many processes ask at once. A claim that gives fewer than it was asked
+    ///   for leaves none lying that was ready when it was called, unless another call is just at it: a claimer that takes it, or one that
+    ///   pauses or cancels its run. It need not wait for those, nor see what becomes ready while it is under way.
     /// - The order is (`ready_at`, run id, index), the answer's too. `ready_at` is the latest of: the run started or
     ///   resumed, the last dependency succeeded, the retry time came, the task was released or was taken back by
     ///   [`expire_leases`](Self::expire_leases). A claim takes ready tasks only: one whose lease has lapsed is not, until then.
@@ -430,8 +430,8 @@ pub trait TaskStore: Send + Sync {
     /// **T3** The attempt is spent. A task with attempts left is pending again, ready from now; one without fails,
     /// and what depends on it too, as in [`update_tasks`](Self::update_tasks) (T5). Its error is
     /// [`lease_lapsed_message`]. Tasks of paused runs are taken back likewise and wait for the
-    /// resumption. Several callers at once share the work: each task is taken back once. It need not wait for calls that are just at such a
-    /// task or its run, such as a heartbeat that comes too late, and may leave it to the next call.
+    /// resumption. Several callers at once share the work: each task is taken back once. A call need not wait for others that are just at such
+    /// a task or its run, such as a heartbeat that comes too late: what they are at counts towards the limit and may be left to the next call.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
@@ -446,7 +446,8 @@ pub trait TaskStore: Send + Sync {
     /// [`timeout_seconds`](Task::timeout_seconds), if there are any: from that moment on it is overdue, whoever holds it and however
     /// often the lease is renewed. This ends it as a failure that [`timed_out_message`] words: tried again, ready from now, or failed for
     /// good with what depends on it, as in [`update_tasks`](Self::update_tasks) (T5). Its lease is over and its open jobs are
-    /// cancelled (D2). Until somebody calls this, an overdue attempt may still succeed. Several callers at once share the work.
+    /// cancelled (D2). Until somebody calls this, an overdue attempt may still succeed. Several callers at once share the work, as in
+    /// [`expire_leases`](Self::expire_leases) (T3).
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).

@@ -67,7 +67,10 @@ impl Model {
             seen.into_iter().flatten().map(|it| (it.claim.job, it.claim.token.get())).collect();
         let mut due: Vec<usize> = (0..self.jobs.len()).collect();
         due.retain(|&place| self.jobs[place].job.poll_at.is_some_and(|poll_at| poll_at <= now));
-        due.retain(|&place| tokens.contains_key(&self.jobs[place].job.id) || !self.is_busy(place));
+        due.retain(|&place| {
+            let job = &self.jobs[place].job;
+            tokens.contains_key(&job.id) || !self.contention.has_job(job)
+        });
         due.sort_by_key(|&place| (self.jobs[place].job.poll_at, self.jobs[place].job.id));
         due.truncate(claim.limit.get());
         let mut claimed = Vec::new();
@@ -82,12 +85,6 @@ impl Model {
             claimed.push(ClaimedJob { job: job.clone(), claim });
         }
         claimed
-    }
-
-    fn is_busy(&self, place: usize) -> bool {
-        self.places
-            .get(&self.jobs[place].job.task)
-            .is_some_and(|(run, _)| self.busy.contains(run) || self.touched.contains(run))
     }
 
     /// D1

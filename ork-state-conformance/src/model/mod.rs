@@ -8,6 +8,7 @@
 //! checked that they are new, and says what the whole answer should have been.
 
 mod call;
+mod contention;
 mod damage;
 mod deferred_jobs;
 mod faults;
@@ -30,6 +31,7 @@ use ork_state_api::{
 use crate::Damage;
 
 pub use call::{Answer, Answers, Call, Calls};
+pub(crate) use contention::Contention;
 pub use faults::Fault;
 pub(crate) use store::LESSER;
 pub use store::{MODEL, ModelFixture, ModelStore, Tamper, Turn};
@@ -57,11 +59,8 @@ pub struct Model {
     pub(crate) damaged: Vec<Damage>,
     /// How many rows were before a page: what a store keeps that cannot page by key.
     pub(crate) pages: BTreeMap<WorkflowName, usize>,
-    /// Runs that a pause or a cancellation is at just now: what is claimed may lack any of their tasks (T2).
-    pub(crate) busy: BTreeSet<RunId>,
-    /// Runs that any other call is at just now: what is taken back of lapsed leases may lack any of their tasks (T3), what is polled any of
-    /// their jobs (D1).
-    pub(crate) touched: BTreeSet<RunId>,
+    /// What calls are at that are made at the same time as this one.
+    pub(crate) contention: Contention,
     /// Every id that there ever was.
     used: BTreeSet<[u8; 16]>,
 }
@@ -142,7 +141,9 @@ impl Model {
             Call::ExpireLeases { limit } => {
                 Answer::ExpireLeases(Ok(self.expire_leases(now, limit, seen!(ExpireLeases))))
             }
-            Call::ExpireTimeouts { limit } => Answer::ExpireTimeouts(Ok(self.expire_timeouts(now, limit))),
+            Call::ExpireTimeouts { limit } => {
+                Answer::ExpireTimeouts(Ok(self.expire_timeouts(now, limit, seen!(ExpireTimeouts))))
+            }
             Call::UpdateTasks { updates } => Answer::UpdateTasks(Ok(self.update_tasks(now, &updates))),
             Call::GetTask { id } => Answer::GetTask(self.get_task(id)),
             Call::ListTasks { list } => Answer::ListTasks(self.list_tasks(&list)),

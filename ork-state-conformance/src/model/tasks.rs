@@ -75,7 +75,7 @@ impl Model {
     }
 
     /// All of them, in the order of T2.
-    fn all_ready(&self, now: Timestamp) -> Vec<ReadyTask> {
+    pub(crate) fn all_ready(&self, now: Timestamp) -> Vec<ReadyTask> {
         let mut ready = Vec::new();
         for row in self.tasks.values().flatten() {
             let Some(ready_at) = self.ready_at(row).filter(|ready_at| *ready_at <= now) else { continue };
@@ -96,7 +96,7 @@ impl Model {
         let tokens: BTreeMap<TaskId, i64> =
             seen.into_iter().flatten().map(|it| (it.claim.task, it.claim.token.get())).collect();
         let mut ready = self.all_ready(now);
-        ready.retain(|it| tokens.contains_key(&it.task) || !self.busy.contains(&it.run));
+        ready.retain(|it| tokens.contains_key(&it.task) || !self.contention.has_ready(it.run, it.index));
         ready
             .into_iter()
             .take(claim.limit.get())
@@ -172,19 +172,20 @@ impl Model {
         limit: Limit,
         seen: Option<&ExpiredTasks>,
     ) -> ExpiredTasks {
-        let taken = |id| seen.is_none_or(|seen| seen.requeued.contains(&id) || seen.failed.contains(&id));
-        let left = self.tasks.values().flatten().map(|row| &row.detail.task);
-        let left = left.filter(|task| self.touched.contains(&task.run) && !taken(task.id));
-        let left: BTreeSet<TaskId> = left.map(|task| task.id).collect();
-        self.expire(now, limit, &left, |_, row| {
+        self.expire(now, limit, seen, |_, row| {
             let lease = row.detail.task.lease.as_ref()?;
             Some((lease.expires_at, format!("the lease of \"{}\" lapsed", lease.owner)))
         })
     }
 
     /// T8
-    pub(super) fn expire_timeouts(&mut self, now: Timestamp, limit: Limit) -> ExpiredTasks {
-        self.expire(now, limit, &BTreeSet::new(), |_, row| {
+    pub(super) fn expire_timeouts(
+        &mut self,
+        now: Timestamp,
+        limit: Limit,
+        seen: Option<&ExpiredTasks>,
+    ) -> ExpiredTasks {
+        self.expire(now, limit, seen, |_, row| {
             let task = &row.detail.task;
             let since = task.started_at.filter(|_| task.status == TaskStatus::Running)?;
             let seconds = task.timeout_seconds?;
@@ -193,22 +194,29 @@ impl Model {
         })
     }
 
-    /// Ends overdue attempts but those of the tasks that are left to others.
+    /// Ends overdue attempts. Those that another call is at count towards the limit, but may be left to the next one (T3).
     fn expire(
         &mut self,
         now: Timestamp,
         limit: Limit,
-        left: &BTreeSet<TaskId>,
+        seen: Option<&ExpiredTasks>,
         overdue: Overdue,
     ) -> ExpiredTasks {
+        let told: BTreeSet<TaskId> =
+            seen.into_iter().flat_map(|seen| seen.requeued.iter().chain(&seen.failed)).copied().collect();
         let mut over = Vec::new();
-        for row in self.tasks.values().flatten().filter(|row| !left.contains(&row.detail.task.id)) {
-            if let Some((at, error)) = overdue(self, row).filter(|(at, _)| *at <= now) {
-                over.push((at, row.detail.task.id, error));
+        let mut contended = 0;
+        for row in self.tasks.values().flatten() {
+            let task = &row.detail.task;
+            let is_contended = self.contention.has_overdue(task.run, task.index);
+            contended += usize::from(is_contended);
+            let Some((at, error)) = overdue(self, row).filter(|(at, _)| *at <= now) else { continue };
+            if told.contains(&task.id) || !is_contended {
+                over.push((at, task.id, error));
             }
         }
         over.sort();
-        over.truncate(limit.get());
+        over.truncate(limit.get().saturating_sub(contended).max(told.len()).min(limit.get()));
         let (mut requeued, mut failed) = (Vec::new(), Vec::new());
         for (_, id, error) in over {
             self.fail_unreported(now, id, Text::lossy(&error));

@@ -1,22 +1,19 @@
 //! Calls of several clients at the same time, against the model.
 //!
-//! A store is linearizable if its answers are those of some order of the calls in which none comes before one that had ended when it began
-//! ([Herlihy and Wing, 1990](https://doi.org/10.1145/78969.78972)). That order is searched for by [`LinearizabilityTester`], with the
-//! model to say what each answer would have to be.
+//! Their answers must be those of some [order](explain) of the calls.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ork_state_api::{Capability, Database, Limit, ListTasks, Outcome, PageRequest, RunId, Timestamp};
+use ork_state_api::{Capability, Database, Limit, ListTasks, Outcome, PageRequest};
 use serde::{Deserialize, Serialize};
-use stateright::semantics::{ConsistencyTester as _, LinearizabilityTester, SequentialSpec};
 
-use super::player::{Divergence, Player, shown};
+use super::orders::{Event, What, explain};
+use super::player::{Divergence, Player};
 use super::processes::{Asked, Caller};
 use super::seed_of;
 use super::steps::{Step, sample, sample_calls};
 use crate::Fixture;
-use crate::model::{Answer, Call, Model};
+use crate::model::Call;
 
 /// How many clients call at the same time, and how many calls each makes. The search for an order takes the longer the more there are.
 const CLIENTS: u64 = 3;
@@ -123,38 +120,16 @@ impl Histories {
             events.push(Event { client: LOOKING, what: What::Answered(answer) });
         }
 
-        // T2: a claim waits for nobody, and passes over what a pause or a cancellation is just at.
-        let busy = events.iter().filter_map(Event::unmakes_ready).collect();
-        let touched = events.iter().flat_map(|event| event.touches(player.model())).collect();
-        player.set_busy(busy, touched);
-        let now = player.now();
-        let mut tester = LinearizabilityTester::new(Spec { model: player.model().clone(), now });
-        for Event { client, what } in events.clone() {
-            let known = match what {
-                What::Called(call) => {
-                    self.calls += u64::from(client != LOOKING);
-                    tester.on_invoke(client, call).map(drop)
-                }
-                What::Answered(answer) => tester.on_return(client, Said(answer)).map(drop),
-                What::Lost => {
-                    self.unknown += 1;
-                    Ok(())
-                }
-            };
-            known.map_err(Divergence::new)?;
-        }
         self.histories += 1;
-        let Some(order) = tester.serialized_history() else {
-            let lines: Vec<String> = events.iter().map(|event| format!("    {}", event.told())).collect();
-            return Err(Divergence::new(format!(
-                "no order of these calls explains their answers:\n{}",
-                lines.join("\n")
-            )));
-        };
-        for (call, Said(answer)) in order {
-            player.follow(call, &answer);
+        for event in &events {
+            match event.what {
+                What::Called(_) => self.calls += u64::from(event.client != LOOKING),
+                What::Answered(_) => {}
+                What::Lost => self.unknown += 1,
+            }
         }
-        player.set_busy(BTreeSet::new(), BTreeSet::new());
+        let explained = explain(player.model(), player.now(), &events).map_err(Divergence::new)?;
+        player.follow(explained.model, &explained.answers);
         Ok(())
     }
 }
@@ -196,62 +171,6 @@ fn is_shared(player: &Player) -> bool {
 /// A handle for a client.
 async fn handle(player: &Player) -> Result<Arc<dyn Database>, Divergence> {
     if is_shared(player) { Ok(player.another().await?) } else { Ok(player.shared_db()) }
-}
-
-/// What a client does, or learns.
-#[derive(Debug, Clone)]
-struct Event {
-    client: u64,
-    what: What,
-}
-
-#[derive(Debug, Clone)]
-enum What {
-    Called(Call),
-    Answered(Answer),
-    Lost,
-}
-
-impl Event {
-    /// The run whose tasks it takes away from claimers.
-    const fn unmakes_ready(&self) -> Option<RunId> {
-        match self.what {
-            What::Called(Call::PauseRun { id } | Call::CancelRun { id }) => Some(id),
-            _ => None,
-        }
-    }
-
-    /// The runs that the call is about.
-    fn touches(&self, model: &Model) -> Vec<RunId> {
-        let What::Called(call) = &self.what else { return vec![] };
-        let run_of = |task| model.places.get(&task).map(|(run, _)| *run);
-        match call {
-            Call::PauseRun { id } | Call::ResumeRun { id } | Call::CancelRun { id } => vec![*id],
-            Call::RetryRun { retry } => vec![retry.run],
-            Call::Heartbeat { heartbeat } => {
-                heartbeat.claims().iter().filter_map(|claim| run_of(claim.task)).collect()
-            }
-            Call::UpdateTasks { updates } => {
-                updates.steps().iter().filter_map(|step| run_of(step.claim.task)).collect()
-            }
-            Call::DeferTask { defer } => run_of(defer.claim().task).into_iter().collect(),
-            Call::UpdateJobs { updates } => {
-                let ids: BTreeSet<_> = updates.items().iter().map(|update| update.claim.job).collect();
-                let jobs = model.jobs.iter().filter(|row| ids.contains(&row.job.id));
-                jobs.map(|row| row.job.run).collect()
-            }
-            _ => vec![],
-        }
-    }
-
-    fn told(&self) -> String {
-        let Self { client, what } = self;
-        match what {
-            What::Called(call) => format!("client {client} calls {}", shown(call)),
-            What::Answered(answer) => format!("client {client} is answered {}", shown(answer)),
-            What::Lost => format!("client {client} is not answered"),
-        }
-    }
 }
 
 async fn make(
@@ -328,34 +247,4 @@ fn everything(player: &Player) -> Result<Vec<Call>, Divergence> {
         player.runs().map(|run| Call::ListTasks { list: ListTasks::of(run, PageRequest::first(all)) }),
     );
     Ok(calls)
-}
-
-/// The model, as the tester wants it.
-#[derive(Clone)]
-struct Spec {
-    model: Model,
-    now: Timestamp,
-}
-
-/// An answer; two are equal if they say the same.
-#[derive(Debug, Clone)]
-struct Said(Answer);
-
-impl PartialEq for Said {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.is_like(&other.0)
-    }
-}
-
-impl SequentialSpec for Spec {
-    type Op = Call;
-    type Ret = Said;
-
-    fn invoke(&mut self, call: &Call) -> Said {
-        Said(self.model.answer(self.now, call.clone(), None))
-    }
-
-    fn is_valid_step(&mut self, call: &Call, Said(seen): &Said) -> bool {
-        self.model.answer(self.now, call.clone(), Some(seen)).is_like(seen)
-    }
 }

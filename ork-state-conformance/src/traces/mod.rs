@@ -1,6 +1,7 @@
 //! Random traces of calls, against a store and the model beside it.
 
 mod histories;
+mod orders;
 mod player;
 mod processes;
 mod steps;

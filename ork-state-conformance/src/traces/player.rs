@@ -139,24 +139,21 @@ impl Player {
         Ok(())
     }
 
-    /// Takes it that the store has answered a call so, as the model does.
-    pub(super) fn follow(&mut self, call: Call, answer: &Answer) {
+    /// Takes it that the store has given these answers, and is as this model now.
+    pub(super) fn follow(&mut self, model: Model, answers: &[Answer]) {
         self.last = None;
-        self.model.answer(self.clock.now(), call, Some(answer));
-        self.remember(answer);
-        if let Answer::ListTasks(Ok(page)) = answer {
-            self.remember_tasks(page);
+        self.model = model;
+        for answer in answers {
+            self.remember(answer);
+            if let Answer::ListTasks(Ok(page)) = answer {
+                self.remember_tasks(page);
+            }
         }
     }
 
     /// Where the store is.
     pub(super) fn url(&self) -> String {
         self.store.url()
-    }
-
-    /// Says which runs are [busy](Model::busy) and which are [touched](Model::touched).
-    pub(super) fn set_busy(&mut self, busy: BTreeSet<RunId>, touched: BTreeSet<RunId>) {
-        (self.model.busy, self.model.touched) = (busy, touched);
     }
 
     pub(super) const fn model(&self) -> &Model {
