@@ -21,7 +21,7 @@ pub(crate) struct Contention {
 }
 
 impl Contention {
-    /// With what this call is at, which was answered so, or not at all.
+    /// With what this call is at, which was answered so, if it was.
     pub(crate) fn add(&mut self, model: &Model, call: &Call, answer: Option<&Answer>) {
         let place_of = |id| model.places.get(&id).copied();
         let run_of = |task| place_of(task).map(|(run, _)| run);
@@ -44,10 +44,6 @@ impl Contention {
                 let ids: BTreeSet<_> = updates.items().iter().map(|update| update.claim.job).collect();
                 let jobs = model.jobs.iter().filter(|row| ids.contains(&row.job.id));
                 self.touched.extend(jobs.map(|row| row.job.run));
-            }
-            // Nobody knows what it took.
-            Call::ExpireLeases { .. } | Call::ExpireTimeouts { .. } if answer.is_none() => {
-                self.touched.extend(model.tasks.keys());
             }
             _ => {}
         }

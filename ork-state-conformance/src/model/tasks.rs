@@ -194,7 +194,8 @@ impl Model {
         })
     }
 
-    /// Ends overdue attempts. Those that another call is at count towards the limit, but may be left to the next one (T3).
+    /// Ends overdue attempts. Those that another call is at count towards the limit, but may be left to the next one (T3): the answer that
+    /// was seen says which were.
     fn expire(
         &mut self,
         now: Timestamp,
@@ -208,7 +209,7 @@ impl Model {
         let mut contended = 0;
         for row in self.tasks.values().flatten() {
             let task = &row.detail.task;
-            let is_contended = self.contention.has_overdue(task.run, task.index);
+            let is_contended = seen.is_some() && self.contention.has_overdue(task.run, task.index);
             contended += usize::from(is_contended);
             let Some((at, error)) = overdue(self, row).filter(|(at, _)| *at <= now) else { continue };
             if told.contains(&task.id) || !is_contended {

@@ -219,7 +219,8 @@ async fn turns(number: u8) {
     }
 }
 
-/// Whether the store chooses nothing of its own in a call: what it chose could not be told from an answer that nobody saw.
+/// Whether the store chooses nothing of its own in a call, not even what to leave to the next: what it chose could not be told from an answer
+/// that nobody saw.
 const fn makes_nothing(call: &Call) -> bool {
     matches!(
         call,
@@ -229,7 +230,6 @@ const fn makes_nothing(call: &Call) -> bool {
             | Call::RetryRun { .. }
             | Call::Heartbeat { .. }
             | Call::UpdateTasks { .. }
-            | Call::ExpireLeases { .. }
             | Call::UpdateJobs { .. }
             | Call::DeleteWorkflow { .. }
     )
