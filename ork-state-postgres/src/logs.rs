@@ -5,9 +5,10 @@ use ork_state_api::{
     Entity, Error, LogAppended, LogChunk, LogPosition, LogRange, LogSlice, LogStore, Result, TaskId,
     log_cap_note,
 };
-use sqlx::{SqlStr, query};
+use sqlx::{Row, SqlStr, query};
 
 use crate::PostgresDatabase;
+use crate::database::Inner;
 use crate::error::Access;
 use crate::options::Schema;
 use crate::rows::Reader;
@@ -16,6 +17,7 @@ use crate::schema::sql;
 pub(crate) struct Statements {
     append: SqlStr,
     read: SqlStr,
+    free: SqlStr,
 }
 
 impl Statements {
@@ -57,6 +59,18 @@ impl Statements {
                  ) c
                  WHERE t.id = $1"
             )),
+            free: sql(format!("SELECT {schema}.ork_free_logs() AS logs_left")),
+        }
+    }
+}
+
+impl Inner {
+    /// Frees the logs of deleted tasks, step by step, if any are left. It stops where a step fails: the deletion itself is done, and the next
+    /// one frees what is left.
+    pub(crate) async fn free_logs(&self, mut left: bool) {
+        while left {
+            let row = self.row(Access::Write, || query(self.sql.logs.free.clone())).await;
+            left = row.ok().flatten().is_some_and(|row| row.try_get("logs_left").unwrap_or(false));
         }
     }
 }

@@ -27,7 +27,10 @@ pub(crate) struct Statements {
 impl Statements {
     pub(crate) fn new(schema: &Schema) -> Self {
         Self {
-            prune: sql(format!("SELECT runs, tasks FROM {schema}.ork_prune($1, $2, $3)")),
+            // The first step of freeing what was printed is part of the deletion, and mostly all of it.
+            prune: sql(format!(
+                "SELECT runs, tasks, {schema}.ork_free_logs() AS logs_left FROM {schema}.ork_prune($1, $2, $3)"
+            )),
             // What has ended is counted as it ends; the rest is live, and found by indexes. One statement, so that all of it is of one moment. Claimed
             // and deferred tasks are the only ones whose rows are looked at.
             stats: sql(format!(
@@ -135,7 +138,8 @@ impl Statements {
                          SELECT task_id FROM {schema}.task_logs UNION SELECT task_id FROM {schema}.task_log_chunks
                      ) g
                      LEFT JOIN {schema}.tasks t ON t.id = g.task_id
-                     WHERE t.id IS NULL
+                     LEFT JOIN {schema}.deleted_logs d ON d.task_id = g.task_id
+                     WHERE (t.id IS NULL) <> (d.task_id IS NOT NULL)
                      UNION ALL
                      SELECT 8, coalesce(g.task_id, c.task_id)
                      FROM {schema}.task_logs g
@@ -149,6 +153,7 @@ impl Statements {
                                      ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
                                  ), 0) AS before
                              FROM {schema}.task_log_chunks
+                             WHERE task_id NOT IN (SELECT task_id FROM {schema}.deleted_logs)
                          ) k
                          GROUP BY k.task_id
                      ) c ON c.task_id = g.task_id
@@ -210,7 +215,7 @@ const CHECKS: &[(&str, &str, &str)] = &[
     ("T1", "task", "stands among the ready tasks and is not ready"),
     ("T1", "task", "is ready and does not stand among the ready tasks"),
     ("T2", "task", "has a lease and is not claimed under it"),
-    ("L2", "task", "is gone and has a log"),
+    ("L2", "task", "is gone and has a log, or is there and has one that is to be freed"),
     ("L2", "task", "has a log whose chunks do not add up to its length"),
     ("D1", "task", "waits for another number of jobs than are open"),
     ("D1", "deferred job", "is open and not to be polled, or the other way round"),
@@ -241,7 +246,9 @@ impl Maintenance for PostgresDatabase {
             let row = Reader::new(&row, "runs", Uuid::nil());
             let count =
                 |column| u64::try_from(row.get::<i64>(column)?).map_err(|error| row.corrupt(column, error));
-            Ok(Pruned { runs: count("runs")?, tasks: count("tasks")? })
+            let pruned = Pruned { runs: count("runs")?, tasks: count("tasks")? };
+            db.free_logs(row.get("logs_left")?).await;
+            Ok(pruned)
         })
         .await
     }

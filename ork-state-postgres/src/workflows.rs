@@ -81,7 +81,10 @@ impl Statements {
                  FROM {schema}.workflow_snapshots s
                  WHERE s.id = $1"
             )),
-            delete: sql(format!("SELECT answer, run_id, run_status FROM {schema}.ork_delete_workflow($1)")),
+            delete: sql(format!(
+                "SELECT answer, run_id, run_status, {schema}.ork_free_logs() AS logs_left
+                 FROM {schema}.ork_delete_workflow($1)"
+            )),
         }
     }
 }
@@ -156,7 +159,10 @@ impl WorkflowStore for PostgresDatabase {
             let row = row.ok_or_else(|| Error::not_found(Entity::Workflow, id))?;
             let row = Reader::new(&row, "workflows", id.as_uuid());
             match row.get("answer")? {
-                "deleted" => Ok(()),
+                "deleted" => {
+                    db.free_logs(row.get("logs_left")?).await;
+                    Ok(())
+                }
                 _ => {
                     let run = RunId::from_uuid(row.get("run_id")?);
                     let status: &str = row.get("run_status")?;

@@ -170,6 +170,40 @@ async fn an_append_reads_nothing_of_the_log_it_adds_to() {
     assert!(lengths.whole == 0 && lengths.rows_by_index <= 2, "{lengths:?}");
 }
 
+/// An old transaction keeps the chunks that are freed from being vacuumed.
+async fn a_step_of_freeing_logs_reads_neither_those_of_others_nor_what_was_freed_before() {
+    let (store, _db, _clock) = store().await;
+    execute(&store, "VACUUM ANALYZE").await;
+    execute(&store, "ALTER TABLE task_log_chunks SET (autovacuum_enabled = off)").await;
+    let (mut session, mut old) = (session(&store).await, session(&store).await);
+    let mut old = old.begin().await.unwrap();
+    old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT FROM runs").await.unwrap();
+    for _ in 0..10 {
+        sqlx::query("SELECT ork_free_logs()").execute(&mut session).await.unwrap();
+    }
+    execute(
+        &store,
+        "INSERT INTO task_log_chunks SELECT md5((n % 2)::text)::uuid, n, 'x' FROM generate_series(1, 70000) n;
+         INSERT INTO deleted_logs VALUES (md5('1')::uuid)",
+    )
+    .await;
+    let mut before = 0;
+    for left in [true, true, true, false] {
+        let mut transaction = session.begin().await.unwrap();
+        let step = sqlx::query_scalar("SELECT ork_free_logs()").fetch_one(&mut *transaction).await;
+        assert_eq!(step.map_err(|error| error.to_string()), Ok(left));
+        assert_eq!(scans(&mut transaction, "task_log_chunks").await.whole, 0);
+        // Entries of the index, those of dead rows too. The server counts on where a transaction soon follows another.
+        let read =
+            sqlx::query_scalar("SELECT pg_stat_get_xact_tuples_returned('task_log_chunks_pkey'::regclass)");
+        let read: i64 = read.fetch_one(&mut *transaction).await.unwrap();
+        // Its 10,000, and once more to see whether there are others.
+        assert!(read - before <= 20_010, "{read} after {before}");
+        before = read;
+        transaction.commit().await.unwrap();
+    }
+}
+
 ork_state_conformance::own_tests!(
     &FIXTURE,
     [
@@ -177,5 +211,6 @@ ork_state_conformance::own_tests!(
         the_explained_claim_searches_ready_tasks_and_no_pending_ones,
         an_update_reads_the_tasks_it_is_about_and_their_dependents,
         an_append_reads_nothing_of_the_log_it_adds_to,
+        a_step_of_freeing_logs_reads_neither_those_of_others_nor_what_was_freed_before,
     ]
 );
