@@ -8,9 +8,10 @@ use ork_state_api::{Database, Limit, LogChunk, Prune, TaskId, TaskUpdate, TaskUp
 use tokio::task::JoinSet;
 
 use super::figures::{Outcome, Point, Series, Spread, Verdict};
+use super::logs::{self, Looks};
 use super::queue::applied;
 use super::store::{self, Bench, claim};
-use super::{AnyError, logs, timed};
+use super::{AnyError, timed};
 
 const CALLERS: usize = 64;
 
@@ -22,11 +23,11 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     let store = bench.store().await?;
     let db = &*store.db;
     let workflow = store::workflow(db, "chunks", 1, 1).await?;
-    store::start(db, workflow).await?;
-    let logged = db.claim_tasks(claim("bench", 1)?).await?.pop().ok_or("no task")?;
-    let task = logged.task.id;
+    let logged = logs::claimed(db, workflow).await?;
+    let task = logged.claim.task;
+    let short = logs::claimed(db, workflow).await?.claim.task;
     let filler = store::connect(&filler_url(&store.url())).await?;
-    let (mut appends, mut reads, mut fills) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut looks, mut fills) = (Looks::default(), Vec::new());
     let mut length = 0;
     for chunks in [1000, 10_000, bench.size(100_000, 12_000), bench.size(1_000_000, 15_000)] {
         let missing = chunks - usize::try_from(length)? / logs::CHUNK;
@@ -35,10 +36,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
         let at = chunks as f64;
         let rate = missing as f64 / begun.elapsed().as_secs_f64();
         fills.push(Point { at, spread: Spread::of(vec![rate]) });
-        let (append, read);
-        (length, append, read) = logs::look(db, task).await?;
-        appends.push(Point { at, spread: append });
-        reads.push(Point { at, spread: read });
+        length = looks.look(db, task, short, at).await?;
     }
 
     let done = TaskUpdates::new(vec![TaskUpdate::succeeded(logged.claim, None)])?;
@@ -46,21 +44,23 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     store::start(db, workflow).await?;
     let (stall, prune) = prune(&store.db).await?;
 
-    let mut verdicts = logs::verdicts(&appends, &reads);
+    let mut verdicts = looks.verdicts();
     verdicts.push(Verdict::new("deleting its run", prune, "ms", None));
     verdicts.push(Verdict::new("the longest update of another run meanwhile", stall, "ms", None));
-    let line = |name: &str, unit, points| Series { name: name.to_owned(), unit, over: "chunks", points };
+    let mut series = looks.series("chunks");
+    series.push(Series {
+        name: "written by all callers".to_owned(),
+        unit: "chunks/s",
+        over: "chunks",
+        points: fills,
+    });
     Ok(Some(Outcome {
         target: "P6b",
         scenario: String::new(),
         title: "A log is written in chunks of 1 KiB by many callers, and its run deleted in the end",
         backend: bench.backend().to_owned(),
         parameters: vec![("callers", CALLERS.to_string())],
-        series: vec![
-            line("append 1 KiB", "ms", appends),
-            line("read the last 64 KiB", "ms", reads),
-            line("written by all callers", "chunks/s", fills),
-        ],
+        series,
         verdicts,
         seconds: 0.0,
     }))

@@ -1,7 +1,7 @@
 //! Long logs: an append and a look at the end must not depend on what was logged before.
 
 use ork_state_api::limits::MAX_LOG_CHUNK_BYTES;
-use ork_state_api::{Capability, Database, LogChunk, LogPosition, LogRange, TaskId};
+use ork_state_api::{Capability, ClaimedTask, Database, LogChunk, LogPosition, LogRange, TaskId, WorkflowId};
 
 use super::figures::{Outcome, Point, Series, Spread, Verdict, Wanted};
 use super::store::{self, Bench, claim};
@@ -20,9 +20,8 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
         return Ok(None);
     }
     let workflow = store::workflow(db, "logs", 1, 1).await?;
-    store::start(db, workflow).await?;
-    let task = db.claim_tasks(claim("bench", 1)?).await?.pop().ok_or("no task")?.task.id;
-    let (mut appends, mut reads) = (Vec::new(), Vec::new());
+    let (task, short) = (claimed(db, workflow).await?.claim.task, claimed(db, workflow).await?.claim.task);
+    let mut looks = Looks::default();
     let filler = vec![b'.'; MAX_LOG_CHUNK_BYTES];
     let mut length = db.append_log(task, LogChunk::new(&filler[..CHUNK])?).await?.length;
     for size in [1 << 10, 1 << 20, 32 << 20, bench.size(1 << 30, 64 << 20) as u64] {
@@ -30,66 +29,104 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
             let part = usize::try_from(size - length).unwrap_or(usize::MAX).min(filler.len());
             length = db.append_log(task, LogChunk::new(&filler[..part])?).await?.length;
         }
-        let (append, read);
-        (length, append, read) = look(db, task).await?;
-        appends.push(Point { at: size as f64 / 1024.0, spread: append });
-        reads.push(Point { at: size as f64 / 1024.0, spread: read });
+        length = looks.look(db, task, short, size as f64 / 1024.0).await?;
     }
-    let verdicts = verdicts(&appends, &reads);
-    let line = |name: &str, points| Series { name: name.to_owned(), unit: "ms", over: "KiB of log", points };
+    let verdicts = looks.verdicts();
     Ok(Some(Outcome {
         target: "P6",
         scenario: String::new(),
-        title: "1 KiB is appended to a log, and its last 64 KiB are read",
+        title: "1 KiB is appended to a log, and its last 64 KiB are read, in turns with a short log",
         backend: bench.backend().to_owned(),
         parameters: vec![("rounds", ROUNDS.to_string())],
-        series: vec![line("append 1 KiB", appends), line("read the last 64 KiB", reads)],
+        series: looks.series("KiB of log"),
         verdicts,
         seconds: 0.0,
     }))
 }
 
-/// How long an append and a look at the end take now; the first is how long the log is afterwards.
-pub(super) async fn look(db: &dyn Database, task: TaskId) -> Result<(u64, Spread, Spread), AnyError> {
-    let (mut length, mut append, mut read) = (0, Vec::new(), Vec::new());
-    let chunk = vec![b'x'; CHUNK];
-    for round in 0..WARM_UP + ROUNDS {
-        let (appended, millis) = timed(db.append_log(task, LogChunk::new(&chunk)?)).await?;
-        length = appended.length;
-        if round >= WARM_UP {
-            append.push(millis);
-        }
-    }
-    let end = LogRange::new(LogPosition::BeforeEnd(END as u64), END)?;
-    for round in 0..WARM_UP + ROUNDS {
-        let (slice, millis) = timed(db.read_log(task, end)).await?;
-        if slice.bytes.len() != END {
-            return Err(format!("the end of the log has {} bytes", slice.bytes.len()).into());
-        }
-        if round >= WARM_UP {
-            read.push(millis);
-        }
-    }
-    Ok((length, Spread::of(append), Spread::of(read)))
+/// A task of its own run, claimed.
+pub(super) async fn claimed(db: &dyn Database, workflow: WorkflowId) -> Result<ClaimedTask, AnyError> {
+    store::start(db, workflow).await?;
+    Ok(db.claim_tasks(claim("bench", 1)?).await?.pop().ok_or("no task")?)
 }
 
-pub(super) fn verdicts(appends: &[Point], reads: &[Point]) -> Vec<Verdict> {
-    let against = |points: &[Point]| match points {
-        [first, .., last] => ratio(&last.spread, &first.spread),
-        _ => f64::NAN,
-    };
-    vec![
-        Verdict::new(
-            "p50 of an append to the longest against the shortest",
-            against(appends),
-            "×",
-            Wanted::AtMost(1.2),
-        ),
-        Verdict::new(
-            "p50 of reading the end of the longest against the shortest",
-            against(reads),
-            "×",
-            Wanted::AtMost(1.2),
-        ),
-    ]
+/// How long an append and a look at the end take while a log grows, and the same with a short log, in turns: what else goes on touches both.
+#[derive(Default)]
+pub(super) struct Looks {
+    appends: Vec<Point>,
+    short_appends: Vec<Point>,
+    reads: Vec<Point>,
+    short_reads: Vec<Point>,
+}
+
+impl Looks {
+    /// How long the log is afterwards.
+    pub(super) async fn look(
+        &mut self,
+        db: &dyn Database,
+        task: TaskId,
+        short: TaskId,
+        at: f64,
+    ) -> Result<u64, AnyError> {
+        let chunk = vec![b'x'; CHUNK];
+        let mut length = 0;
+        let (mut millis, mut short_millis) = (Vec::new(), Vec::new());
+        for _ in 0..WARM_UP + ROUNDS {
+            short_millis.push(timed(db.append_log(short, LogChunk::new(&chunk)?)).await?.1);
+            let (appended, took) = timed(db.append_log(task, LogChunk::new(&chunk)?)).await?;
+            length = appended.length;
+            millis.push(took);
+        }
+        self.appends.push(point(at, &millis));
+        self.short_appends.push(point(at, &short_millis));
+        let (mut millis, mut short_millis) = (Vec::new(), Vec::new());
+        for _ in 0..WARM_UP + ROUNDS {
+            short_millis.push(read_end(db, short).await?);
+            millis.push(read_end(db, task).await?);
+        }
+        self.reads.push(point(at, &millis));
+        self.short_reads.push(point(at, &short_millis));
+        Ok(length)
+    }
+
+    pub(super) fn verdicts(&self) -> Vec<Verdict> {
+        let against = |long: &[Point], short: &[Point]| match (long.last(), short.last()) {
+            (Some(long), Some(short)) => ratio(&long.spread, &short.spread),
+            _ => f64::NAN,
+        };
+        let verdict = |figure, value| Verdict::new(figure, value, "×", Wanted::AtMost(1.2));
+        vec![
+            verdict(
+                "p50 of an append to the longest against that to a short one",
+                against(&self.appends, &self.short_appends),
+            ),
+            verdict(
+                "p50 of reading the end of the longest against that of a short one",
+                against(&self.reads, &self.short_reads),
+            ),
+        ]
+    }
+
+    pub(super) fn series(self, over: &'static str) -> Vec<Series> {
+        let line = |name: &str, points| Series { name: name.to_owned(), unit: "ms", over, points };
+        vec![
+            line("append 1 KiB", self.appends),
+            line("append to a short log, in turns with it", self.short_appends),
+            line("read the last 64 KiB", self.reads),
+            line("read a short one, in turns with it", self.short_reads),
+        ]
+    }
+}
+
+fn point(at: f64, millis: &[f64]) -> Point {
+    Point { at, spread: Spread::of(millis[WARM_UP..].to_vec()) }
+}
+
+async fn read_end(db: &dyn Database, task: TaskId) -> Result<f64, AnyError> {
+    let end = LogRange::new(LogPosition::BeforeEnd(END as u64), END)?;
+    let (slice, millis) = timed(db.read_log(task, end)).await?;
+    if slice.bytes.len() != END {
+        return Err(format!("the end of the log has {} bytes", slice.bytes.len()).into());
+    }
+    Ok(millis)
 }
