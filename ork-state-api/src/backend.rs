@@ -1,120 +1,33 @@
-//! What a plugin says about itself.
+//! The door for who writes a backend. Who uses a store needs nothing of it.
+//!
+//! 1. Implement the role traits and [`Plugin`]. Roles that a backend lacks are left out: their
+//!    methods answer `Unsupported` by default.
+//! 2. Describe the backend by a static [`Backend`] and register it with
+//!    [`register_backend!`](crate::register_backend).
+//! 3. Run the suite of `ork-state-conformance`.
+//!
+//! `ork-state-new-backend`, in the suite's crate, writes the beginning.
+//!
+//! What all backends must work out alike is worked out here, once:
+//!
+//! | for | use |
+//! |---|---|
+//! | a batch of updates | [`UpdateStep`], from [`TaskUpdates::steps`](crate::TaskUpdates::steps) |
+//! | a run that is tried again | [`RetryPlan`] |
+//! | a log with a cap | [`CappedAppend`] |
+//! | the end of a deferred task | [`deferred_end`] |
+//! | a copy of another store | [`Transfer`], [`Record`] |
+//! | the words of errors that stay in the store | [`dependency_failed_message`], [`task_failed_message`], [`lease_lapsed_message`], [`timed_out_message`] |
+//! | what can be verified from outside | [`verify::observe`](crate::verify::observe) |
 
-use std::fmt;
-use std::pin::Pin;
-use std::sync::Arc;
-
-use crate::{ConnectOptions, Database, Result};
-
-/// The future that [`Backend::connect`] returns.
-pub type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn Database>>> + Send>>;
-
-/// A storage plugin. Make it a `static` and register it with
-/// [`register_backend!`](crate::register_backend).
-#[derive(Debug)]
-pub struct Backend {
-    /// What it is called in reports and options, such as `sqlite`. Unique among the linked plugins.
-    pub name: &'static str,
-    /// The crate it comes from, for hints.
-    pub package: &'static str,
-    /// The URL schemes it answers to, lower case. Unique among the linked plugins.
-    pub schemes: &'static [&'static str],
-    /// A URL as an example, for error messages.
-    pub example: &'static str,
-    /// What it can do.
-    pub capabilities: Capabilities,
-    /// The URL query parameters it knows.
-    pub options: &'static [OptionInfo],
-    /// Opens a store. It does not migrate.
-    pub connect: fn(ConnectOptions) -> Connecting,
-}
-
-/// A URL query parameter that a plugin knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OptionInfo {
-    /// Its name.
-    pub name: &'static str,
-    /// What it does, its unit, values and default, in a few words.
-    pub help: &'static str,
-}
-
-/// Something that a backend may lack. All are on unless a plugin opts out; what is opted out of must be refused
-/// with `Unsupported` and change nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Capability {
-    /// What is acknowledged is still there after the process has ended and the store is opened again.
-    Durable,
-    /// Several processes may work on one store at the same time.
-    MultiProcess,
-    /// The methods of [`LogStore`](crate::LogStore).
-    Logs,
-    /// The methods of [`ScheduleStore`](crate::ScheduleStore).
-    Schedules,
-    /// The methods of [`DeferredJobStore`](crate::DeferredJobStore).
-    DeferredJobs,
-    /// [`Maintenance::watch`](crate::Maintenance::watch).
-    Notifications,
-    /// The methods of [`Transfer`](crate::Transfer).
-    Transfer,
-}
-
-impl Capability {
-    /// All of them.
-    pub const ALL: &'static [Self] = &[
-        Self::Durable,
-        Self::MultiProcess,
-        Self::Logs,
-        Self::Schedules,
-        Self::DeferredJobs,
-        Self::Notifications,
-        Self::Transfer,
-    ];
-}
-
-impl fmt::Display for Capability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Durable => "durable storage",
-            Self::MultiProcess => "several processes on one store",
-            Self::Logs => "task logs",
-            Self::Schedules => "schedules",
-            Self::DeferredJobs => "deferred jobs",
-            Self::Notifications => "notifications",
-            Self::Transfer => "copies of other stores",
-        })
-    }
-}
-
-/// What a backend can do: everything, less what it opts out of.
-///
-/// ```
-/// # use ork_state_api::{Capabilities, Capability};
-/// const IN_MEMORY: Capabilities = Capabilities::all().without(Capability::Durable);
-/// assert!(!IN_MEMORY.has(Capability::Durable));
-/// assert!(IN_MEMORY.has(Capability::Logs));
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capabilities {
-    lacking: u32,
-}
-
-impl Capabilities {
-    /// Everything.
-    #[must_use]
-    pub const fn all() -> Self {
-        Self { lacking: 0 }
-    }
-
-    /// Opts out of one.
-    #[must_use]
-    pub const fn without(self, capability: Capability) -> Self {
-        Self { lacking: self.lacking | 1 << capability as u32 }
-    }
-
-    /// Whether it is there.
-    #[must_use]
-    pub const fn has(self, capability: Capability) -> bool {
-        self.lacking & (1 << capability as u32) == 0
-    }
-}
+pub use crate::deferred_jobs::{DeferredEnd, cannot_defer, deferred_end};
+pub use crate::logs::{CappedAppend, log_cap_note};
+pub use crate::options::{Parameters, StoreUrl};
+pub use crate::plugin::{Backend, Capabilities, Connecting, OptionInfo, Plugin};
+pub use crate::retry::RetryPlan;
+pub use crate::tasks::{
+    dependency_failed_message, lease_lapsed_message, task_failed_message, timed_out_message,
+};
+pub use crate::transfer::{ImportPage, ImportProgress, Record, Transfer, no_import, not_empty};
+pub use crate::updates::{UpdateStep, check_batch_len};
+pub use crate::watch::WatchSource;

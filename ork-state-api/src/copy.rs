@@ -14,10 +14,10 @@ use std::fmt;
 
 use futures_util::future::join_all;
 
+use crate::backend::{ImportPage, ImportProgress, Record};
 use crate::{
-    Capability, Database, DeferredJob, Error, ImportPage, ImportProgress, Limit, ListTasks, ListWorkflows,
-    LogPosition, LogRange, PageRequest, Record, Result, Run, RunKey, SnapshotId, Task, TaskId, Timestamp,
-    Token, WorkflowName,
+    Capability, Database, DeferredJob, Error, Limit, ListTasks, ListWorkflows, LogPosition, LogRange,
+    PageRequest, Result, Run, RunKey, SnapshotId, Task, TaskId, Timestamp, Token, WorkflowName,
 };
 
 /// At most so many records are imported at a time, and no more once they have so many bytes.
@@ -84,8 +84,8 @@ impl fmt::Display for Copied {
 /// deferred job that is being polled is due again when its poller's lease lapses. Snapshots that no workflow and no run refers to are left out.
 ///
 /// # Errors
-/// Those of reading `from`; those of [`Transfer`](crate::Transfer); `Conflict` if `from` is not any more what it was when the copy began:
-/// [`abandon_import`](crate::Transfer::abandon_import) then begins anew.
+/// Those of reading `from`; those of [`Transfer`](crate::backend::Transfer); `Conflict` if `from` is not any more what it was when the copy began:
+/// [`abandon_import`](crate::backend::Transfer::abandon_import) then begins anew.
 ///
 /// # Cancel safety
 /// `to` shows all of it or nothing, and the same call again goes on.

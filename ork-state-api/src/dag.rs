@@ -1,6 +1,6 @@
 //! A workflow's tasks and what each depends on, checked once so that no backend has to.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::de::Error as _;
@@ -15,13 +15,14 @@ use crate::{Error, Json, Label, Result, TaskName};
 ///
 /// ```
 /// # use ork_state_api::{Json, TaskSpec};
-/// let load = TaskSpec::new("load".parse()?, "process".parse()?)
-///     .after(["extract".parse()?])
+/// let load = TaskSpec::named("load")?
+///     .after_named(["extract"])?
 ///     .with_params(Json::parse(r#"{"table": "orders"}"#)?)
 ///     .with_max_retries(3);
 /// # Ok::<(), ork_state_api::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
 pub struct TaskSpec {
     /// Unique within the DAG.
     #[serde(rename = "task_name")]
@@ -46,28 +47,11 @@ pub struct TaskSpec {
 }
 
 /// A JSON `null` in the canonical form means that there is none: the form cannot tell the two apart.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Json>, D::Error> {
+pub(crate) fn present<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Json>, D::Error> {
     let json = Json::deserialize(deserializer)?;
     Ok(Some(json).filter(|json| json.as_str() != "null"))
-}
-
-/// A task as Ork stored it.
-#[derive(Deserialize)]
-struct OldTask {
-    #[serde(default)]
-    task_index: i64,
-    task_name: TaskName,
-    executor_type: Label,
-    #[serde(default)]
-    depends_on: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "present")]
-    params: Option<Json>,
-    #[serde(default, deserialize_with = "present")]
-    signature: Option<Json>,
-    #[serde(default)]
-    max_retries: u32,
-    #[serde(default)]
-    timeout_seconds: Option<u32>,
 }
 
 impl TaskSpec {
@@ -83,6 +67,32 @@ impl TaskSpec {
             max_retries: 0,
             timeout_seconds: None,
         }
+    }
+
+    /// A task of this name that a `process` runs, depends on nothing and is tried once.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what is no [`TaskName`].
+    pub fn named(name: &str) -> Result<Self> {
+        Ok(Self::new(name.parse()?, Label::constant("process")))
+    }
+
+    /// Sets what runs it.
+    #[must_use]
+    pub fn with_executor(mut self, executor_type: Label) -> Self {
+        self.executor_type = executor_type;
+        self
+    }
+
+    /// Makes it wait for the tasks of these names as well.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what is no [`TaskName`].
+    pub fn after_named<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        for name in names {
+            self.depends_on.push(name.parse()?);
+        }
+        Ok(self)
     }
 
     /// Makes it wait for these as well.
@@ -129,11 +139,11 @@ impl TaskSpec {
 ///
 /// ```
 /// # use ork_state_api::{Dag, ErrorKind, TaskSpec};
-/// let task = |name: &str| Ok::<_, ork_state_api::Error>(TaskSpec::new(name.parse()?, "process".parse()?));
-/// let dag = Dag::new([task("extract")?, task("load")?.after(["extract".parse()?])])?;
+/// let dag = Dag::new([TaskSpec::named("extract")?, TaskSpec::named("load")?.after_named(["extract"])?])?;
 /// assert_eq!(dag.dependents(0), [1]);
 ///
-/// let cyclic = Dag::new([task("a")?.after(["b".parse()?]), task("b")?.after(["a".parse()?])]);
+/// let cyclic = [TaskSpec::named("a")?.after_named(["b"])?, TaskSpec::named("b")?.after_named(["a"])?];
+/// let cyclic = Dag::new(cyclic);
 /// assert!(matches!(cyclic.unwrap_err().kind(), ErrorKind::InvalidInput { .. }));
 /// # Ok::<(), ork_state_api::Error>(())
 /// ```
@@ -208,49 +218,16 @@ impl Dag {
         })
     }
 
-    /// Reads what Ork before this project stored, for backends that take its databases over: the canonical form, perhaps with other white
-    /// space, other order of keys or of tasks, or fields left out. Dependencies on tasks that are not there are left out and told of, by a sentence each.
-    ///
-    /// # Errors
-    /// `InvalidInput` for JSON that is no array of tasks, or of such as [`new`](Self::new) refuses.
-    pub fn of_old_form(json: &str) -> Result<(Self, Vec<String>)> {
-        let mut rows: Vec<OldTask> = serde_json::from_str(json)
-            .map_err(|source| Error::invalid("DAG", "is not an array of tasks").with_source(source))?;
-        rows.sort_by_key(|row| row.task_index);
-        let names: HashSet<TaskName> = rows.iter().map(|row| row.task_name.clone()).collect();
-        let mut problems = Vec::new();
-        let specs: Vec<TaskSpec> = rows
-            .into_iter()
-            .map(|row| {
-                let mut spec = TaskSpec::new(row.task_name, row.executor_type);
-                for dependency in row.depends_on.unwrap_or_default() {
-                    if !names.contains(dependency.as_str()) {
-                        let (name, shown) = (&spec.name, dependency.chars().take(100).collect::<String>());
-                        problems.push(format!(
-                            "task {name:?} depended on {shown:?}, which is not there: it does not any more"
-                        ));
-                    } else if !spec.depends_on.iter().any(|there| **there == *dependency) {
-                        spec.depends_on.extend(dependency.parse::<TaskName>().ok());
-                    }
-                }
-                spec.params = row.params;
-                spec.signature = row.signature;
-                spec.max_retries = row.max_retries;
-                spec.timeout_seconds = row.timeout_seconds;
-                spec
-            })
-            .collect();
-        Ok((Self::new(specs)?, problems))
-    }
-
     /// The canonical form, which is what backends store and what the content hash is taken over.
     ///
     /// The compact JSON (no white space outside of the values that were given as JSON) of the array of
     /// tasks in index order, each an object with the keys `task_index`, `task_name`,
     /// `executor_type`, `depends_on`, `params`, `signature` in this order, none left out (`null` where
     /// there is nothing), then `max_retries` unless it is 0 and `timeout_seconds` unless there is none.
-    /// Parameters and signatures are the text that was given. A DAG that uses neither of the last two
-    /// has the form, and so the hash, that Ork has always given it.
+    /// Parameters and signatures are the text that was given.
+    ///
+    /// Ork's form has the same fields, but its hash is over JSON with sorted keys. So a snapshot that
+    /// Ork stored has another hash here.
     #[must_use]
     pub fn to_json(&self) -> &Json {
         &self.0.canonical
@@ -491,20 +468,6 @@ mod tests {
                 .as_str()
                 .ends_with(r#""signature":null,"max_retries":2,"timeout_seconds":30}]"#)
         );
-    }
-
-    #[test]
-    fn orks_old_form_is_read_whatever_jsonb_made_of_it() {
-        let old = r#"[{"params": {"x": 100}, "signature": null, "task_name": "b", "depends_on": ["a", "gone", "a"], "task_index": 1, "executor_type": "process"},
-            {"task_index": 0, "task_name": "a", "executor_type": "cloudrun", "depends_on": null}]"#;
-        let (read, problems) = Dag::of_old_form(old).unwrap();
-        assert_eq!(
-            read.to_json().as_str(),
-            r#"[{"task_index":0,"task_name":"a","executor_type":"cloudrun","depends_on":[],"params":null,"signature":null},{"task_index":1,"task_name":"b","executor_type":"process","depends_on":["a"],"params":{"x": 100},"signature":null}]"#
-        );
-        assert_eq!(problems.len(), 1);
-        assert!(problems[0].contains("\"gone\""), "{problems:?}");
-        assert!(Dag::of_old_form("{}").is_err() && Dag::of_old_form("[{}]").is_err());
     }
 
     #[test]

@@ -1,13 +1,24 @@
 //! Everything a scheduler needs of a store.
 
-use crate::{
-    Backend, DeferredJobStore, LogStore, Maintenance, RunStore, ScheduleStore, TaskStore, Transfer,
-    WorkflowStore,
-};
+use crate::backend::{Plugin, Transfer};
+use crate::{DeferredJobStore, LogStore, Maintenance, RunStore, ScheduleStore, TaskStore, WorkflowStore};
 
 /// A store of workflows, their runs and tasks: all the role traits together.
 ///
-/// Share it as `Arc<dyn Database>`; every method takes `&self` and may be called concurrently.
+/// Share it as `Arc<dyn Database>`. Every method takes `&self` and may be called concurrently.
+///
+/// # Where the methods are
+///
+/// | role | methods |
+/// |---|---|
+/// | [`WorkflowStore`] | [create](WorkflowStore::create_workflow), [get](WorkflowStore::get_workflow), [find](WorkflowStore::find_workflow), [list](WorkflowStore::list_workflows), [count](WorkflowStore::count_workflows), [update](WorkflowStore::update_workflow), [delete](WorkflowStore::delete_workflow) a workflow; [get a snapshot](WorkflowStore::get_snapshot) |
+/// | [`RunStore`] | [create](RunStore::create_run), [get](RunStore::get_run), [list](RunStore::list_runs), [count](RunStore::count_runs), [start](RunStore::start_run), [pause](RunStore::pause_run), [resume](RunStore::resume_run), [cancel](RunStore::cancel_run), [retry](RunStore::retry_run) a run |
+/// | [`TaskStore`] | [claim](TaskStore::claim_tasks), [heartbeat](TaskStore::heartbeat), [update](TaskStore::update_tasks); [get](TaskStore::get_task), [list](TaskStore::list_tasks), [outputs](TaskStore::task_outputs), [ready ones](TaskStore::ready_tasks); [expire leases](TaskStore::expire_leases), [expire timeouts](TaskStore::expire_timeouts) |
+/// | [`LogStore`] | [append](LogStore::append_log), [read](LogStore::read_log) |
+/// | [`ScheduleStore`] | [set](ScheduleStore::set_schedule), [list those due](ScheduleStore::due_schedules), [fire](ScheduleStore::fire_schedule) |
+/// | [`DeferredJobStore`] | [defer a task](DeferredJobStore::defer_task), [claim](DeferredJobStore::claim_jobs), [update](DeferredJobStore::update_jobs), [list](DeferredJobStore::list_jobs) jobs |
+/// | [`Maintenance`] | [migrate](Maintenance::migrate), [plan it](Maintenance::plan_migration), [prune](Maintenance::prune), [stats](Maintenance::stats), [watch](Maintenance::watch), [verify](Maintenance::verify) |
+/// | [`Transfer`] | what [`copy`](crate::copy::copy) needs |
 ///
 /// # General rules
 /// They hold for every method of every role, and their methods' docs do not repeat them.
@@ -25,7 +36,7 @@ use crate::{
 /// - **G6** A list has one total order, the same on every backend whatever the database's collation, and its pages
 ///   neither skip nor repeat a row that stays, whatever is inserted or deleted between them.
 /// - **G7** A failing method has changed nothing, and says why by an [`ErrorKind`](crate::ErrorKind). Only
-///   `Unavailable` may leave it open, by [`Outcome::Unknown`](crate::Outcome::Unknown). No message shows a credential or a payload.
+///   `Unavailable` may leave it open, by [`Effect::Unknown`](crate::Effect::Unknown). No message shows a credential or a payload.
 /// - **G8** What is stored and cannot be read is `Corrupt`, naming table, id and column: never a default, never left out
 ///   of a list in silence. A claim passes over such a task, hands out the others, and
 ///   [`verify`](Maintenance::verify) reports it.
@@ -38,7 +49,8 @@ use crate::{
 /// `Unavailable` when the store cannot be reached in time; `SchemaMismatch` until the store is
 /// [migrated](Maintenance::migrate); `Corrupt`; `Internal`.
 pub trait Database:
-    WorkflowStore
+    Plugin
+    + WorkflowStore
     + RunStore
     + TaskStore
     + LogStore
@@ -46,8 +58,18 @@ pub trait Database:
     + DeferredJobStore
     + Maintenance
     + Transfer
-    + std::fmt::Debug
 {
-    /// The plugin that this store is of: its name and what it can do.
-    fn backend(&self) -> &'static Backend;
+}
+
+impl<S> Database for S where
+    S: Plugin
+        + WorkflowStore
+        + RunStore
+        + TaskStore
+        + LogStore
+        + ScheduleStore
+        + DeferredJobStore
+        + Maintenance
+        + Transfer
+{
 }

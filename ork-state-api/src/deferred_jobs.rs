@@ -5,14 +5,16 @@ use std::collections::HashSet;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::limits::MAX_BATCH_BYTES;
+use crate::backend::Plugin;
+use crate::updates::{check_batch_bytes, check_batch_len};
 use crate::{
-    Claim, Delay, EndedRun, Entity, Error, ErrorKind, JobId, JobStatus, Json, Label, LeaseTime, Limit,
-    Result, RunId, TaskId, Text, Timestamp, Token,
+    Capability, Claim, Delay, Entity, Error, ErrorKind, JobId, JobStatus, Json, Label, LeaseTime, Limit,
+    Result, RunId, TaskId, Text, Timestamp, Token, UpdateReport,
 };
 
 /// A job outside of Ork that a task waits for, as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct DeferredJob {
     /// Made by the store.
     pub id: JobId,
@@ -52,6 +54,7 @@ pub struct DeferredJob {
 
 /// A job to wait for.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NewDeferredJob {
     /// Where it runs.
     pub service_type: Label,
@@ -86,20 +89,35 @@ impl DeferredJob {
     /// A job as it is created (D1). For backends.
     #[must_use]
     pub fn new(new: &NewDeferredJob, task: TaskId, run: RunId, index: u32, now: Timestamp) -> Self {
+        Self::from_stored(JobId::generate(), task, run, index, new.clone(), now)
+    }
+
+    /// A pending job, to be polled first when its delay after its creation is over. Backends set the
+    /// rest.
+    #[must_use]
+    pub fn from_stored(
+        id: JobId,
+        task: TaskId,
+        run: RunId,
+        index: u32,
+        new: NewDeferredJob,
+        created_at: Timestamp,
+    ) -> Self {
+        let NewDeferredJob { service_type, job_id, job_data, poll_after } = new;
         Self {
-            id: JobId::generate(),
+            id,
             task,
             run,
             index,
-            service_type: new.service_type.clone(),
-            job_id: new.job_id.clone(),
-            job_data: new.job_data.clone(),
+            service_type,
+            job_id,
+            job_data,
             status: JobStatus::Pending,
             owner: None,
-            poll_at: Some(now.saturating_add(new.poll_after.get())),
+            poll_at: Some(created_at.saturating_add(poll_after.get())),
             output: None,
             error: None,
-            created_at: now,
+            created_at,
             started_at: None,
             last_polled_at: None,
             finished_at: None,
@@ -124,7 +142,7 @@ impl DeferTask {
         if jobs.is_empty() {
             return Err(Error::invalid("deferral", "names no job to wait for"));
         }
-        crate::check_batch_len("deferral", jobs.len())?;
+        check_batch_len("deferral", jobs.len())?;
         check_batch_bytes("deferral", jobs.iter().map(NewDeferredJob::bytes).sum())?;
         Ok(Self { claim, jobs })
     }
@@ -142,16 +160,9 @@ impl DeferTask {
     }
 }
 
-fn check_batch_bytes(what: &str, bytes: usize) -> Result<()> {
-    if bytes > MAX_BATCH_BYTES {
-        let reason = format!("has {bytes} bytes of payload, at most {MAX_BATCH_BYTES} are allowed");
-        return Err(Error::invalid(what, reason));
-    }
-    Ok(())
-}
-
 /// Which jobs to take for polling.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClaimJobs {
     /// Who polls: recorded with the job, for people. It proves nothing; the token does.
     pub owner: Label,
@@ -187,11 +198,21 @@ pub struct JobClaim {
 
 /// A claimed job.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClaimedJob {
     /// The job as the claim left it: `polling`, with its owner.
     pub job: DeferredJob,
     /// What to prove the claim with.
     pub claim: JobClaim,
+}
+
+impl ClaimedJob {
+    /// A job as a claim left it, with the token that the claim gave.
+    #[must_use]
+    pub const fn new(job: DeferredJob, token: Token) -> Self {
+        let claim = JobClaim { job: job.id, token };
+        Self { job, claim }
+    }
 }
 
 /// What a poll of one job told.
@@ -261,7 +282,7 @@ impl JobUpdates {
     /// # Errors
     /// `InvalidInput` for a job that comes twice, and beyond [`MAX_BATCH_ITEMS`](crate::limits::MAX_BATCH_ITEMS) or [`MAX_BATCH_BYTES`].
     pub fn new(updates: Vec<JobUpdate>) -> Result<Self> {
-        crate::check_batch_len("batch of job updates", updates.len())?;
+        check_batch_len("batch of job updates", updates.len())?;
         check_batch_bytes("batch of job updates", updates.iter().map(JobUpdate::bytes).sum())?;
         let mut seen = HashSet::with_capacity(updates.len());
         if let Some(twice) = updates.iter().find(|update| !seen.insert(update.claim.job)) {
@@ -271,12 +292,10 @@ impl JobUpdates {
         Ok(Self(updates))
     }
 
-    /// A batch of one.
-    ///
-    /// # Errors
-    /// None in practice: one item is within the limits by its types.
-    pub fn one(update: JobUpdate) -> Result<Self> {
-        Self::new(vec![update])
+    /// A batch of one. By its types it is within the limits.
+    #[must_use]
+    pub fn one(update: JobUpdate) -> Self {
+        Self(vec![update])
     }
 
     /// The updates.
@@ -284,52 +303,6 @@ impl JobUpdates {
     pub fn items(&self) -> &[JobUpdate] {
         &self.0
     }
-}
-
-/// What became of one item of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum JobOutcome {
-    /// It was applied.
-    Applied {
-        /// Where the job stands now.
-        status: JobStatus,
-    },
-    /// The job has ended and stays as it is.
-    AlreadyTerminal {
-        /// How it ended.
-        status: JobStatus,
-    },
-    /// The claim does not hold: its lease lapsed or ended, or the job was claimed again.
-    LeaseLost,
-    /// There is no such job.
-    NotFound,
-}
-
-impl JobOutcome {
-    /// The outcome of the item about `job` as an error unless it was applied.
-    ///
-    /// # Errors
-    /// `NotFound`, `Conflict` for a lost lease, or `InvalidTransition` for a job that has ended.
-    pub fn into_result(self, job: JobId) -> Result<JobStatus> {
-        match self {
-            Self::Applied { status } => Ok(status),
-            Self::AlreadyTerminal { status } => {
-                Err(Error::invalid_transition(Entity::DeferredJob, job, status, "updated"))
-            }
-            Self::LeaseLost => Err(Error::conflict(format!("deferred job {job} is no longer yours to poll"))
-                .with_hint("Its lease lapsed or another poller took it: drop what the poll told")),
-            Self::NotFound => Err(Error::not_found(Entity::DeferredJob, job)),
-        }
-    }
-}
-
-/// What [`DeferredJobStore::update_jobs`] did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JobReport {
-    /// An answer an item, in the order of the batch.
-    pub outcomes: Vec<JobOutcome>,
-    /// The runs that ended, by id.
-    pub ended_runs: Vec<EndedRun>,
 }
 
 /// What a task comes to once the last of its jobs has ended (**D1**), for backends: the jobs of its deferral in order.
@@ -378,7 +351,7 @@ pub fn cannot_defer(task: TaskId, status: Option<crate::TaskStatus>) -> Error {
 ///
 /// A backend may opt out with [`Capability::DeferredJobs`](crate::Capability::DeferredJobs); all methods are then `Unsupported`.
 #[async_trait]
-pub trait DeferredJobStore: Send + Sync {
+pub trait DeferredJobStore: Plugin {
     /// Has a claimed task wait for jobs.
     ///
     /// **D1** The jobs come into being and the claim ends together: the task is `running` from now at the latest, without a lease
@@ -393,7 +366,10 @@ pub trait DeferredJobStore: Send + Sync {
     /// # Cancel safety
     /// Deferred or not. Repeated after a lost answer it is `LeaseLost`, for the claim is over: look at the task's
     /// [jobs](Self::list_jobs).
-    async fn defer_task(&self, defer: DeferTask) -> Result<Vec<DeferredJob>>;
+    async fn defer_task(&self, defer: DeferTask) -> Result<Vec<DeferredJob>> {
+        let _ = defer;
+        Err(self.backend().lacks(Capability::DeferredJobs))
+    }
 
     /// Takes jobs whose time to be polled has come.
     ///
@@ -406,7 +382,10 @@ pub trait DeferredJobStore: Send + Sync {
     ///
     /// # Cancel safety
     /// Jobs whose answer is lost are due again when their leases lapse.
-    async fn claim_jobs(&self, claim: ClaimJobs) -> Result<Vec<ClaimedJob>>;
+    async fn claim_jobs(&self, claim: ClaimJobs) -> Result<Vec<ClaimedJob>> {
+        let _ = claim;
+        Err(self.backend().lacks(Capability::DeferredJobs))
+    }
 
     /// Records what polls told.
     ///
@@ -421,7 +400,10 @@ pub trait DeferredJobStore: Send + Sync {
     ///
     /// # Cancel safety
     /// The whole batch is applied or nothing of it. Repeating it is safe.
-    async fn update_jobs(&self, updates: JobUpdates) -> Result<JobReport>;
+    async fn update_jobs(&self, updates: JobUpdates) -> Result<UpdateReport<JobStatus>> {
+        let _ = updates;
+        Err(self.backend().lacks(Capability::DeferredJobs))
+    }
 
     /// The jobs of a task, those of earlier attempts too, in the order of their making.
     ///
@@ -429,7 +411,10 @@ pub trait DeferredJobStore: Send + Sync {
     ///
     /// # Errors
     /// `NotFound` for the task; `Unsupported`.
-    async fn list_jobs(&self, task: TaskId) -> Result<Vec<DeferredJob>>;
+    async fn list_jobs(&self, task: TaskId) -> Result<Vec<DeferredJob>> {
+        let _ = task;
+        Err(self.backend().lacks(Capability::DeferredJobs))
+    }
 }
 
 #[cfg(test)]
@@ -465,7 +450,7 @@ mod tests {
     fn a_batch_names_a_job_once() {
         let claim = claim();
         assert!(JobUpdates::new(vec![JobUpdate::polled(claim, Delay::ZERO); 2]).is_err());
-        assert!(JobUpdates::one(JobUpdate::completed(claim, None)).is_ok());
+        assert!(!JobUpdates::one(JobUpdate::completed(claim, None)).items().is_empty());
         assert!(JobUpdates::new(vec![]).unwrap().items().is_empty());
     }
 

@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why an operation failed (rule G7).
 ///
 /// - [`kind`](Self::kind) says what to do about it; [`is_retryable`](Self::is_retryable) sums it up.
-/// - A failing method has changed nothing, unless [`outcome`](Self::outcome) says that nobody knows.
+/// - A failing method has changed nothing, unless [`effect`](Self::effect) says that nobody knows.
 /// - `Display` is one line that says what happened and what to do next; `Debug` adds the sources.
 /// - No message contains a credential or a payload.
 /// - It is cheap to clone: a commit that fails answers many callers.
@@ -101,7 +101,7 @@ pub enum ErrorKind {
         /// What was tried and how it failed.
         reason: String,
         /// Whether the operation may have been applied all the same.
-        outcome: Outcome,
+        effect: Effect,
     },
     /// What is stored cannot be read. The rest of the store goes on; repair or delete this row.
     #[error("corrupt: {table} {id}, column {column}: {reason}")]
@@ -145,7 +145,7 @@ impl ErrorKind {
 
 /// Whether a failed operation took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
+pub enum Effect {
     /// It did not: nothing has changed.
     NotApplied,
     /// Nobody knows: the connection broke before the answer came. Whether the call may be repeated, and what to look at
@@ -167,7 +167,7 @@ pub enum Entity {
     Task,
     /// A deferred job of a task.
     DeferredJob,
-    /// What a task was told to do: see [`legacy::ObjectStore`](crate::legacy::ObjectStore).
+    /// What a task was told to do: see `ork::ObjectStore`.
     TaskSpec,
 }
 
@@ -230,13 +230,13 @@ impl Error {
     /// `Unavailable` after an operation that certainly was not applied.
     #[must_use]
     pub fn unavailable(reason: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Unavailable { reason: reason.into(), outcome: Outcome::NotApplied })
+        Self::new(ErrorKind::Unavailable { reason: reason.into(), effect: Effect::NotApplied })
     }
 
     /// `Unavailable` after an operation that may have been applied.
     #[must_use]
-    pub fn unknown_outcome(reason: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Unavailable { reason: reason.into(), outcome: Outcome::Unknown })
+    pub fn unknown_effect(reason: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unavailable { reason: reason.into(), effect: Effect::Unknown })
     }
 
     /// `Corrupt` (rule G8): which value of which row cannot be read, and why.
@@ -285,9 +285,9 @@ impl Error {
 
     /// Whether the operation may have been applied although it failed.
     #[must_use]
-    pub fn outcome(&self) -> Outcome {
+    pub fn effect(&self) -> Effect {
         match self.kind() {
-            ErrorKind::Unavailable { outcome, .. } => *outcome,
+            ErrorKind::Unavailable { effect, .. } => *effect,
             ErrorKind::NotFound { .. }
             | ErrorKind::AlreadyExists { .. }
             | ErrorKind::InvalidInput { .. }
@@ -297,7 +297,7 @@ impl Error {
             | ErrorKind::Unsupported { .. }
             | ErrorKind::SchemaMismatch { .. }
             | ErrorKind::Corrupt { .. }
-            | ErrorKind::Internal { .. } => Outcome::NotApplied,
+            | ErrorKind::Internal { .. } => Effect::NotApplied,
         }
     }
 }

@@ -23,15 +23,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tracing::Instrument as _;
 
+use crate::backend::{Backend, ImportPage, ImportProgress, Plugin, Transfer};
 use crate::{
-    Backend, ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, CreatedRun, Database, DeferTask, DeferredJob,
-    DeferredJobStore, DueSchedule, Error, ErrorKind, ExpiredTasks, FireSchedule, FiredSchedule, Heartbeat,
-    HeartbeatOutcome, ImportPage, ImportProgress, JobReport, JobUpdates, Json, Limit, ListRuns, ListTasks,
-    ListWorkflows, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun,
-    NewWorkflow, Outcome, Page, Prune, Pruned, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey,
-    RunStore, Schedule, ScheduleStore, Snapshot, SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId,
-    TaskName, TaskStore, TaskUpdates, Topic, Transfer, UpdateReport, UpdateWorkflow, Violation, Watch,
-    Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
+    ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, CreatedRun, Database, DeferTask, DeferredJob,
+    DeferredJobStore, DueSchedule, Effect, Error, ErrorKind, ExpiredTasks, FireSchedule, FiredSchedule,
+    Heartbeat, HeartbeatOutcome, JobStatus, JobUpdates, Json, Limit, ListRuns, ListTasks, ListWorkflows,
+    LogAppended, LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun, NewWorkflow,
+    Page, Prune, Pruned, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStore, Schedule,
+    ScheduleStore, Snapshot, SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId, TaskName, TaskStore,
+    TaskUpdates, Topic, UpdateReport, UpdateWorkflow, Violation, Watch, Workflow, WorkflowFilter, WorkflowId,
+    WorkflowName, WorkflowStore,
 };
 
 /// A method of a store.
@@ -84,7 +85,7 @@ impl<L: Layer> Layered<L> {
     }
 }
 
-impl<L: Layer> Database for Layered<L> {
+impl<L: Layer> Plugin for Layered<L> {
     fn backend(&self) -> &'static Backend {
         self.inner.backend()
     }
@@ -151,7 +152,7 @@ layered! {
     DeferredJobStore {
         once fn defer_task(defer: [DeferTask]) -> Vec<DeferredJob>;
         repeatable fn claim_jobs(claim: [ClaimJobs]) -> Vec<ClaimedJob>;
-        repeatable fn update_jobs(updates: [JobUpdates]) -> JobReport;
+        repeatable fn update_jobs(updates: [JobUpdates]) -> UpdateReport<JobStatus>;
         repeatable fn list_jobs(task: [TaskId]) -> Vec<DeferredJob>;
     }
     Maintenance {
@@ -219,13 +220,7 @@ impl Rows for ExpiredTasks {
     }
 }
 
-impl Rows for UpdateReport {
-    fn rows(&self) -> u64 {
-        self.outcomes.rows()
-    }
-}
-
-impl Rows for JobReport {
+impl<S> Rows for UpdateReport<S> {
     fn rows(&self) -> u64 {
         self.outcomes.rows()
     }
@@ -338,7 +333,7 @@ type Sleep = dyn Fn(Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send
 
 /// Makes calls again that failed for a reason that passes.
 ///
-/// That is what [`is_retryable`](Error::is_retryable) says. If nobody knows whether the call took effect ([`Outcome::Unknown`]), it is made again only if
+/// That is what [`is_retryable`](Error::is_retryable) says. If nobody knows whether the call took effect ([`Effect::Unknown`]), it is made again only if
 /// it [may be](Operation::is_repeatable).
 #[derive(Clone)]
 pub struct RetryLayer {
@@ -378,7 +373,7 @@ impl Layer for RetryLayer {
             match call(request.clone()).await {
                 Err(error)
                     if error.is_retryable()
-                        && (operation.is_repeatable || error.outcome() == Outcome::NotApplied) =>
+                        && (operation.is_repeatable || error.effect() == Effect::NotApplied) =>
                 {
                     (self.sleep)(self.policy.pause(retry)).await;
                 }
@@ -394,7 +389,7 @@ impl Layer for RetryLayer {
 pub enum Fault {
     /// The call is not made, and fails with this.
     Before(Error),
-    /// The call is made; its answer is lost, and it fails with this, such as [`Error::unknown_outcome`].
+    /// The call is made; its answer is lost, and it fails with this, such as [`Error::unknown_effect`].
     After(Error),
 }
 
@@ -407,7 +402,7 @@ type Choose = dyn Fn(Operation, u64) -> Option<Fault> + Send + Sync;
 /// // Every third update is applied and its answer lost.
 /// let layer = FaultLayer::new(|operation, number| {
 ///     let hit = operation.name == "update_tasks" && number % 3 == 2;
-///     hit.then(|| Fault::After(Error::unknown_outcome("a test")))
+///     hit.then(|| Fault::After(Error::unknown_effect("a test")))
 /// });
 /// ```
 #[derive(Clone)]

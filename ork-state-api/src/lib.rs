@@ -1,6 +1,40 @@
 #![doc = include_str!("../README.md")]
+//!
+//! ## The life of a run
+//!
+//! ```text
+#![doc = include_str!("../docs/run-states.txt")]
+//! ```
+//!
+//! ## The life of a task
+//!
+//! ```text
+#![doc = include_str!("../docs/task-states.txt")]
+//! ```
+//!
+//! ## The rules
+//!
+//! Each rule is written once, at the method that keeps it. The general ones stand at [`Database`].
+//!
+#![doc = include_str!("../docs/rules.md")]
+//!
+//! ## The types by purpose
+//!
+//! | for | types |
+//! |---|---|
+//! | workflows | [`NewWorkflow`], [`UpdateWorkflow`], [`Workflow`], [`Target`], [`Dag`], [`TaskSpec`], [`Snapshot`] |
+//! | runs | [`NewRun`], [`StartRun`], [`RetryRun`], [`Run`], [`RunStatus`], [`TaskCounts`] |
+//! | claims | [`ClaimTasks`], [`ClaimedTask`], [`Claim`], [`Lease`], [`Token`], [`Heartbeat`] |
+//! | what became of a task | [`TaskUpdate`], [`TaskUpdates`], [`UpdateReport`], [`UpdateOutcome`] |
+//! | tasks | [`Task`], [`TaskDetail`], [`TaskStatus`], [`ReadyTask`] |
+//! | logs | [`LogChunk`], [`LogRange`], [`LogSlice`] |
+//! | schedules | [`Schedule`], [`DueSchedule`], [`FireSchedule`] |
+//! | deferred jobs | [`DeferTask`], [`DeferredJob`], [`ClaimJobs`], [`JobUpdates`] |
+//! | lists | [`ListWorkflows`], [`ListRuns`], [`ListTasks`], [`PageRequest`], [`Page`] |
+//! | upkeep | [`MigrationReport`], [`Prune`], [`Stats`], [`Violation`], [`Topic`], [`Watch`] |
+//! | errors | [`Error`], [`ErrorKind`], [`Effect`] |
 
-mod backend;
+pub mod backend;
 pub mod copy;
 mod dag;
 mod database;
@@ -9,14 +43,17 @@ mod error;
 mod ids;
 mod json;
 pub mod layer;
-pub mod legacy;
 pub mod limits;
 mod logs;
 mod maintenance;
 mod options;
+#[cfg(feature = "ork")]
+pub mod ork;
 mod page;
+mod plugin;
 mod registry;
 mod retry;
+mod rule;
 mod runs;
 mod schedules;
 mod status;
@@ -29,40 +66,36 @@ pub mod verify;
 mod watch;
 mod workflows;
 
-pub use backend::{Backend, Capabilities, Capability, Connecting, OptionInfo};
 pub use dag::{Dag, TaskSpec};
 pub use database::Database;
 pub use deferred_jobs::{
-    ClaimJobs, ClaimedJob, DeferTask, DeferredEnd, DeferredJob, DeferredJobStore, JobChange, JobClaim,
-    JobOutcome, JobReport, JobUpdate, JobUpdates, NewDeferredJob, cannot_defer, deferred_end,
+    ClaimJobs, ClaimedJob, DeferTask, DeferredJob, DeferredJobStore, JobChange, JobClaim, JobUpdate,
+    JobUpdates, NewDeferredJob,
 };
-pub use error::{Entity, Error, ErrorKind, Outcome, Result};
+pub use error::{Effect, Entity, Error, ErrorKind, Result};
 pub use ids::{JobId, RunId, SnapshotId, TaskId, WorkflowId};
 pub use json::Json;
 pub use limits::{Delay, LeaseTime, Limit};
-pub use logs::{
-    CappedAppend, LogAppended, LogChunk, LogPosition, LogRange, LogSlice, LogStore, log_cap_note,
-};
+pub use logs::{LogAppended, LogChunk, LogPosition, LogRange, LogSlice, LogStore};
 pub use maintenance::{Found, Maintenance, MigrationReport, Prune, Pruned, Stats, Violation};
-pub use options::{ConnectOptions, Parameters, StoreUrl};
+pub use options::ConnectOptions;
 pub use page::{Page, PageRequest};
+pub use plugin::Capability;
 pub use registry::{Registry, connect};
-pub use retry::RetryPlan;
+pub use rule::Rule;
 pub use runs::{
-    CreatedRun, ListRuns, NewRun, RetryRun, Run, RunFilter, RunKey, RunStore, StartRun, TaskCounts,
+    CreatedRun, EndedRun, ListRuns, NewRun, RetryRun, Run, RunFilter, RunKey, RunStore, StartRun, TaskCounts,
 };
 pub use schedules::{DueSchedule, FireSchedule, FiredSchedule, SCHEDULE_TRIGGER, Schedule, ScheduleStore};
 pub use status::{JobStatus, RunStatus, TaskStatus};
 pub use tasks::{
-    Claim, ClaimTasks, ClaimedTask, DependencyOutputs, EndedRun, ExpiredTasks, Heartbeat, HeartbeatOutcome,
-    Lease, ListTasks, ReadyTask, Task, TaskDetail, TaskStore, Token, UpdateReport, dependency_failed_message,
-    lease_lapsed_message, task_failed_message, timed_out_message,
+    Claim, ClaimTasks, ClaimedTask, DependencyOutputs, ExpiredTasks, Heartbeat, HeartbeatOutcome, Lease,
+    ListTasks, ReadyTask, Task, TaskDetail, TaskStore, Token,
 };
 pub use text::{Label, TaskName, Text, WorkflowName};
 pub use time::{Clock, ManualClock, SystemClock, Timestamp};
-pub use transfer::{ImportPage, ImportProgress, Record, Transfer, no_import, not_empty};
-pub use updates::{TaskChange, TaskUpdate, TaskUpdates, UpdateOutcome, UpdateStep, check_batch_len};
-pub use watch::{Topic, Watch, WatchSource};
+pub use updates::{TaskChange, TaskUpdate, TaskUpdates, UpdateOutcome, UpdateReport};
+pub use watch::{Topic, Watch};
 pub use workflows::{
     ListWorkflows, NewWorkflow, Snapshot, Target, UpdateWorkflow, Workflow, WorkflowFilter, WorkflowStore,
 };

@@ -1,9 +1,10 @@
 //! What tasks print.
 
+use crate::backend::Plugin;
 use async_trait::async_trait;
 
 use crate::limits::MAX_LOG_CHUNK_BYTES;
-use crate::{Error, Result, TaskId};
+use crate::{Capability, Error, Result, TaskId};
 
 /// A piece of log to append: 1 byte to 16 MiB of anything, NUL and broken UTF-8 too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +36,20 @@ impl<'a> LogChunk<'a> {
 
 /// What an append did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LogAppended {
     /// How long the log is now, in bytes: from where to read on.
     pub length: u64,
     /// How many bytes of the chunk were not kept because the log is at its cap.
     pub dropped: u64,
+}
+
+impl LogAppended {
+    /// What an append came to.
+    #[must_use]
+    pub const fn new(length: u64, dropped: u64) -> Self {
+        Self { length, dropped }
+    }
 }
 
 /// Which part of a log to read.
@@ -93,6 +103,7 @@ impl LogRange {
 
 /// A part of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LogSlice {
     /// The offset of its first byte.
     pub offset: u64,
@@ -103,6 +114,12 @@ pub struct LogSlice {
 }
 
 impl LogSlice {
+    /// These bytes of a log of this length, from this offset on.
+    #[must_use]
+    pub const fn new(offset: u64, bytes: Vec<u8>, length: u64) -> Self {
+        Self { offset, bytes, length }
+    }
+
     /// The offset to read on from.
     #[must_use]
     pub const fn next_offset(&self) -> u64 {
@@ -119,7 +136,7 @@ impl LogSlice {
 /// What a log ends with once it has reached its cap, in bytes.
 ///
 /// ```
-/// # use ork_state_api::log_cap_note;
+/// # use ork_state_api::backend::log_cap_note;
 /// assert_eq!(log_cap_note(1024), "\n[ork-state: log capped at 1024 bytes]\n");
 /// ```
 #[must_use]
@@ -154,7 +171,7 @@ impl CappedAppend {
 ///
 /// A backend may opt out with [`Capability::Logs`](crate::Capability::Logs); both methods are then `Unsupported`.
 #[async_trait]
-pub trait LogStore: Send + Sync {
+pub trait LogStore: Plugin {
     /// Appends to a task's log, which begins empty and goes on over all attempts.
     ///
     /// **L2** The chunk is appended whole, in one piece also among concurrent appends; its cost does not grow with the log.
@@ -170,7 +187,10 @@ pub trait LogStore: Send + Sync {
     ///
     /// # Cancel safety
     /// Appended whole or not at all. Not repeatable: after an unknown outcome compare the log's length.
-    async fn append_log(&self, task: TaskId, chunk: LogChunk<'_>) -> Result<LogAppended>;
+    async fn append_log(&self, task: TaskId, chunk: LogChunk<'_>) -> Result<LogAppended> {
+        let _ = (task, chunk);
+        Err(self.backend().lacks(Capability::Logs))
+    }
 
     /// Reads a part of a task's log.
     ///
@@ -179,7 +199,10 @@ pub trait LogStore: Send + Sync {
     ///
     /// # Errors
     /// `NotFound` for the task; `Unsupported`.
-    async fn read_log(&self, task: TaskId, range: LogRange) -> Result<LogSlice>;
+    async fn read_log(&self, task: TaskId, range: LogRange) -> Result<LogSlice> {
+        let _ = (task, range);
+        Err(self.backend().lacks(Capability::Logs))
+    }
 }
 
 #[cfg(test)]

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::{
-    DeferredJobStore, JobStatus, Limit, LogStore, Result, RunStatus, RunStore, ScheduleStore, TaskStatus,
-    TaskStore, Timestamp, Topic, Watch, WorkflowStore,
+    Capability, DeferredJobStore, JobStatus, Limit, LogStore, Result, Rule, RunStatus, RunStore,
+    ScheduleStore, TaskStatus, TaskStore, Timestamp, Topic, Watch, WorkflowStore,
 };
 
 /// What [`Maintenance::migrate`] did, or what it would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MigrationReport {
     /// What was there before.
     pub found: Found,
@@ -23,8 +25,23 @@ pub struct MigrationReport {
     pub adjusted: Vec<Violation>,
 }
 
+impl MigrationReport {
+    /// Nothing was to be done: the store was found at this version.
+    #[must_use]
+    pub const fn nothing(version: i64) -> Self {
+        Self::new(Found::OrkState(version), version)
+    }
+
+    /// From what was found to this version. Backends add the steps, and what was adjusted.
+    #[must_use]
+    pub const fn new(found: Found, to: i64) -> Self {
+        Self { found, to, applied: Vec::new(), adjusted: Vec::new() }
+    }
+}
+
 /// What a store was made by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Found {
     /// Nothing: it is empty.
     Nothing,
@@ -60,15 +77,32 @@ impl fmt::Display for MigrationReport {
 
 /// Which runs to delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Prune {
     /// Only those that ended longer ago than this, by the store's clock.
-    pub ended_before: std::time::Duration,
+    pub older_than: Duration,
     /// At most so many runs.
     pub limit: Limit,
 }
 
+impl Prune {
+    /// Up to a hundred runs that ended longer ago than this.
+    #[must_use]
+    pub fn older_than(age: Duration) -> Self {
+        Self { older_than: age, limit: Limit::default() }
+    }
+
+    /// Sets how many.
+    #[must_use]
+    pub const fn with_limit(mut self, limit: Limit) -> Self {
+        self.limit = limit;
+        self
+    }
+}
+
 /// What [`Maintenance::prune`] deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Pruned {
     /// How many runs. Fewer than the limit: there are no more.
     pub runs: u64,
@@ -76,8 +110,17 @@ pub struct Pruned {
     pub tasks: u64,
 }
 
+impl Pruned {
+    /// So many runs with so many tasks.
+    #[must_use]
+    pub const fn new(runs: u64, tasks: u64) -> Self {
+        Self { runs, tasks }
+    }
+}
+
 /// How much of what there is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Stats {
     /// All workflows.
     pub workflows: u64,
@@ -111,9 +154,10 @@ impl Stats {
 
 /// Something that is stored and breaks a rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Violation {
-    /// The rule, such as `R3`.
-    pub rule: &'static str,
+    /// The rule that it breaks.
+    pub rule: Rule,
     /// Which entity, by kind and id.
     pub entity: String,
     /// What is wrong with it.
@@ -123,7 +167,7 @@ pub struct Violation {
 impl Violation {
     /// A violation.
     #[must_use]
-    pub fn new(rule: &'static str, entity: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub fn new(rule: Rule, entity: impl Into<String>, problem: impl Into<String>) -> Self {
         Self { rule, entity: entity.into(), problem: problem.into() }
     }
 }
@@ -212,7 +256,10 @@ pub trait Maintenance:
     ///     }
     /// }
     /// ```
-    async fn watch(&self, topic: Topic) -> Result<Watch>;
+    async fn watch(&self, topic: Topic) -> Result<Watch> {
+        let _ = topic;
+        Err(self.backend().lacks(Capability::Notifications))
+    }
 
     /// Checks everything that is stored against the rules.
     ///

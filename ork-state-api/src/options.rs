@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
-use crate::{Backend, Clock, Error, Result, SystemClock};
+use crate::backend::Backend;
+use crate::{Clock, Error, Result, SystemClock};
 
 /// Where a store is and how to open it: a URL, and a clock if it is a test.
 ///
@@ -361,7 +362,7 @@ mod tests {
         package: "test",
         schemes: &["memory", "postgres"],
         example: "memory:",
-        capabilities: crate::Capabilities::all(),
+        capabilities: crate::backend::Capabilities::all(),
         options: &[],
         connect: |_| Box::pin(async { Err(Error::internal("a test connects to nothing")) }),
     };

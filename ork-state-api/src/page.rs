@@ -37,6 +37,7 @@ impl<K> Default for PageRequest<K> {
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Page<T, K> {
     /// The rows, in the list's order.
     pub items: Vec<T>,
@@ -45,6 +46,12 @@ pub struct Page<T, K> {
 }
 
 impl<T, K> Page<T, K> {
+    /// These rows, and the key to go on after.
+    #[must_use]
+    pub const fn new(items: Vec<T>, next: Option<K>) -> Self {
+        Self { items, next }
+    }
+
     /// Makes a page of up to `limit + 1` rows that a backend read: the row too many, if it came, is
     /// dropped and shows that there is a next page.
     #[must_use]

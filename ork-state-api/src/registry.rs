@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::{Backend, ConnectOptions, Database, Error, Result};
+use crate::backend::Backend;
+use crate::{ConnectOptions, Database, Error, Result};
 
 /// A plugin that was linked in. Made by [`register_backend!`](crate::register_backend).
 #[doc(hidden)]
@@ -14,7 +15,8 @@ inventory::collect!(Registration);
 /// Registers a [`Backend`] at link time, from the crate that defines it.
 ///
 /// ```
-/// use ork_state_api::{Backend, Capabilities, Error};
+/// use ork_state_api::backend::{Backend, Capabilities};
+/// use ork_state_api::{Error};
 ///
 /// pub static BACKEND: Backend = Backend {
 ///     name: "nowhere",
@@ -138,7 +140,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Capabilities, OptionInfo};
+    use crate::backend::{Capabilities, OptionInfo};
     use rstest::rstest;
 
     const fn backend(name: &'static str, package: &'static str, schemes: &'static [&'static str]) -> Backend {

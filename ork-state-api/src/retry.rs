@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::{
-    Entity, Error, Result, RetryRun, Run, RunStatus, Task, TaskCounts, TaskStatus, Text, Timestamp,
-    task_failed_message,
-};
+use crate::backend::task_failed_message;
+use crate::{Entity, Error, Result, RetryRun, Run, RunStatus, Task, TaskCounts, TaskStatus, Text, Timestamp};
 
 /// What to do for [`RunStore::retry_run`](crate::RunStore::retry_run). For backends.
 #[derive(Debug, Clone, PartialEq, Eq)]

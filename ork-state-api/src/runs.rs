@@ -15,6 +15,7 @@ use crate::{
 
 /// A run as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Run {
     /// Made by the store.
     pub id: RunId,
@@ -28,7 +29,7 @@ pub struct Run {
     pub triggered_by: Label,
     /// The key it was created under, see [`RunStore::create_run`].
     pub idempotency_key: Option<Label>,
-    /// The first task that failed for good, as [`task_failed_message`](crate::task_failed_message)
+    /// The first task that failed for good, as [`task_failed_message`](crate::backend::task_failed_message)
     /// words it; there as soon as that has happened. Of several in one call the one with the lowest index.
     pub error: Option<Text>,
     /// How its tasks stand; all zero before it is started.
@@ -45,16 +46,29 @@ impl Run {
     /// A run as it is created (R1). For backends.
     #[must_use]
     pub fn new(new: NewRun, snapshot: SnapshotId, now: Timestamp) -> Self {
+        let run = Self::from_stored(RunId::generate(), new.workflow, snapshot, new.triggered_by, now);
+        Self { idempotency_key: new.idempotency_key, ..run }
+    }
+
+    /// A pending run without tasks and key. Backends set the rest.
+    #[must_use]
+    pub fn from_stored(
+        id: RunId,
+        workflow: WorkflowId,
+        snapshot: SnapshotId,
+        triggered_by: Label,
+        created_at: Timestamp,
+    ) -> Self {
         Self {
-            id: RunId::generate(),
-            workflow: new.workflow,
+            id,
+            workflow,
             snapshot,
             status: RunStatus::Pending,
-            triggered_by: new.triggered_by,
-            idempotency_key: new.idempotency_key,
+            triggered_by,
+            idempotency_key: None,
             error: None,
             tasks: TaskCounts::default(),
-            created_at: now,
+            created_at,
             started_at: None,
             finished_at: None,
         }
@@ -63,6 +77,7 @@ impl Run {
 
 /// How many tasks a run has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TaskCounts {
     /// All of them.
     pub total: u32,
@@ -88,8 +103,27 @@ impl TaskCounts {
     }
 }
 
+/// A run that ended in a call about tasks or jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct EndedRun {
+    /// Which.
+    pub run: RunId,
+    /// `Success` or `Failed`.
+    pub status: RunStatus,
+}
+
+impl EndedRun {
+    /// This run, which ended so.
+    #[must_use]
+    pub const fn new(run: RunId, status: RunStatus) -> Self {
+        Self { run, status }
+    }
+}
+
 /// What a run is created from.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NewRun {
     /// What to run.
     pub workflow: WorkflowId,
@@ -142,6 +176,7 @@ impl CreatedRun {
 
 /// A run to be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StartRun {
     /// Which.
     pub run: RunId,
@@ -165,6 +200,7 @@ impl StartRun {
 
 /// A run to be tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RetryRun {
     /// Which.
     pub run: RunId,
@@ -188,6 +224,7 @@ impl RetryRun {
 
 /// Which runs; a run is one of them if it is all that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct RunFilter {
     /// Only those of this workflow. One that does not exist has none.
     pub workflow: Option<WorkflowId>,
@@ -249,11 +286,20 @@ impl RunFilter {
 
 /// A page of runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ListRuns {
     /// Which.
     pub filter: RunFilter,
     /// Which page of them.
     pub page: PageRequest<RunKey>,
+}
+
+impl ListRuns {
+    /// This page of these runs.
+    #[must_use]
+    pub const fn new(filter: RunFilter, page: PageRequest<RunKey>) -> Self {
+        Self { filter, page }
+    }
 }
 
 /// All of them, by pages.

@@ -1,12 +1,14 @@
 //! Schedules of workflows.
 
+use crate::backend::Plugin;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Limit, Result, Run, Text, Timestamp, Workflow, WorkflowId};
+use crate::{Capability, Error, Limit, Result, Run, Text, Timestamp, Workflow, WorkflowId};
 
 /// When a workflow is to be run by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Schedule {
     /// The schedule as its author wrote it, such as a cron expression. The store gives it no meaning: whoever fires it works out the
     /// times.
@@ -42,6 +44,7 @@ impl Schedule {
 
 /// A schedule whose next slot has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DueSchedule {
     /// Whose.
     pub workflow: WorkflowId,
@@ -49,6 +52,14 @@ pub struct DueSchedule {
     pub expression: Text,
     /// The slot that is due: the `slot` of [`FireSchedule`].
     pub slot: Timestamp,
+}
+
+impl DueSchedule {
+    /// The schedule of a workflow, due for this slot.
+    #[must_use]
+    pub const fn new(workflow: WorkflowId, expression: Text, slot: Timestamp) -> Self {
+        Self { workflow, expression, slot }
+    }
 }
 
 /// A slot to fire.
@@ -107,7 +118,7 @@ pub const SCHEDULE_TRIGGER: &str = "schedule";
 ///
 /// A backend may opt out with [`Capability::Schedules`](crate::Capability::Schedules); all methods are then `Unsupported`.
 #[async_trait]
-pub trait ScheduleStore: Send + Sync {
+pub trait ScheduleStore: Plugin {
     /// Gives a workflow a schedule, replaces the one it has, or takes it away.
     ///
     /// **S1** What is given is kept as it is, [`last_at`](Schedule::last_at) too, and comes with the [workflow](Workflow::schedule).
@@ -117,7 +128,10 @@ pub trait ScheduleStore: Send + Sync {
     ///
     /// # Cancel safety
     /// Set or not. Repeating it is safe, unless another caller has fired or changed the schedule meanwhile.
-    async fn set_schedule(&self, workflow: WorkflowId, schedule: Option<Schedule>) -> Result<Workflow>;
+    async fn set_schedule(&self, workflow: WorkflowId, schedule: Option<Schedule>) -> Result<Workflow> {
+        let _ = (workflow, schedule);
+        Err(self.backend().lacks(Capability::Schedules))
+    }
 
     /// The schedules that are due now, the longest due first, then by workflow id (**G6**).
     ///
@@ -126,7 +140,10 @@ pub trait ScheduleStore: Send + Sync {
     ///
     /// # Errors
     /// `Unsupported`.
-    async fn due_schedules(&self, limit: Limit) -> Result<Vec<DueSchedule>>;
+    async fn due_schedules(&self, limit: Limit) -> Result<Vec<DueSchedule>> {
+        let _ = limit;
+        Err(self.backend().lacks(Capability::Schedules))
+    }
 
     /// Fires a slot: makes a pending run and moves the schedule on.
     ///
@@ -158,7 +175,10 @@ pub trait ScheduleStore: Send + Sync {
     ///     Ok(())
     /// }
     /// ```
-    async fn fire_schedule(&self, fire: FireSchedule) -> Result<FiredSchedule>;
+    async fn fire_schedule(&self, fire: FireSchedule) -> Result<FiredSchedule> {
+        let _ = fire;
+        Err(self.backend().lacks(Capability::Schedules))
+    }
 }
 
 #[cfg(test)]

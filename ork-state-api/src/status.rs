@@ -48,19 +48,15 @@ macro_rules! status {
         }
     };
 }
+#[cfg(feature = "ork")]
 pub(crate) use status;
 
 status!(
     /// Where a run stands.
     ///
     /// ```text
-    /// pending ──► running ──► success | failed
-    ///    │         ▲   │ ▲
-    ///    │         │   ▼ │ (resume)
-    ///    │         │  paused ──► success | failed   (its last running task ended)
-    ///    └─────────┴───┴──────► cancelled
+    #[doc = include_str!("../docs/run-states.txt")]
     /// ```
-    /// A retry brings a run from the last three back to running.
     RunStatus, "run status" {
         /// Created; its tasks do not exist yet.
         Pending = "pending",
@@ -89,12 +85,7 @@ status!(
     /// Where a task stands.
     ///
     /// ```text
-    ///              claim             update             update
-    /// pending ──────────► dispatched ──────► running ──────────► success | failed
-    ///    ▲                    │                 │                    ▲
-    ///    └── released, lapsed, failed with attempts left             │
-    ///    └──────────────── a dependency failed ──────────────────────┘
-    /// any of the first three ──► cancelled   (its run was cancelled)
+    #[doc = include_str!("../docs/task-states.txt")]
     /// ```
     /// A worker may skip `running`. The last three are final, unless the run is retried.
     TaskStatus, "task status" {

@@ -2,17 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Deref;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Dag, Json, Label, LeaseTime, Limit, Page, PageRequest, Result, RunId, RunStatus, Target, TaskId,
-    TaskName, TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, WorkflowId, WorkflowName,
+    Dag, EndedRun, Json, Label, LeaseTime, Limit, Page, PageRequest, Result, RunId, Target, TaskId, TaskName,
+    TaskStatus, TaskUpdates, Text, Timestamp, UpdateReport, WorkflowId, WorkflowName,
 };
 
 /// A task as it stands, without its payloads (see [`TaskDetail`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Task {
     /// Made by the store.
     pub id: TaskId,
@@ -63,35 +65,60 @@ pub struct Task {
 impl Task {
     /// The tasks of a run as they are made when it is started (R2), in the order of its DAG. For backends.
     pub fn of_run(run: RunId, dag: &Dag, now: Timestamp) -> impl Iterator<Item = Self> {
-        (0_u32..).zip(dag.tasks()).map(move |(index, spec)| Self {
-            id: TaskId::generate(),
+        (0_u32..).zip(dag.tasks()).map(move |(index, spec)| {
+            let (name, executor_type) = (spec.name.clone(), spec.executor_type.clone());
+            Self {
+                depends_on: spec.depends_on.clone(),
+                // A DAG has far fewer tasks than this can hold.
+                unmet_dependencies: u32::try_from(spec.depends_on.len()).unwrap_or(u32::MAX),
+                max_retries: spec.max_retries,
+                timeout_seconds: spec.timeout_seconds,
+                ready_at: spec.depends_on.is_empty().then_some(now),
+                ..Self::from_stored(TaskId::generate(), run, index, name, executor_type, now)
+            }
+        })
+    }
+
+    /// A pending task that depends on nothing and is tried once, but is not ready. Backends set the
+    /// rest.
+    #[must_use]
+    pub const fn from_stored(
+        id: TaskId,
+        run: RunId,
+        index: u32,
+        name: TaskName,
+        executor_type: Label,
+        created_at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
             run,
             index,
-            name: spec.name.clone(),
-            executor_type: spec.executor_type.clone(),
-            depends_on: spec.depends_on.clone(),
-            // A DAG has far fewer tasks than this can hold.
-            unmet_dependencies: u32::try_from(spec.depends_on.len()).unwrap_or(u32::MAX),
+            name,
+            executor_type,
+            depends_on: Vec::new(),
+            unmet_dependencies: 0,
             open_jobs: 0,
             status: TaskStatus::Pending,
             attempts: 0,
-            max_retries: spec.max_retries,
-            timeout_seconds: spec.timeout_seconds,
+            max_retries: 0,
+            timeout_seconds: None,
             lease: None,
             execution_name: None,
             error: None,
-            created_at: now,
-            ready_at: spec.depends_on.is_empty().then_some(now),
+            created_at,
+            ready_at: None,
             retry_at: None,
             dispatched_at: None,
             started_at: None,
             finished_at: None,
-        })
+        }
     }
 }
 
-/// A task with its payloads.
+/// A task with its payloads. It reads as its [`Task`]: `detail.status`, `detail.error`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TaskDetail {
     /// Everything else.
     pub task: Task,
@@ -103,8 +130,25 @@ pub struct TaskDetail {
     pub output: Option<Json>,
 }
 
+impl TaskDetail {
+    /// A task with these payloads.
+    #[must_use]
+    pub const fn new(task: Task, params: Option<Json>, output: Option<Json>) -> Self {
+        Self { task, params, output }
+    }
+}
+
+impl Deref for TaskDetail {
+    type Target = Task;
+
+    fn deref(&self) -> &Task {
+        &self.task
+    }
+}
+
 /// Somebody's right to work on a task, for a while.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Lease {
     /// Who has it.
     pub owner: Label,
@@ -113,6 +157,14 @@ pub struct Lease {
     /// It is live before this moment. From this moment on it is lapsed, whether or not
     /// anybody has noticed.
     pub expires_at: Timestamp,
+}
+
+impl Lease {
+    /// A lease.
+    #[must_use]
+    pub const fn new(owner: Label, token: Token, expires_at: Timestamp) -> Self {
+        Self { owner, token, expires_at }
+    }
 }
 
 /// A fencing token: it grows with every claim of a task, so an older one is told from the current
@@ -152,6 +204,7 @@ pub struct Claim {
 
 /// What to claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClaimTasks {
     /// Who claims: recorded with the lease, for people. It proves nothing; the token does.
     pub owner: Label,
@@ -196,7 +249,10 @@ impl ClaimTasks {
 }
 
 /// A claimed task, with all that a scheduler needs to run it.
+///
+/// It reads as its [`Task`]: `claimed.name`, `claimed.attempts`, `claimed.lease`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClaimedTask {
     /// The task as the claim left it: `dispatched`, with its lease.
     pub task: Task,
@@ -215,8 +271,34 @@ pub struct ClaimedTask {
     pub dependency_outputs: BTreeMap<TaskName, Option<Json>>,
 }
 
+impl ClaimedTask {
+    /// A task as a claim left it, of a workflow, with the token that the claim gave. Backends set the
+    /// rest.
+    #[must_use]
+    pub const fn new(
+        task: Task,
+        token: Token,
+        workflow: WorkflowId,
+        workflow_name: WorkflowName,
+        target: Target,
+    ) -> Self {
+        let claim = Claim { task: task.id, token };
+        let dependency_outputs = BTreeMap::new();
+        Self { task, claim, params: None, workflow, workflow_name, target, dependency_outputs }
+    }
+}
+
+impl Deref for ClaimedTask {
+    type Target = Task;
+
+    fn deref(&self) -> &Task {
+        &self.task
+    }
+}
+
 /// A ready task's place in the queue: the order in which tasks are handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub struct ReadyTask {
     /// Since when it is ready.
     pub ready_at: Timestamp,
@@ -226,6 +308,14 @@ pub struct ReadyTask {
     pub index: u32,
     /// The task.
     pub task: TaskId,
+}
+
+impl ReadyTask {
+    /// The place of this task.
+    #[must_use]
+    pub const fn new(ready_at: Timestamp, run: RunId, index: u32, task: TaskId) -> Self {
+        Self { ready_at, run, index, task }
+    }
 }
 
 /// Leases to renew.
@@ -272,26 +362,9 @@ pub enum HeartbeatOutcome {
     Lost,
 }
 
-/// What [`TaskStore::update_tasks`] did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UpdateReport {
-    /// An answer an item, in the order of the batch.
-    pub outcomes: Vec<UpdateOutcome>,
-    /// The runs that ended, by id.
-    pub ended_runs: Vec<EndedRun>,
-}
-
-/// A run that ended in a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct EndedRun {
-    /// Which.
-    pub run: RunId,
-    /// `Success` or `Failed`.
-    pub status: RunStatus,
-}
-
 /// What [`TaskStore::expire_leases`] or [`TaskStore::expire_timeouts`] did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ExpiredTasks {
     /// The tasks that are pending again, by id.
     pub requeued: Vec<TaskId>,
@@ -305,7 +378,7 @@ pub struct ExpiredTasks {
 /// task that failed by itself.
 ///
 /// ```
-/// # use ork_state_api::dependency_failed_message;
+/// # use ork_state_api::backend::dependency_failed_message;
 /// assert_eq!(dependency_failed_message("extract"), "dependency \"extract\" failed");
 /// ```
 #[must_use]
@@ -333,6 +406,7 @@ pub fn timed_out_message(timeout_seconds: u32) -> String {
 
 /// A page of a run's tasks.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ListTasks {
     /// Whose.
     pub run: RunId,
@@ -404,7 +478,7 @@ pub trait TaskStore: Send + Sync {
     ///     let done = claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None)).collect();
     ///     let report = db.update_tasks(TaskUpdates::new(done)?).await?;
     ///     for (task, outcome) in claimed.iter().zip(report.outcomes) {
-    ///         outcome.into_result(task.task.id)?;
+    ///         outcome.into_result(task.id)?;
     ///     }
     ///     Ok(())
     /// }

@@ -99,6 +99,7 @@ macro_rules! text {
         }
     };
 }
+#[cfg(feature = "ork")]
 pub(crate) use text;
 
 text!(
@@ -137,6 +138,13 @@ impl Text {
             clean.push_str(NOTE);
         }
         Self(clean.into())
+    }
+}
+
+/// The empty text.
+impl Default for Text {
+    fn default() -> Self {
+        Self("".into())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Taking in what another store holds.
 
+use crate::backend::Plugin;
 use std::fmt;
 
 use async_trait::async_trait;
@@ -7,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    Dag, DeferredJob, Error, Json, Result, Run, Snapshot, SnapshotId, Task, TaskDetail, TaskId, Timestamp,
-    Token, Workflow, WorkflowId,
+    Capability, Dag, DeferredJob, Error, Json, Result, Run, Snapshot, SnapshotId, Task, TaskDetail, TaskId,
+    Timestamp, Token, Workflow, WorkflowId,
 };
 
 /// A part of a store, as [`copy`](crate::copy::copy) carries it from one to another.
@@ -312,12 +313,14 @@ pub fn no_import() -> Error {
 /// **M6** Records are kept apart, page by page, and are seen by nothing else until the import is finished. Then all of them become what the store holds, in one
 /// transaction: every method answers as the store did that they were read from, and work goes on from there.
 #[async_trait]
-pub trait Transfer: Send + Sync {
+pub trait Transfer: Plugin {
     /// How far an import has come; `None` if none is under way.
     ///
     /// # Errors
     /// `Unsupported`
-    async fn import_progress(&self) -> Result<Option<ImportProgress>>;
+    async fn import_progress(&self) -> Result<Option<ImportProgress>> {
+        Err(self.backend().lacks(Capability::Transfer))
+    }
 
     /// Keeps a page of records, which must follow those that are there. The first begins an import.
     ///
@@ -326,7 +329,10 @@ pub trait Transfer: Send + Sync {
     ///
     /// # Cancel safety
     /// Kept or not: [`import_progress`](Self::import_progress) tells.
-    async fn import(&self, page: ImportPage) -> Result<()>;
+    async fn import(&self, page: ImportPage) -> Result<()> {
+        let _ = page;
+        Err(self.backend().lacks(Capability::Transfer))
+    }
 
     /// Makes what was imported the content of the store. The import is over with it.
     ///
@@ -336,13 +342,17 @@ pub trait Transfer: Send + Sync {
     ///
     /// # Cancel safety
     /// Finished or not: if no import is under way any more, it is.
-    async fn finish_import(&self) -> Result<()>;
+    async fn finish_import(&self) -> Result<()> {
+        Err(self.backend().lacks(Capability::Transfer))
+    }
 
     /// Forgets what was imported and is not finished. If nothing was, nothing happens.
     ///
     /// # Errors
     /// `Unsupported`
-    async fn abandon_import(&self) -> Result<()>;
+    async fn abandon_import(&self) -> Result<()> {
+        Err(self.backend().lacks(Capability::Transfer))
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_ITEMS};
-use crate::{Claim, Delay, Error, ErrorKind, Json, Label, Result, TaskId, TaskStatus, Text};
+use crate::{
+    Claim, Delay, EndedRun, Entity, Error, ErrorKind, JobId, JobStatus, Json, Label, Result, TaskId,
+    TaskStatus, Text,
+};
 
 /// What happened to one claimed task.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,28 +92,28 @@ impl TaskUpdate {
     }
 }
 
-/// What became of one item of a batch.
+/// What became of one item of a batch: an update of a task, or of a deferred job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpdateOutcome {
+pub enum UpdateOutcome<S = TaskStatus> {
     /// It was applied.
     Applied {
-        /// Where the task stands after all that the batch says under this claim. After a failure:
-        /// `Pending` if it will be tried again, else `Failed`.
-        status: TaskStatus,
+        /// Where the task stands after all that the batch says under this claim, or where the job
+        /// stands. After a failure a task is `Pending` if it will be tried again, else `Failed`.
+        status: S,
     },
-    /// The task has ended and stays as it is.
+    /// The task or job has ended and stays as it is.
     AlreadyTerminal {
         /// How it ended.
-        status: TaskStatus,
+        status: S,
     },
-    /// The claim does not hold: its lease lapsed or ended, or the task was claimed again.
+    /// The claim does not hold: its lease lapsed or ended, or somebody else claimed it since.
     LeaseLost,
-    /// There is no such task.
+    /// There is no such task or job.
     NotFound,
 }
 
 impl UpdateOutcome {
-    /// The outcome of the item about `task` as an error unless it was applied.
+    /// The status, or an error unless the item about `task` was applied.
     ///
     /// # Errors
     /// `NotFound`, `LeaseLost`, or `InvalidTransition` for a task that has ended.
@@ -118,11 +121,48 @@ impl UpdateOutcome {
         match self {
             Self::Applied { status } => Ok(status),
             Self::AlreadyTerminal { status } => {
-                Err(Error::invalid_transition(crate::Entity::Task, task, status, "anything else"))
+                Err(Error::invalid_transition(Entity::Task, task, status, "anything else"))
             }
             Self::LeaseLost => Err(Error::new(ErrorKind::LeaseLost { task })),
-            Self::NotFound => Err(Error::not_found(crate::Entity::Task, task)),
+            Self::NotFound => Err(Error::not_found(Entity::Task, task)),
         }
+    }
+}
+
+impl UpdateOutcome<JobStatus> {
+    /// The status, or an error unless the item about `job` was applied.
+    ///
+    /// # Errors
+    /// `NotFound`, `Conflict` for a lost lease, or `InvalidTransition` for a job that has ended.
+    pub fn into_result(self, job: JobId) -> Result<JobStatus> {
+        match self {
+            Self::Applied { status } => Ok(status),
+            Self::AlreadyTerminal { status } => {
+                Err(Error::invalid_transition(Entity::DeferredJob, job, status, "updated"))
+            }
+            Self::LeaseLost => Err(Error::conflict(format!("deferred job {job} is no longer yours to poll"))
+                .with_hint("Its lease lapsed or another poller took it: drop what the poll told")),
+            Self::NotFound => Err(Error::not_found(Entity::DeferredJob, job)),
+        }
+    }
+}
+
+/// What became of a batch: of [`update_tasks`](crate::TaskStore::update_tasks) or
+/// [`update_jobs`](crate::DeferredJobStore::update_jobs).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UpdateReport<S = TaskStatus> {
+    /// One answer per item, in the order of the batch.
+    pub outcomes: Vec<UpdateOutcome<S>>,
+    /// The runs that ended with it, by id.
+    pub ended_runs: Vec<EndedRun>,
+}
+
+impl<S> UpdateReport<S> {
+    /// These answers, and these runs that ended.
+    #[must_use]
+    pub const fn new(outcomes: Vec<UpdateOutcome<S>>, ended_runs: Vec<EndedRun>) -> Self {
+        Self { outcomes, ended_runs }
     }
 }
 
@@ -170,6 +210,15 @@ pub fn check_batch_len(what: &str, items: usize) -> Result<()> {
     Ok(())
 }
 
+/// Checks the size of a batch's payloads together.
+pub(crate) fn check_batch_bytes(what: &str, bytes: usize) -> Result<()> {
+    if bytes > MAX_BATCH_BYTES {
+        let reason = format!("has {bytes} bytes of payload, at most {MAX_BATCH_BYTES} are allowed");
+        return Err(Error::invalid(what, reason));
+    }
+    Ok(())
+}
+
 impl TaskUpdates {
     /// Takes a batch; it may be empty.
     ///
@@ -177,11 +226,17 @@ impl TaskUpdates {
     /// `InvalidInput` beyond [`MAX_BATCH_ITEMS`] or [`MAX_BATCH_BYTES`].
     pub fn new(updates: Vec<TaskUpdate>) -> Result<Self> {
         check_batch_len("batch of updates", updates.len())?;
-        let bytes: usize = updates.iter().map(|update| update.change.bytes()).sum();
-        if bytes > MAX_BATCH_BYTES {
-            let reason = format!("has {bytes} bytes of payload, at most {MAX_BATCH_BYTES} are allowed");
-            return Err(Error::invalid("batch of updates", reason));
-        }
+        check_batch_bytes("batch of updates", updates.iter().map(|update| update.change.bytes()).sum())?;
+        Ok(Self::fold(updates))
+    }
+
+    /// A batch of one. By its types it is within the limits.
+    #[must_use]
+    pub fn one(update: TaskUpdate) -> Self {
+        Self::fold(vec![update])
+    }
+
+    fn fold(updates: Vec<TaskUpdate>) -> Self {
         let mut by_claim = HashMap::with_capacity(updates.len());
         let mut steps: Vec<UpdateStep> = Vec::with_capacity(updates.len());
         let mut items = Vec::with_capacity(updates.len());
@@ -204,15 +259,7 @@ impl TaskUpdates {
                 end => step.end = Some(end),
             }
         }
-        Ok(Self { steps, items })
-    }
-
-    /// A batch of one.
-    ///
-    /// # Errors
-    /// None in practice: one item is within the limits by its types.
-    pub fn one(update: TaskUpdate) -> Result<Self> {
-        Self::new(vec![update])
+        Self { steps, items }
     }
 
     /// What to apply, in the order in which the claims first appear. Two steps may name one task, with different tokens.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    DeferredJobStore, Entity, Error, ErrorKind, Limit, ListTasks, PageRequest, Result, Run, RunId, RunKey,
-    RunStatus, RunStore, Task, TaskCounts, TaskId, TaskStatus, TaskStore, Timestamp, Violation,
+    DeferredJobStore, Entity, Error, ErrorKind, Limit, ListTasks, PageRequest, Result, Rule, Run, RunId,
+    RunKey, RunStatus, RunStore, Task, TaskCounts, TaskId, TaskStatus, TaskStore, Timestamp, Violation,
     WorkflowStore,
 };
 
@@ -53,7 +53,7 @@ where
             }
         };
         if !runs.items.is_sorted_by(|a, b| RunKey::of(a) < RunKey::of(b)) {
-            found.push(Violation::new("G6", "list of runs", "is out of order or repeats a run"));
+            found.push(Violation::new(Rule::G6, "list of runs", "is out of order or repeats a run"));
         }
         for run in &runs.items {
             check_run(store, run, &ready, &mut found).await?;
@@ -77,11 +77,11 @@ async fn read_ready<S: TaskStore + ?Sized>(store: &S, found: &mut Vec<Violation>
     match store.ready_tasks(Limit::new(Limit::MAX)?).await {
         Ok(ready) => {
             if !ready.is_sorted() {
-                found.push(Violation::new("T2", "ready tasks", "are out of order"));
+                found.push(Violation::new(Rule::T2, "ready tasks", "are out of order"));
             }
             let tasks: BTreeSet<TaskId> = ready.iter().map(|task| task.task).collect();
             if tasks.len() < ready.len() {
-                found.push(Violation::new("T1", "ready tasks", "have a task twice"));
+                found.push(Violation::new(Rule::T1, "ready tasks", "have a task twice"));
             }
             Ok(Ready { tasks, is_complete: ready.len() < Limit::MAX })
         }
@@ -129,7 +129,7 @@ async fn past_unreadable<S: RunStore + ?Sized>(
 fn corruption(error: &Error) -> Result<Violation> {
     match error.kind() {
         ErrorKind::Corrupt { table, id, column, reason } => {
-            Ok(Violation::new("G8", format!("{table} {id}"), format!("column {column}: {reason}")))
+            Ok(Violation::new(Rule::G8, format!("{table} {id}"), format!("column {column}: {reason}")))
         }
         _ => Err(error.clone()),
     }
@@ -151,22 +151,22 @@ async fn check_workflows<S: WorkflowStore + ?Sized>(store: &S, found: &mut Vec<V
             }
         };
         if !workflows.items.is_sorted_by(|a, b| a.name < b.name) {
-            found.push(Violation::new("G6", "list of workflows", "is out of order or repeats a name"));
+            found.push(Violation::new(Rule::G6, "list of workflows", "is out of order or repeats a name"));
         }
         for workflow in &workflows.items {
             match store.get_snapshot(workflow.snapshot).await {
                 Ok(snapshot) if snapshot.workflow != workflow.id => {
                     let problem = format!("has snapshot {} of workflow {}", snapshot.id, snapshot.workflow);
-                    found.push(Violation::new("W1", format!("workflow {}", workflow.id), problem));
+                    found.push(Violation::new(Rule::W1, format!("workflow {}", workflow.id), problem));
                 }
                 Ok(snapshot) if snapshot.content_hash != snapshot.dag.content_hash() => {
                     let problem = "has a content hash that is not its DAG's";
-                    found.push(Violation::new("W2", format!("snapshot {}", snapshot.id), problem));
+                    found.push(Violation::new(Rule::W2, format!("snapshot {}", snapshot.id), problem));
                 }
                 Ok(_) => {}
                 Err(error) if is_missing(&error, Entity::Snapshot) => {
                     let problem = format!("has snapshot {}, which is not there", workflow.snapshot);
-                    found.push(Violation::new("W1", format!("workflow {}", workflow.id), problem));
+                    found.push(Violation::new(Rule::W1, format!("workflow {}", workflow.id), problem));
                 }
                 Err(error) => found.push(corruption(&error)?),
             }
@@ -202,10 +202,10 @@ async fn check_run<S: TaskStore + DeferredJobStore + ?Sized>(
 
     let counted = count(&tasks);
     if run.tasks != counted {
-        say("R3", format!("says {:?}, its tasks are {counted:?}", run.tasks));
+        say(Rule::R3, format!("says {:?}, its tasks are {counted:?}", run.tasks));
     }
     if tasks.iter().map(|task| task.index).ne(0..counted.total) {
-        say("R2", "has tasks that are out of order or missing".into());
+        say(Rule::R2, "has tasks that are out of order or missing".into());
     }
     let expected = match run.status {
         RunStatus::Pending if counted.total > 0 => Some("pending with tasks"),
@@ -223,10 +223,10 @@ async fn check_run<S: TaskStore + DeferredJobStore + ?Sized>(
         _ => None,
     };
     if let Some(problem) = expected {
-        say("R3", format!("is {problem}"));
+        say(Rule::R3, format!("is {problem}"));
     }
     if run.status.is_terminal() != run.finished_at.is_some() {
-        say("R3", format!("is {} with finished_at {:?}", run.status, run.finished_at));
+        say(Rule::R3, format!("is {} with finished_at {:?}", run.status, run.finished_at));
     }
     check_tasks(run, &tasks, ready, found);
     for task in tasks.iter().filter(|task| task.open_jobs > 0) {
@@ -245,7 +245,7 @@ async fn check_jobs<S: DeferredJobStore + ?Sized>(
             let open = jobs.iter().filter(|job| !job.status.is_terminal()).count();
             if open != task.open_jobs as usize {
                 let problem = format!("waits for {} jobs, {open} are open", task.open_jobs);
-                found.push(Violation::new("D1", format!("task {}", task.id), problem));
+                found.push(Violation::new(Rule::D1, format!("task {}", task.id), problem));
             }
         }
         Err(error) if is_missing(&error, Entity::Task) => {}
@@ -289,30 +289,30 @@ fn check_tasks(run: &Run, tasks: &[Task], ready: &Ready, found: &mut Vec<Violati
         };
         let unmet = waits_for(|status| status != TaskStatus::Success);
         if unmet != task.unmet_dependencies as usize {
-            say("T1", format!("says it waits for {}, it waits for {unmet}", task.unmet_dependencies));
+            say(Rule::T1, format!("says it waits for {}, it waits for {unmet}", task.unmet_dependencies));
         }
         if task.status == TaskStatus::Pending && waits_for(|status| status == TaskStatus::Failed) > 0 {
-            say("T5", "is pending after a dependency that failed".into());
+            say(Rule::T5, "is pending after a dependency that failed".into());
         }
         if !matches!(task.status, TaskStatus::Pending | TaskStatus::Failed | TaskStatus::Cancelled)
             && unmet > 0
         {
-            say("T1", format!("is {} with dependencies unmet", task.status));
+            say(Rule::T1, format!("is {} with dependencies unmet", task.status));
         }
         let deferred = task.status == TaskStatus::Running && task.open_jobs > 0;
         if (task.status.is_claimed() && !deferred) != task.lease.is_some() {
-            say("T2", format!("is {} with lease {:?}", task.status, task.lease));
+            say(Rule::T2, format!("is {} with lease {:?}", task.status, task.lease));
         }
         if task.open_jobs > 0 && !deferred {
-            say("D2", format!("is {} and waits for {} jobs", task.status, task.open_jobs));
+            say(Rule::D2, format!("is {} and waits for {} jobs", task.status, task.open_jobs));
         }
         if task.status.is_terminal() != task.finished_at.is_some() {
-            say("T4", format!("is {} with finished_at {:?}", task.status, task.finished_at));
+            say(Rule::T4, format!("is {} with finished_at {:?}", task.status, task.finished_at));
         }
         let queued = task.status == TaskStatus::Pending && unmet == 0 && run.status == RunStatus::Running;
         if queued != task.ready_at.is_some() {
             say(
-                "T1",
+                Rule::T1,
                 format!("is {} in a {} run with ready_at {:?}", task.status, run.status, task.ready_at),
             );
         }
@@ -321,10 +321,10 @@ fn check_tasks(run: &Run, tasks: &[Task], ready: &Ready, found: &mut Vec<Violati
         let must_show = queued && task.retry_at.is_none() && ready.is_complete;
         if (shown && !queued) || (must_show && !shown) {
             let word = if shown { "is" } else { "is not" };
-            say("T1", format!("{word} among the ready tasks, {} in a {} run", task.status, run.status));
+            say(Rule::T1, format!("{word} among the ready tasks, {} in a {} run", task.status, run.status));
         }
         if task.attempts > task.max_retries.saturating_add(1) {
-            say("T5", format!("was tried {} times with {} retries", task.attempts, task.max_retries));
+            say(Rule::T5, format!("was tried {} times with {} retries", task.attempts, task.max_retries));
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::{
 
 /// A workflow as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Workflow {
     /// Made by the store.
     pub id: WorkflowId,
@@ -34,15 +35,30 @@ impl Workflow {
     /// A workflow as it is created (W1). For backends.
     #[must_use]
     pub fn new(new: &NewWorkflow, snapshot: SnapshotId, now: Timestamp) -> Self {
+        let (name, target) = (new.name.clone(), new.target.clone());
+        let workflow = Self::from_stored(WorkflowId::generate(), name, target, snapshot, now);
+        Self { description: new.description.clone(), ..workflow }
+    }
+
+    /// A workflow without description and schedule, unchanged since it was created. Backends set
+    /// the rest.
+    #[must_use]
+    pub const fn from_stored(
+        id: WorkflowId,
+        name: WorkflowName,
+        target: Target,
+        snapshot: SnapshotId,
+        created_at: Timestamp,
+    ) -> Self {
         Self {
-            id: WorkflowId::generate(),
-            name: new.name.clone(),
-            description: new.description.clone(),
-            target: new.target.clone(),
+            id,
+            name,
+            description: None,
+            target,
             snapshot,
             schedule: None,
-            created_at: now,
-            updated_at: now,
+            created_at,
+            updated_at: created_at,
         }
     }
 }
@@ -50,6 +66,7 @@ impl Workflow {
 /// How and where a workflow's tasks are run. The store keeps it for the executors and gives it no
 /// meaning of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Target {
     /// What runs the workflow as a whole, such as `process` or `cloudrun`; each task says its own.
     pub executor_type: Label,
@@ -64,8 +81,38 @@ pub struct Target {
     pub params: Option<Json>,
 }
 
+impl Target {
+    /// This job of this executor, in no region and no project, without parameters.
+    #[must_use]
+    pub fn new(executor_type: Label, job_name: Text) -> Self {
+        Self { executor_type, job_name, region: Text::default(), project: Text::default(), params: None }
+    }
+
+    /// Sets the region.
+    #[must_use]
+    pub fn with_region(mut self, region: Text) -> Self {
+        self.region = region;
+        self
+    }
+
+    /// Sets the project.
+    #[must_use]
+    pub fn with_project(mut self, project: Text) -> Self {
+        self.project = project;
+        self
+    }
+
+    /// Sets what every task is given.
+    #[must_use]
+    pub fn with_params(mut self, params: Json) -> Self {
+        self.params = Some(params);
+        self
+    }
+}
+
 /// What a workflow is created from.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct NewWorkflow {
     /// Must be free.
     pub name: WorkflowName,
@@ -82,14 +129,16 @@ impl NewWorkflow {
     /// region, no project.
     #[must_use]
     pub fn new(name: WorkflowName, dag: Dag) -> Self {
-        let target = Target {
-            executor_type: Label::constant("process"),
-            job_name: Text::lossy(&name),
-            region: Text::lossy(""),
-            project: Text::lossy(""),
-            params: None,
-        };
+        let target = Target::new(Label::constant("process"), Text::lossy(&name));
         Self { name, description: None, target, dag }
+    }
+
+    /// The same, for a name that is still to be checked.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what is no [`WorkflowName`].
+    pub fn named(name: &str, dag: Dag) -> Result<Self> {
+        Ok(Self::new(name.parse()?, dag))
     }
 
     /// Sets the description.
@@ -109,6 +158,7 @@ impl NewWorkflow {
 
 /// What to change of a workflow; what is `None` stays as it is.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct UpdateWorkflow {
     /// Which.
     pub id: WorkflowId,
@@ -151,6 +201,7 @@ impl UpdateWorkflow {
 
 /// Which workflows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct WorkflowFilter {
     /// Only those whose name contains this text, as [`matches`](Self::matches) says.
     pub name_contains: Option<Text>,
@@ -189,11 +240,20 @@ impl WorkflowFilter {
 
 /// A page of workflows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ListWorkflows {
     /// Which.
     pub filter: WorkflowFilter,
     /// Which page of them.
     pub page: PageRequest<WorkflowName>,
+}
+
+impl ListWorkflows {
+    /// This page of these workflows.
+    #[must_use]
+    pub const fn new(filter: WorkflowFilter, page: PageRequest<WorkflowName>) -> Self {
+        Self { filter, page }
+    }
 }
 
 /// All of them, by pages.
@@ -205,6 +265,7 @@ impl From<PageRequest<WorkflowName>> for ListWorkflows {
 
 /// A DAG as it was stored for a workflow. It never changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// Made by the store.
     pub id: SnapshotId,
@@ -216,6 +277,26 @@ pub struct Snapshot {
     pub dag: Dag,
     /// When it was stored.
     pub created_at: Timestamp,
+}
+
+impl Snapshot {
+    /// A snapshot of a DAG as it is created (W2). For backends.
+    #[must_use]
+    pub fn new(workflow: WorkflowId, dag: Dag, now: Timestamp) -> Self {
+        Self::from_stored(SnapshotId::generate(), workflow, dag.content_hash(), dag, now)
+    }
+
+    /// A snapshot as a backend has stored it.
+    #[must_use]
+    pub const fn from_stored(
+        id: SnapshotId,
+        workflow: WorkflowId,
+        content_hash: String,
+        dag: Dag,
+        created_at: Timestamp,
+    ) -> Self {
+        Self { id, workflow, content_hash, dag, created_at }
+    }
 }
 
 /// Keeps workflows. The [general rules](crate::Database#general-rules) hold for every method.
@@ -237,9 +318,9 @@ pub trait WorkflowStore: Send + Sync {
     /// ```
     /// # use ork_state_api::*;
     /// async fn create(db: &dyn Database) -> Result<Workflow> {
-    ///     let extract = TaskSpec::new("extract".parse()?, "process".parse()?);
-    ///     let load = TaskSpec::new("load".parse()?, "process".parse()?).after(["extract".parse()?]);
-    ///     db.create_workflow(NewWorkflow::new("orders".parse()?, Dag::new([extract, load])?)).await
+    ///     let extract = TaskSpec::named("extract")?;
+    ///     let load = TaskSpec::named("load")?.after_named(["extract"])?;
+    ///     db.create_workflow(NewWorkflow::named("orders", Dag::new([extract, load])?)?).await
     /// }
     /// ```
     async fn create_workflow(&self, new: NewWorkflow) -> Result<Workflow>;

@@ -7,15 +7,15 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use async_trait::async_trait;
+use ork_state_api::backend::{Backend, Capabilities, Plugin};
 use ork_state_api::verify::observe;
 use ork_state_api::{
-    ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, CreatedRun, Dag, DeferTask, DeferredJob,
-    DeferredJobStore, Error, ExpiredTasks, Heartbeat, HeartbeatOutcome, JobReport, JobUpdates, Json, Lease,
-    Limit, ListRuns, ListTasks, ListWorkflows, NewDeferredJob, NewRun, NewWorkflow, Page, PageRequest,
-    ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStatus, RunStore, Snapshot, SnapshotId,
-    StartRun, Task, TaskCounts, TaskDetail, TaskId, TaskName, TaskSpec, TaskStatus, TaskStore, TaskUpdates,
-    Text, Timestamp, Token, UpdateReport, UpdateWorkflow, Workflow, WorkflowFilter, WorkflowId, WorkflowName,
-    WorkflowStore,
+    ClaimTasks, ClaimedTask, CreatedRun, Dag, DeferredJob, DeferredJobStore, Error, ExpiredTasks, Heartbeat,
+    HeartbeatOutcome, Json, Lease, Limit, ListRuns, ListTasks, ListWorkflows, NewDeferredJob, NewRun,
+    NewWorkflow, Page, PageRequest, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStatus,
+    RunStore, Snapshot, SnapshotId, StartRun, Task, TaskCounts, TaskDetail, TaskId, TaskName, TaskSpec,
+    TaskStatus, TaskStore, TaskUpdates, Text, Timestamp, Token, UpdateReport, UpdateWorkflow, Workflow,
+    WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
 };
 use rstest::rstest;
 
@@ -159,17 +159,30 @@ impl TaskStore for Fake {
     }
 }
 
+static FAKE: Backend = Backend {
+    name: "fake",
+    package: "none",
+    schemes: &[],
+    example: "fake:",
+    capabilities: Capabilities::all(),
+    options: &[],
+    connect: |_| Box::pin(async { unexpected() }),
+};
+
+impl std::fmt::Debug for Fake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Fake")
+    }
+}
+
+impl Plugin for Fake {
+    fn backend(&self) -> &'static Backend {
+        &FAKE
+    }
+}
+
 #[async_trait]
 impl DeferredJobStore for Fake {
-    async fn defer_task(&self, _: DeferTask) -> Result<Vec<DeferredJob>> {
-        unexpected()
-    }
-    async fn claim_jobs(&self, _: ClaimJobs) -> Result<Vec<ClaimedJob>> {
-        unexpected()
-    }
-    async fn update_jobs(&self, _: JobUpdates) -> Result<JobReport> {
-        unexpected()
-    }
     async fn list_jobs(&self, task: TaskId) -> Result<Vec<DeferredJob>> {
         Ok(self.jobs.iter().filter(|job| job.task == task).cloned().collect())
     }
@@ -194,27 +207,19 @@ fn truth() -> Fake {
         let new = NewWorkflow::new(name.parse().unwrap(), dag.clone());
         let snapshot = SnapshotId::generate();
         let workflow = Workflow::new(&new, snapshot, at(0));
-        snapshots.push(Snapshot {
-            id: snapshot,
-            workflow: workflow.id,
-            content_hash: dag.content_hash(),
-            dag: dag.clone(),
-            created_at: at(0),
-        });
+        snapshots.push(Snapshot::from_stored(snapshot, workflow.id, dag.content_hash(), dag.clone(), at(0)));
         workflows.push(workflow);
     }
-    let run = |created_at, of: &Workflow, status: RunStatus, (total, unfinished, failed)| Run {
-        id: RunId::generate(),
-        workflow: of.id,
-        snapshot: of.snapshot,
-        status,
-        triggered_by: "manual".parse().unwrap(),
-        idempotency_key: None,
-        error: None,
-        tasks: TaskCounts { total, unfinished, failed, cancelled: 0 },
-        created_at,
-        started_at: Some(created_at),
-        finished_at: status.is_terminal().then_some(created_at),
+    let run = |created_at, of: &Workflow, status: RunStatus, (total, unfinished, failed)| {
+        let mut run =
+            Run::from_stored(RunId::generate(), of.id, of.snapshot, "manual".parse().unwrap(), created_at);
+        run.status = status;
+        run.tasks = TaskCounts::new(total);
+        run.tasks.unfinished = unfinished;
+        run.tasks.failed = failed;
+        run.started_at = Some(created_at);
+        run.finished_at = status.is_terminal().then_some(created_at);
+        run
     };
     let runs = vec![
         run(at(30), &workflows[0], RunStatus::Running, (4, 3, 0)),
@@ -225,11 +230,10 @@ fn truth() -> Fake {
     end(&mut tasks[0], TaskStatus::Success);
     tasks[1].status = TaskStatus::Running;
     tasks[1].ready_at = None;
-    tasks[1].lease =
-        Some(Lease { owner: "w".parse().unwrap(), token: Token::from_stored(1), expires_at: at(90) });
+    tasks[1].lease = Some(Lease::new("w".parse().unwrap(), Token::from_stored(1), at(90)));
     tasks[2].unmet_dependencies = 0;
     tasks[2].ready_at = Some(at(30));
-    let ready = vec![ReadyTask { ready_at: at(30), run: runs[0].id, index: 2, task: tasks[2].id }];
+    let ready = vec![ReadyTask::new(at(30), runs[0].id, 2, tasks[2].id)];
     for (run, status) in [(1, TaskStatus::Success), (2, TaskStatus::Failed)] {
         let run: &Run = &runs[run];
         for mut task in Task::of_run(run.id, &two, run.created_at) {
@@ -303,7 +307,7 @@ fn the_truth_is_not_objected_to() {
 #[case::a_ready_task_that_is_not_shown(|s: &mut Fake| s.ready.clear(), "is not among the ready tasks")]
 #[case::a_claimed_task_that_is_shown(|s: &mut Fake| s.ready[0].task = s.tasks[1].id, "is among the ready tasks")]
 #[case::a_ready_task_twice(|s: &mut Fake| s.ready.push(s.ready[0]), "twice")]
-#[case::unsorted_ready_tasks(|s: &mut Fake| s.ready.insert(0, ReadyTask { ready_at: at(99), ..s.ready[0] }), "T2 ready tasks")]
+#[case::unsorted_ready_tasks(|s: &mut Fake| s.ready.insert(0, { let mut readytask = s.ready[0]; readytask.ready_at = at(99); readytask }), "T2 ready tasks")]
 #[case::a_wrong_cancelled(|s: &mut Fake| s.runs[1].tasks.cancelled = 1, "R3 run")]
 #[case::jobs_of_an_ended_task(|s: &mut Fake| s.tasks[0].open_jobs = 1, "D2 task")]
 #[case::a_wrong_number_of_jobs(|s: &mut Fake| (s.tasks[1].open_jobs, s.tasks[1].lease) = (2, None), "D1 task")]
@@ -341,8 +345,18 @@ fn a_run_that_cannot_be_read_does_not_hide_later_ones() {
     for number in 0..40 {
         let id = RunId::generate();
         let created_at = at(5 - number / 10);
-        store.runs.push(Run { id, created_at, ..like.clone() });
-        store.tasks.extend(two.iter().map(|task| Task { id: TaskId::generate(), run: id, ..task.clone() }));
+        store.runs.push({
+            let mut run = like.clone();
+            run.id = id;
+            run.created_at = created_at;
+            run
+        });
+        store.tasks.extend(two.iter().map(|task| {
+            let mut task = task.clone();
+            task.id = TaskId::generate();
+            task.run = id;
+            task
+        }));
     }
     store.runs.sort_by_key(RunKey::of);
     let mut expected = Vec::new();
@@ -360,7 +374,12 @@ fn a_run_that_cannot_be_read_does_not_hide_later_ones() {
 fn a_list_that_can_nowhere_be_read_comes_to_an_end() {
     let mut store = truth();
     let id = RunId::from_uuid(uuid::Uuid::max());
-    store.runs = vec![Run { id, created_at: Timestamp::MIN, ..store.runs[0].clone() }];
+    store.runs = vec![{
+        let mut run = store.runs[0].clone();
+        run.id = id;
+        run.created_at = Timestamp::MIN;
+        run
+    }];
     store.unreadable.insert(id.to_string());
     assert_eq!(told(&store).len(), 1);
 }

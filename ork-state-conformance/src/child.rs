@@ -255,7 +255,7 @@ async fn work_off(url: &str, owner: &str, batch: usize) -> PlayResult {
             return Ok(());
         }
         for task in &claimed {
-            println!("{}", task.task.id);
+            println!("{}", task.id);
         }
         complete(&*db, claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None)).collect()).await?;
     }
@@ -280,7 +280,7 @@ async fn claim_and_hang(url: &str, batch: usize) -> PlayResult {
     let db = connect(url).await?;
     db.migrate().await?;
     for task in db.claim_tasks(claim_request("doomed", batch)?).await? {
-        println!("{}", task.task.id);
+        println!("{}", task.id);
     }
     println!("claimed");
     std::future::pending().await
@@ -342,33 +342,31 @@ async fn live(db: Arc<dyn Database>, worker: usize, logs: bool) -> PlayResult {
 async fn work(db: &dyn Database, round: u64, logs: bool) -> PlayResult<bool> {
     let claimed = db.claim_tasks(claim_request("doomed", 3)?).await?;
     for task in &claimed {
-        tell(Told::Claimed(task.workflow, task.task.id, task.claim.token))?;
+        tell(Told::Claimed(task.workflow, task.id, task.claim.token))?;
     }
     if logs {
         for task in claimed.iter().step_by(2) {
-            let appended = db.append_log(task.task.id, LogChunk::new(b"a line of a log\n")?).await?;
-            tell(Told::Logged(task.workflow, task.task.id, appended.length))?;
+            let appended = db.append_log(task.id, LogChunk::new(b"a line of a log\n")?).await?;
+            tell(Told::Logged(task.workflow, task.id, appended.length))?;
         }
     }
     let mut updates = Vec::new();
     for task in &claimed {
         updates.push(TaskUpdate::running(task.claim));
-        updates.push(match (round + u64::from(task.task.index)) % 7 {
+        updates.push(match (round + u64::from(task.index)) % 7 {
             0 => TaskUpdate::failed_for_good(task.claim, Text::lossy("for good")),
             1 | 2 => TaskUpdate::failed(task.claim, Text::lossy("again"), Delay::ZERO),
-            _ => TaskUpdate::succeeded(task.claim, Some(Json::from_value(&task.task.index)?)),
+            _ => TaskUpdate::succeeded(task.claim, Some(Json::from_value(&task.index)?)),
         });
     }
     let report = db.update_tasks(TaskUpdates::new(updates)?).await?;
     // Two items a task: the second tells how it stands after both.
     for (task, outcome) in claimed.iter().zip(report.outcomes.iter().skip(1).step_by(2)) {
-        tell(Told::Updated(task.workflow, task.task.id, outcome.into_result(task.task.id)?))?;
+        tell(Told::Updated(task.workflow, task.id, outcome.into_result(task.id)?))?;
     }
-    for EndedRun { run, status } in report.ended_runs {
-        let of = claimed
-            .iter()
-            .find(|task| task.task.run == run)
-            .ok_or("a run ended that no task was claimed of")?;
+    for EndedRun { run, status, .. } in report.ended_runs {
+        let of =
+            claimed.iter().find(|task| task.run == run).ok_or("a run ended that no task was claimed of")?;
         tell(Told::Ended(of.workflow, run, status))?;
     }
     Ok(!claimed.is_empty())

@@ -157,7 +157,7 @@ impl<'a> Survivor<'a> {
 pub(crate) async fn all_runs(db: &dyn Database, filter: RunFilter) -> Result<Vec<Run>> {
     let (mut runs, mut page) = (Vec::new(), PageRequest::first(Limit::new(Limit::MAX)?));
     loop {
-        let found = db.list_runs(ListRuns { filter: filter.clone(), page }).await?;
+        let found = db.list_runs(ListRuns::new(filter.clone(), page)).await?;
         runs.extend(found.items);
         match found.next {
             Some(key) => page = PageRequest::after(key, Limit::new(Limit::MAX)?),

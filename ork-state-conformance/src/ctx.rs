@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ork_state_api::backend::Backend;
 use ork_state_api::{
-    Backend, Claim, ClaimTasks, ClaimedTask, Clock, ConnectOptions, Dag, Database, Delay, HeartbeatOutcome,
-    Label, LeaseTime, Limit, ListTasks, ManualClock, NewRun, NewWorkflow, PageRequest, Registry, Result, Run,
-    RunId, StartRun, Task, TaskSpec, TaskUpdate, TaskUpdates, Text, Timestamp, UpdateReport, Workflow,
+    Claim, ClaimTasks, ClaimedTask, Clock, ConnectOptions, Dag, Database, Delay, HeartbeatOutcome, Label,
+    LeaseTime, Limit, ListTasks, ManualClock, NewRun, NewWorkflow, PageRequest, Registry, Result, Run, RunId,
+    StartRun, Task, TaskCounts, TaskSpec, TaskUpdate, TaskUpdates, Text, Timestamp, UpdateReport, Workflow,
 };
 
 use crate::{CaseResult, Damage, Fixture, NotApplicable, TestStore};
@@ -336,4 +337,17 @@ pub fn dag(tasks: &str) -> Result<Dag> {
 pub fn wide_dag(count: usize) -> Result<Dag> {
     let tasks: Vec<String> = (0..count).map(|index| format!("t{index:05}")).collect();
     dag(&tasks.join(" "))
+}
+
+/// The same value with a change. What the contract lets grow cannot be written as a literal.
+pub(crate) fn with<T>(mut value: T, change: impl FnOnce(&mut T)) -> T {
+    change(&mut value);
+    value
+}
+
+/// Counts of tasks: all, unfinished, failed, cancelled.
+pub(crate) fn counts(total: u32, unfinished: u32, failed: u32, cancelled: u32) -> TaskCounts {
+    with(TaskCounts::new(total), |counts| {
+        (counts.unfinished, counts.failed, counts.cancelled) = (unfinished, failed, cancelled);
+    })
 }

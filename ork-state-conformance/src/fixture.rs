@@ -7,7 +7,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use ork_state_api::{Backend, ConnectOptions, Database, Error, Registry, Result, RunId, SnapshotId, TaskId};
+use ork_state_api::backend::Backend;
+use ork_state_api::{ConnectOptions, Database, Error, Registry, Result, RunId, SnapshotId, TaskId};
 use tempfile::TempDir;
 
 /// Says how to get fresh stores of one backend.

@@ -8,11 +8,11 @@ mod ctx;
 mod deep;
 mod fixture;
 mod harness;
-pub mod legacy;
 pub mod model;
 pub mod new_backend;
+#[cfg(feature = "ork")]
+pub mod ork;
 mod report;
-mod rules;
 mod run;
 #[cfg(feature = "postgres-server")]
 pub mod server;
@@ -28,11 +28,11 @@ pub use fixture::{Damage, DamageDirectory, DirectoryFixture, Fixture, ServerFail
 pub use harness::{
     BadSeed, DEEP, OwnTest, REPORT, REQUIRE, SEED, chosen_seed, replay_by_test, run_own_tests, run_tests,
 };
+pub use ork_state_api::Rule;
 pub use report::{
     BackendReport, Difference, Extension, ExtensionState, Facts, FaultReport, KillMatrix, Level,
     REPORT_SCHEMA, Repeated, Replay, Report, RuleReport, repeat,
 };
-pub use rules::Rule;
 pub use run::{CaseReport, Verdict, linked, run_case};
 pub use suite::{Event, Suite};
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
+use ork_state_api::backend::Backend;
 use ork_state_api::verify::observe;
-use ork_state_api::{Backend, Capability, Registry};
+use ork_state_api::{Capability, Registry};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinError;
 

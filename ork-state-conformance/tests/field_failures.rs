@@ -122,9 +122,9 @@ const SEEN: &[Seen] = &[
     Seen(
         "a name leads out of the directory",
         &[
-            "ork-state-api/src/legacy/mod.rs::names_stay_in_their_directory",
-            "ork-state-conformance/src/legacy/states.rs::ls4_no_name_leads_out_of_the_store",
-            "ork-state-conformance/src/legacy/objects.rs::lo4_no_two_tasks_share_a_place_and_no_name_leads_out",
+            "ork-state-api/src/ork/mod.rs::names_stay_in_their_directory",
+            "ork-state-conformance/src/ork/states.rs::ls4_no_name_leads_out_of_the_store",
+            "ork-state-conformance/src/ork/objects.rs::lo4_no_two_tasks_share_a_place_and_no_name_leads_out",
         ],
     ),
     // Text, JSON, time.

@@ -3,9 +3,10 @@
 //! A change says what is there now, not what was asked for, so that reading a journal needs none of
 //! the rules that led to it, and a later release reads it as it was meant.
 
+use ork_state_api::backend::ImportProgress;
 use ork_state_api::{
-    Dag, DeferredJob, ImportProgress, JobId, JobStatus, Json, Label, Lease, Run, RunId, Schedule, SnapshotId,
-    Task, TaskId, TaskStatus, Text, Timestamp, Token, Workflow, WorkflowId,
+    Dag, DeferredJob, JobId, JobStatus, Json, Label, Lease, Run, RunId, Schedule, SnapshotId, Task, TaskId,
+    TaskStatus, Text, Timestamp, Token, Workflow, WorkflowId,
 };
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,7 @@
 //! The store, as the contract wants it.
 
-use ork_state_api::{Backend, Database, Result, Timestamp};
+use ork_state_api::backend::{Backend, Plugin};
+use ork_state_api::{Result, Timestamp};
 
 use crate::engine::Handle;
 use crate::logs::Logs;
@@ -58,7 +59,7 @@ impl FileDatabase {
     }
 }
 
-impl Database for FileDatabase {
+impl Plugin for FileDatabase {
     fn backend(&self) -> &'static Backend {
         self.backend
     }

@@ -1,8 +1,8 @@
 use async_trait::async_trait;
+use ork_state_api::backend::{DeferredEnd, cannot_defer, deferred_end};
 use ork_state_api::{
-    ClaimJobs, ClaimedJob, DeferTask, DeferredEnd, DeferredJob, DeferredJobStore, JobChange, JobClaim, JobId,
-    JobOutcome, JobReport, JobStatus, JobUpdate, JobUpdates, Result, TaskId, TaskStatus, Token, cannot_defer,
-    deferred_end,
+    ClaimJobs, ClaimedJob, DeferTask, DeferredJob, DeferredJobStore, JobChange, JobId, JobStatus, JobUpdate,
+    JobUpdates, Result, TaskId, TaskStatus, Token, UpdateOutcome, UpdateReport,
 };
 
 use crate::change::{Change, NewJob};
@@ -26,7 +26,7 @@ impl DeferredJobStore for FileDatabase {
         .await
     }
 
-    async fn update_jobs(&self, updates: JobUpdates) -> Result<JobReport> {
+    async fn update_jobs(&self, updates: JobUpdates) -> Result<UpdateReport<JobStatus>> {
         self.write(move |tx| update_jobs(tx, &updates)).await
     }
 
@@ -70,26 +70,30 @@ fn claim_job(tx: &mut Transaction<'_>, id: JobId, claim: &ClaimJobs) -> Option<C
         row.job.started_at.get_or_insert(now);
     });
     let row = tx.state.job(id)?;
-    Some(ClaimedJob { job: row.job.clone(), claim: JobClaim { job: id, token: row.token } })
+    Some(ClaimedJob::new(row.job.clone(), row.token))
 }
 
-fn update_jobs(tx: &mut Transaction<'_>, updates: &JobUpdates) -> Result<JobReport> {
+fn update_jobs(tx: &mut Transaction<'_>, updates: &JobUpdates) -> Result<UpdateReport<JobStatus>> {
     let mut ended = Vec::new();
     let outcomes =
         updates.items().iter().map(|update| update_job(tx, update, &mut ended)).collect::<Result<_>>();
-    Ok(JobReport { outcomes: outcomes?, ended_runs: settle(tx, &ended) })
+    Ok(UpdateReport::new(outcomes?, settle(tx, &ended)))
 }
 
 /// Applies one item. A task that it ended is added to `ended`, to be settled with the others of the batch.
-fn update_job(tx: &mut Transaction<'_>, update: &JobUpdate, ended: &mut Vec<TaskId>) -> Result<JobOutcome> {
+fn update_job(
+    tx: &mut Transaction<'_>,
+    update: &JobUpdate,
+    ended: &mut Vec<TaskId>,
+) -> Result<UpdateOutcome<JobStatus>> {
     let (id, now) = (update.claim.job, tx.now);
-    let Some(JobRow { job, token }) = tx.state.job(id) else { return Ok(JobOutcome::NotFound) };
+    let Some(JobRow { job, token }) = tx.state.job(id) else { return Ok(UpdateOutcome::NotFound) };
     if job.status.is_terminal() {
-        return Ok(JobOutcome::AlreadyTerminal { status: job.status });
+        return Ok(UpdateOutcome::AlreadyTerminal { status: job.status });
     }
     let is_live = job.owner.is_some() && job.poll_at.is_some_and(|expires_at| now < expires_at);
     if *token != update.claim.token || !is_live {
-        return Ok(JobOutcome::LeaseLost);
+        return Ok(UpdateOutcome::LeaseLost);
     }
     let task = job.task;
     let status = match &update.change {
@@ -111,7 +115,7 @@ fn update_job(tx: &mut Transaction<'_>, update: &JobUpdate, ended: &mut Vec<Task
     if status.is_terminal() {
         end_job(tx, task, ended)?;
     }
-    Ok(JobOutcome::Applied { status })
+    Ok(UpdateOutcome::Applied { status })
 }
 
 /// One job less to wait for: the last one ends the task's attempt.

@@ -229,18 +229,21 @@ impl Engine {
     }
 
     fn look_at_what_is_there(&self) -> Result<(MigrationReport, Imported)> {
-        let report =
-            |found, applied: Vec<String>| MigrationReport { found, to: VERSION, applied, adjusted: vec![] };
         if self.open {
-            return Ok((report(Found::OrkState(VERSION), vec![]), Imported::default()));
+            return Ok((MigrationReport::nothing(VERSION), Imported::default()));
         }
         match self.journal.as_ref().filter(|journal| is_orks(journal.directory())) {
-            None => Ok((report(Found::Nothing, vec!["001_journal".to_owned()]), Imported::default())),
+            None => {
+                let mut report = MigrationReport::new(Found::Nothing, VERSION);
+                report.applied.push("001_journal".to_owned());
+                Ok((report, Imported::default()))
+            }
             Some(journal) => {
                 let mut imported = import(journal.directory(), self.clock.now())?;
-                let adjusted = std::mem::take(&mut imported.adjusted);
-                let applied = vec!["001_journal".to_owned(), "import of Ork's JSON files".to_owned()];
-                Ok((MigrationReport { adjusted, ..report(Found::OrkFiles, applied) }, imported))
+                let mut report = MigrationReport::new(Found::OrkFiles, VERSION);
+                report.applied = vec!["001_journal".to_owned(), "import of Ork's JSON files".to_owned()];
+                report.adjusted = std::mem::take(&mut imported.adjusted);
+                Ok((report, imported))
             }
         }
     }

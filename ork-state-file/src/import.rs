@@ -8,10 +8,12 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use ork_state_api::backend::{dependency_failed_message, task_failed_message};
+use ork_state_api::ork::read_dag;
 use ork_state_api::{
-    Dag, DeferredJob, JobId, JobStatus, Json, Label, Lease, Result, Run, RunId, RunStatus, Schedule,
-    SnapshotId, Target, Task, TaskCounts, TaskId, TaskName, TaskStatus, Text, Timestamp, Token, Violation,
-    Workflow, WorkflowId, WorkflowName, dependency_failed_message, task_failed_message,
+    Dag, DeferredJob, JobId, JobStatus, Json, Label, Lease, NewDeferredJob, Result, Rule, Run, RunId,
+    RunStatus, Schedule, SnapshotId, Target, Task, TaskCounts, TaskId, TaskName, TaskStatus, Text, Timestamp,
+    Token, Violation, Workflow, WorkflowId, WorkflowName,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -190,7 +192,7 @@ struct Known {
 }
 
 impl Import {
-    fn tell(&mut self, rule: &'static str, entity: impl Into<String>, problem: impl Into<String>) {
+    fn tell(&mut self, rule: Rule, entity: impl Into<String>, problem: impl Into<String>) {
         self.out.adjusted.push(Violation::new(rule, entity, problem));
     }
 
@@ -218,7 +220,7 @@ impl Import {
                 Err(error) => {
                     let file = path.strip_prefix(directory).unwrap_or(&path).display().to_string();
                     self.tell(
-                        "G8",
+                        Rule::G8,
                         file,
                         format!("cannot be read ({error}): it is not taken over and stays as it is"),
                     );
@@ -233,7 +235,7 @@ impl Import {
         let time = text.parse::<Timestamp>().or_else(|_| format!("{}Z", text.replace(' ', "T")).parse());
         if time.is_err() {
             let shown: String = text.chars().take(40).collect();
-            self.tell("G3", entity, format!("has no time in {field}: {shown:?}"));
+            self.tell(Rule::G3, entity, format!("has no time in {field}: {shown:?}"));
         }
         time.ok()
     }
@@ -303,21 +305,21 @@ impl Import {
                 "belongs to workflow {}, which is not there: it is not taken over",
                 orphan.workflow_id
             );
-            self.tell("W2", format!("snapshot {}", orphan.id), problem);
+            self.tell(Rule::W2, format!("snapshot {}", orphan.id), problem);
         }
         Ok(known)
     }
 
     fn dag(&mut self, entity: &str, json: &str) -> Option<Dag> {
-        match Dag::of_old_form(json) {
+        match read_dag(json) {
             Ok((dag, problems)) => {
                 for problem in problems {
-                    self.tell("W2", entity, problem);
+                    self.tell(Rule::W2, entity, problem);
                 }
                 Some(dag)
             }
             Err(error) => {
-                self.tell("G8", entity, format!("is no DAG: {error}; it is not taken over"));
+                self.tell(Rule::G8, entity, format!("is no DAG: {error}; it is not taken over"));
                 None
             }
         }
@@ -331,7 +333,7 @@ impl Import {
             Ok(json) => self.dag(&format!("workflow_tasks/{workflow}.json"), &json).map_or_else(empty, Ok),
             Err(error) if error.kind() == io::ErrorKind::NotFound => empty(),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                self.tell("G8", format!("workflow_tasks/{workflow}.json"), "is no text");
+                self.tell(Rule::G8, format!("workflow_tasks/{workflow}.json"), "is no text");
                 empty()
             }
             Err(error) => Err(io_at("read", &path, error)),
@@ -351,31 +353,24 @@ impl Import {
         let schedule = old.schedule.as_deref().map(|expression| {
             let next_at = self.time(old.next_scheduled_at.as_deref(), &entity, "next_scheduled_at");
             if old.schedule_enabled && next_at.is_none() {
-                self.tell("S1", &*entity, "had a schedule in force without a next slot: it is due now");
+                self.tell(Rule::S1, &*entity, "had a schedule in force without a next slot: it is due now");
             }
-            Schedule {
-                expression: Text::lossy(expression),
-                enabled: old.schedule_enabled,
-                last_at: self.time(old.last_scheduled_at.as_deref(), &entity, "last_scheduled_at"),
-                next_at: next_at.or(old.schedule_enabled.then_some(self.now)),
-            }
+            let mut schedule =
+                Schedule::new(Text::lossy(expression), next_at.or(old.schedule_enabled.then_some(self.now)));
+            schedule.enabled = old.schedule_enabled;
+            schedule.last_at = self.time(old.last_scheduled_at.as_deref(), &entity, "last_scheduled_at");
+            schedule
         });
-        Workflow {
-            id,
-            name,
-            description: old.description.as_deref().map(Text::lossy),
-            target: Target {
-                executor_type: label(&old.executor_type, "process"),
-                job_name: Text::lossy(&old.job_name),
-                region: Text::lossy(&old.region),
-                project: Text::lossy(&old.project),
-                params: old.task_params.clone(),
-            },
-            snapshot,
-            schedule,
-            created_at,
-            updated_at: self.time(old.updated_at.as_deref(), &entity, "updated_at").unwrap_or(created_at),
-        }
+        let mut target = Target::new(label(&old.executor_type, "process"), Text::lossy(&old.job_name));
+        target.region = Text::lossy(&old.region);
+        target.project = Text::lossy(&old.project);
+        target.params = old.task_params.clone();
+        let mut workflow = Workflow::from_stored(id, name, target, snapshot, created_at);
+        workflow.description = old.description.as_deref().map(Text::lossy);
+        workflow.schedule = schedule;
+        workflow.updated_at =
+            self.time(old.updated_at.as_deref(), &entity, "updated_at").unwrap_or(created_at);
+        workflow
     }
 
     /// A name that can be used and that nobody has.
@@ -392,7 +387,7 @@ impl Import {
             {
                 if name.as_str() != old {
                     self.tell(
-                        "W1",
+                        Rule::W1,
                         entity,
                         format!("is called {name:?} now: its name could not be used, or another has it"),
                     );
@@ -427,19 +422,19 @@ impl Import {
                         "belongs to workflow {}, which is not there: it is not taken over",
                         run.workflow_id
                     );
-                    self.tell("W3", format!("run {}", run.id), problem);
+                    self.tell(Rule::W3, format!("run {}", run.id), problem);
                 }
             }
         }
         for orphan in tasks_of.into_values().flatten() {
             let problem =
                 format!("belongs to run {}, which is not there: it is not taken over", orphan.run_id);
-            self.tell("W3", format!("task {}", orphan.id), problem);
+            self.tell(Rule::W3, format!("task {}", orphan.id), problem);
         }
         for orphan in jobs_of.into_values().flatten() {
             let problem =
                 format!("belongs to task {}, which is not there: it is not taken over", orphan.task_id);
-            self.tell("D1", format!("deferred job {}", orphan.id), problem);
+            self.tell(Rule::D1, format!("deferred job {}", orphan.id), problem);
         }
     }
 
@@ -461,19 +456,17 @@ impl Import {
             status => status,
         };
         let snapshot = old.snapshot_id.map(SnapshotId::from_uuid);
-        let mut run = Run {
+        let mut run = Run::from_stored(
             id,
-            workflow: WorkflowId::from_uuid(old.workflow_id),
-            snapshot: snapshot.filter(|id| workflow.snapshots.contains_key(id)).unwrap_or(workflow.current),
-            status,
-            triggered_by: label(&old.triggered_by, "manual"),
-            idempotency_key: None,
-            error: old.error.as_deref().map(Text::lossy),
-            tasks: TaskCounts::default(),
+            WorkflowId::from_uuid(old.workflow_id),
+            snapshot.filter(|id| workflow.snapshots.contains_key(id)).unwrap_or(workflow.current),
+            label(&old.triggered_by, "manual"),
             created_at,
-            started_at: started_at.or((status != RunStatus::Pending).then_some(created_at)),
-            finished_at,
-        };
+        );
+        run.status = status;
+        run.error = old.error.as_deref().map(Text::lossy);
+        run.started_at = started_at.or((status != RunStatus::Pending).then_some(created_at));
+        run.finished_at = finished_at;
         tasks.sort_by_key(|task| (task.task_index, task.id));
         // A task that is lost must not let its run count as a success.
         let expected = workflow.snapshots.get(&run.snapshot).copied().unwrap_or(0);
@@ -489,7 +482,7 @@ impl Import {
             row.token = Token::from_stored(1);
             if row.task.open_jobs == 0 {
                 let owner = label("Ork before ork-state", "ork");
-                row.task.lease = Some(Lease { owner, token: row.token, expires_at: self.now });
+                row.task.lease = Some(Lease::new(owner, row.token, self.now));
             }
         }
         let mut changes = vec![Change::Run(run.clone())];
@@ -534,7 +527,7 @@ impl Import {
                     "had the index {}: the tasks of its run are numbered without gaps now",
                     old.task_index
                 );
-                self.tell("R2", &*entity, problem);
+                self.tell(Rule::R2, &*entity, problem);
             }
             let name = match renamed.get(&old.task_name) {
                 Some(name) if given.insert(name.clone()) => name.clone(),
@@ -552,7 +545,7 @@ impl Import {
             if !missing.is_empty() {
                 let problem =
                     format!("depended on {missing:?}, which its run does not have: it does not any more");
-                self.tell("T1", &*entity, problem);
+                self.tell(Rule::T1, &*entity, problem);
             }
             let task = self.task(run, &old, index, name, depends_on);
             rows.push(Row { old, task, token: Token::from_stored(0), missing, jobs: Vec::new() });
@@ -580,7 +573,7 @@ impl Import {
                 if name.as_str() != old.task_name {
                     let problem =
                         format!("is called {name:?} now: its name could not be used, or another has it");
-                    self.tell("R2", format!("task {}", old.id), problem);
+                    self.tell(Rule::R2, format!("task {}", old.id), problem);
                 }
                 return name;
             }
@@ -606,50 +599,40 @@ impl Import {
             "paused" => TaskStatus::Pending,
             word => word.parse().unwrap_or_else(|_| {
                 let shown: String = word.chars().take(40).collect();
-                self.tell("G8", &*entity, format!("had the unknown status {shown:?}: it has failed"));
+                self.tell(Rule::G8, &*entity, format!("had the unknown status {shown:?}: it has failed"));
                 TaskStatus::Failed
             }),
         };
         let max_retries = u32::try_from(old.max_retries.clamp(0, 1_000_000)).unwrap_or(0);
         let attempts = u32::try_from(old.attempts.clamp(0, i64::from(max_retries) + 1)).unwrap_or(0);
-        Task {
-            id,
-            run: run.id,
-            index,
-            name,
-            executor_type: label(&old.executor_type, "process"),
-            depends_on,
-            unmet_dependencies: 0,
-            open_jobs: 0,
-            status,
-            attempts: match status {
-                TaskStatus::Pending => attempts.min(max_retries),
-                status if status.is_claimed() => attempts.max(1),
-                _ => attempts,
-            },
-            max_retries,
-            timeout_seconds: old
-                .timeout_seconds
-                .and_then(|seconds| u32::try_from(seconds).ok())
-                .filter(|seconds| *seconds > 0),
-            lease: None,
-            execution_name: old.execution_name.as_deref().and_then(|name| Label::new(name).ok()),
-            error: old.error.as_deref().map(Text::lossy),
-            created_at,
-            ready_at: None,
-            retry_at: self
-                .time(old.retry_at.as_deref(), &entity, "retry_at")
-                .filter(|_| status == TaskStatus::Pending),
-            dispatched_at: dispatched_at.or(status.is_claimed().then_some(created_at)),
-            started_at: started_at
-                .or((status == TaskStatus::Running).then_some(dispatched_at.unwrap_or(created_at))),
-            finished_at: self
-                .time(old.finished_at.as_deref(), &entity, "finished_at")
-                .or(started_at)
-                .or(dispatched_at)
-                .or(Some(created_at))
-                .filter(|_| status.is_terminal()),
-        }
+        let mut task =
+            Task::from_stored(id, run.id, index, name, label(&old.executor_type, "process"), created_at);
+        task.depends_on = depends_on;
+        task.status = status;
+        task.attempts = match status {
+            TaskStatus::Pending => attempts.min(max_retries),
+            status if status.is_claimed() => attempts.max(1),
+            _ => attempts,
+        };
+        task.max_retries = max_retries;
+        task.timeout_seconds = old
+            .timeout_seconds
+            .and_then(|seconds| u32::try_from(seconds).ok())
+            .filter(|seconds| *seconds > 0);
+        task.execution_name = old.execution_name.as_deref().and_then(|name| Label::new(name).ok());
+        task.error = old.error.as_deref().map(Text::lossy);
+        task.retry_at =
+            self.time(old.retry_at.as_deref(), &entity, "retry_at").filter(|_| status == TaskStatus::Pending);
+        task.dispatched_at = dispatched_at.or(status.is_claimed().then_some(created_at));
+        task.started_at =
+            started_at.or((status == TaskStatus::Running).then_some(dispatched_at.unwrap_or(created_at)));
+        task.finished_at = self
+            .time(old.finished_at.as_deref(), &entity, "finished_at")
+            .or(started_at)
+            .or(dispatched_at)
+            .or(Some(created_at))
+            .filter(|_| status.is_terminal());
+        task
     }
 
     /// Brings a run and its tasks to where the rules have them.
@@ -663,7 +646,7 @@ impl Import {
         if run.status.is_terminal() {
             for row in rows.iter_mut().filter(|row| !row.task.status.is_terminal()) {
                 let problem = format!("had not ended in a run that has ({}): it is cancelled", run.status);
-                self.tell("R4", format!("task {}", row.task.id), problem);
+                self.tell(Rule::R4, format!("task {}", row.task.id), problem);
                 row.task.status = TaskStatus::Cancelled;
                 row.task.finished_at = Some(row.task.finished_at.or(run.finished_at).unwrap_or(self.now));
                 row.task.retry_at = None;
@@ -679,12 +662,10 @@ impl Import {
         let number = |wanted: fn(TaskStatus) -> bool| {
             u32::try_from(rows.iter().filter(|row| wanted(row.task.status)).count()).unwrap_or(u32::MAX)
         };
-        run.tasks = TaskCounts {
-            total: number(|_| true),
-            unfinished: number(|status| !status.is_terminal()),
-            failed: number(|status| status == TaskStatus::Failed),
-            cancelled: number(|status| status == TaskStatus::Cancelled),
-        };
+        run.tasks = TaskCounts::new(number(|_| true));
+        run.tasks.unfinished = number(|status| !status.is_terminal());
+        run.tasks.failed = number(|status| status == TaskStatus::Failed);
+        run.tasks.cancelled = number(|status| status == TaskStatus::Cancelled);
         self.end_if_over(run, rows, may_lack_a_task);
         for row in rows.iter_mut() {
             let task = &mut row.task;
@@ -721,7 +702,7 @@ impl Import {
                 continue;
             };
             self.tell(
-                "T1",
+                Rule::T1,
                 format!("task {}", row.task.id),
                 format!("could never run: it {error}, and has failed"),
             );
@@ -738,7 +719,7 @@ impl Import {
                 }
                 let error = dependency_failed_message(&rows[culprit].task.name);
                 let entity = format!("task {}", rows[index].task.id);
-                self.tell("T5", entity, "depended on a task that failed or was cancelled: it has failed");
+                self.tell(Rule::T5, entity, "depended on a task that failed or was cancelled: it has failed");
                 rows[index].fail(&error, self.now);
                 changed = true;
             }
@@ -764,7 +745,7 @@ impl Import {
         if wrong {
             let problem =
                 format!("was {} though its tasks had ended otherwise: it is {of_tasks}", run.status);
-            self.tell("R3", format!("run {}", run.id), problem);
+            self.tell(Rule::R3, format!("run {}", run.id), problem);
             run.status = of_tasks;
             let last = rows.iter().filter_map(|row| row.task.finished_at).max();
             run.finished_at = run.finished_at.or(last).or(Some(self.now));
@@ -794,32 +775,28 @@ impl Import {
             let last_polled_at = self.time(old.last_polled_at.as_deref(), &entity, "last_polled_at");
             let mut status = old.status;
             if !status.is_terminal() && row.task.status != TaskStatus::Running {
-                self.tell("D2", &*entity, "was open though its task does not wait for it: it is cancelled");
+                self.tell(
+                    Rule::D2,
+                    &*entity,
+                    "was open though its task does not wait for it: it is cancelled",
+                );
                 status = JobStatus::Cancelled;
             }
             row.task.open_jobs += u32::from(!status.is_terminal());
             let finished_at = self.time(old.finished_at.as_deref(), &entity, "finished_at");
-            let job = DeferredJob {
-                id,
-                task: row.task.id,
-                run: row.task.run,
-                index,
-                service_type: label(&old.service_type, "unknown"),
-                job_id: Text::lossy(&old.job_id),
-                job_data: old.job_data.unwrap_or_else(Json::null),
-                status,
-                owner: None,
-                poll_at: (!status.is_terminal()).then_some(self.now),
-                output: None,
-                error: old.error.as_deref().map(Text::lossy),
-                created_at,
-                started_at: self.time(old.started_at.as_deref(), &entity, "started_at"),
-                last_polled_at,
-                finished_at: finished_at
-                    .or(last_polled_at)
-                    .or(Some(created_at))
-                    .filter(|_| status.is_terminal()),
-            };
+            let new = NewDeferredJob::new(
+                label(&old.service_type, "unknown"),
+                Text::lossy(&old.job_id),
+                old.job_data.unwrap_or_else(Json::null),
+            );
+            let mut job = DeferredJob::from_stored(id, row.task.id, row.task.run, index, new, created_at);
+            job.status = status;
+            job.poll_at = (!status.is_terminal()).then_some(self.now);
+            job.error = old.error.as_deref().map(Text::lossy);
+            job.started_at = self.time(old.started_at.as_deref(), &entity, "started_at");
+            job.last_polled_at = last_polled_at;
+            job.finished_at =
+                finished_at.or(last_polled_at).or(Some(created_at)).filter(|_| status.is_terminal());
             row.jobs.push(NewJob { job, token: Token::from_stored(0) });
         }
     }

@@ -422,7 +422,7 @@ impl Journal {
             let error = io_at("write", &path, source);
             return Err(match undone {
                 Ok(()) => error,
-                Err(_) => Error::unknown_outcome(error.to_string()).with_source(error),
+                Err(_) => Error::unknown_effect(error.to_string()).with_source(error),
             });
         }
         open.end += line.len() as u64;

@@ -9,11 +9,12 @@ mod error;
 mod fold;
 mod import;
 mod journal;
-mod legacy;
 mod lock;
 mod logs;
 mod maintenance;
 mod options;
+#[cfg(feature = "ork")]
+mod ork;
 mod runs;
 mod schedules;
 mod state;
@@ -26,12 +27,14 @@ mod workflows;
 
 use std::sync::Arc;
 
-use ork_state_api::{Backend, Capabilities, Capability, ConnectOptions, Connecting, Database};
+use ork_state_api::backend::{Backend, Capabilities, Connecting};
+use ork_state_api::{Capability, ConnectOptions, Database};
 
 pub use database::FileDatabase;
 pub use journal::Sync;
-pub use legacy::{FileStateStore, InMemoryStateStore, ObjectStoreFiles};
 pub use options::FileOptions;
+#[cfg(feature = "ork")]
+pub use ork::{FileStateStore, InMemoryStateStore, ObjectStoreFiles};
 
 /// The plugin `file`: a directory.
 pub static BACKEND: Backend = Backend {

@@ -10,10 +10,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use ork_state_api::{
-    CappedAppend, Error, ErrorKind, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Result, TaskId,
-    log_cap_note,
-};
+use ork_state_api::backend::{CappedAppend, log_cap_note};
+use ork_state_api::{Error, ErrorKind, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Result, TaskId};
 
 use crate::change::Change;
 use crate::database::FileDatabase;
@@ -149,7 +147,7 @@ fn read(state: &State, logs: &Logs, task: TaskId, range: LogRange) -> Result<Log
     let offset = range.start_in(length);
     let wanted = usize::try_from((length - offset).min(u64::from(range.max()))).unwrap_or(usize::MAX);
     if wanted == 0 {
-        return Ok(LogSlice { offset, bytes: Vec::new(), length });
+        return Ok(LogSlice::new(offset, Vec::new(), length));
     }
     let bytes = logs.read(task, offset, wanted).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
@@ -158,7 +156,7 @@ fn read(state: &State, logs: &Logs, task: TaskId, range: LogRange) -> Result<Log
         }
         _ => error::io("read a log", source),
     })?;
-    Ok(LogSlice { offset, bytes, length })
+    Ok(LogSlice::new(offset, bytes, length))
 }
 
 fn append(
@@ -175,10 +173,10 @@ fn append(
         bytes.extend_from_slice(log_cap_note(cap).as_bytes());
     }
     if bytes.is_empty() {
-        return Ok(LogAppended { length, dropped });
+        return Ok(LogAppended::new(length, dropped));
     }
     tx.logs.write(task, length, &bytes).map_err(|source| error::io("write a log", source))?;
     let length = length + bytes.len() as u64;
     tx.apply(Change::LogLength { task, length })?;
-    Ok(LogAppended { length, dropped })
+    Ok(LogAppended::new(length, dropped))
 }

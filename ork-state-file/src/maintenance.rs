@@ -1,6 +1,7 @@
 use async_trait::async_trait;
 use ork_state_api::{
-    JobStatus, Maintenance, MigrationReport, Prune, Pruned, Result, RunId, Stats, Topic, Violation, Watch,
+    JobStatus, Maintenance, MigrationReport, Prune, Pruned, Result, Rule, RunId, Stats, Topic, Violation,
+    Watch,
 };
 
 use crate::change::Change;
@@ -25,7 +26,9 @@ impl Maintenance for FileDatabase {
     async fn stats(&self) -> Result<Stats> {
         self.read(|state, now| {
             let oldest = state.ready.first().map(|ready| ready.ready_at).filter(|ready_at| *ready_at <= now);
-            Ok(Stats { oldest_ready_at: oldest, ..stats(state) })
+            let mut stats = stats(state);
+            stats.oldest_ready_at = oldest;
+            Ok(stats)
         })
         .await
     }
@@ -38,7 +41,8 @@ impl Maintenance for FileDatabase {
         let mut found = ork_state_api::verify::observe(self).await?;
         let look = self.read_logs(|state, logs| {
             let problems = state.disagreements().into_iter();
-            let more = problems.map(|problem| Violation::new("T2", "indexes", problem)).collect::<Vec<_>>();
+            let more =
+                problems.map(|problem| Violation::new(Rule::T2, "indexes", problem)).collect::<Vec<_>>();
             let logged = state.all_tasks().filter(|row| row.log_length > 0);
             let bad = logged.filter(|row| logs.check(row.task.id, row.log_length).is_err());
             Ok((more, bad.map(|row| row.task.id).collect::<Vec<_>>()))
@@ -51,7 +55,7 @@ impl Maintenance for FileDatabase {
             let problems =
                 rows.filter_map(|row| Some((row.task.id, logs.check(row.task.id, row.log_length).err()?)));
             Ok(problems
-                .map(|(id, problem)| Violation::new("L2", format!("log of task {id}"), problem))
+                .map(|(id, problem)| Violation::new(Rule::L2, format!("log of task {id}"), problem))
                 .collect::<Vec<_>>())
         });
         found.extend(look_again.await?);
@@ -60,13 +64,13 @@ impl Maintenance for FileDatabase {
 }
 
 fn delete_ended(tx: &mut Transaction<'_>, prune: Prune) -> Pruned {
-    let before = tx.now.saturating_sub(prune.ended_before);
+    let before = tx.now.saturating_sub(prune.older_than);
     let ended = tx.state.ended.iter().take_while(|(finished_at, _)| *finished_at < before);
     let runs: Vec<RunId> = ended.take(prune.limit.get()).map(|(_, id)| *id).collect();
     if runs.is_empty() {
         return Pruned::default();
     }
-    let mut pruned = Pruned { runs: runs.len() as u64, tasks: 0 };
+    let mut pruned = Pruned::new(runs.len() as u64, 0);
     for run in &runs {
         let (tasks, logged) = tx.state.remove_run(*run);
         pruned.tasks += tasks as u64;
@@ -79,7 +83,8 @@ fn delete_ended(tx: &mut Transaction<'_>, prune: Prune) -> Pruned {
 }
 
 fn stats(state: &State) -> Stats {
-    let mut stats = Stats { workflows: state.workflows.len() as u64, ..Stats::none() };
+    let mut stats = Stats::none();
+    stats.workflows = state.workflows.len() as u64;
     stats.runs.extend(state.counts.runs.iter().map(|(status, count)| (*status, *count)));
     stats.tasks.extend(state.counts.tasks.iter().map(|(status, count)| (*status, *count)));
     let open = state.counts.jobs.iter().filter(|(status, _)| !JobStatus::is_terminal(**status));

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ork_state_api::{Clock, ConnectOptions, Error, OptionInfo, Result, SystemClock};
+use ork_state_api::backend::OptionInfo;
+use ork_state_api::{Clock, ConnectOptions, Error, Result, SystemClock};
 
 use crate::database::FileDatabase;
 use crate::engine::{Engine, Place};

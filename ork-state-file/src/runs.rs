@@ -1,9 +1,10 @@
 use std::ops::Bound;
 
 use async_trait::async_trait;
+use ork_state_api::backend::RetryPlan;
 use ork_state_api::{
-    CreatedRun, EndedRun, Entity, Error, ListRuns, NewRun, Page, Result, RetryPlan, RetryRun, Run, RunFilter,
-    RunId, RunKey, RunStatus, RunStore, StartRun, Task, TaskCounts, TaskStatus,
+    CreatedRun, EndedRun, Entity, Error, ListRuns, NewRun, Page, Result, RetryRun, Run, RunFilter, RunId,
+    RunKey, RunStatus, RunStore, StartRun, Task, TaskCounts, TaskStatus,
 };
 use uuid::Uuid;
 
@@ -206,5 +207,5 @@ pub(crate) fn end_if_done(tx: &mut Transaction<'_>, id: RunId) -> Option<EndedRu
         run.status = status;
         run.finished_at = Some(now);
     });
-    Some(EndedRun { run: id, status })
+    Some(EndedRun::new(id, status))
 }

@@ -29,7 +29,7 @@ impl ScheduleStore for FileDatabase {
                 let schedule = state.workflow(workflow)?.schedule.as_ref();
                 let expression = schedule.map(|schedule| schedule.expression.clone());
                 let missing = || ork_state_api::Error::internal("a slot without a schedule");
-                Ok(DueSchedule { workflow, expression: expression.ok_or_else(missing)?, slot })
+                Ok(DueSchedule::new(workflow, expression.ok_or_else(missing)?, slot))
             })
             .collect()
         })
@@ -47,7 +47,9 @@ fn fire_schedule(tx: &mut Transaction<'_>, fire: FireSchedule) -> Result<FiredSc
     let Some(schedule) = due.filter(|schedule| schedule.next_at == Some(fire.slot())) else {
         return Ok(FiredSchedule::NotDue);
     };
-    let schedule = Schedule { last_at: Some(fire.slot()), next_at: fire.next(), ..schedule.clone() };
+    let mut schedule = schedule.clone();
+    schedule.last_at = Some(fire.slot());
+    schedule.next_at = fire.next();
     let new = NewRun::new(fire.workflow()).with_trigger(Label::new(SCHEDULE_TRIGGER)?);
     tx.apply(Change::Schedule { workflow: fire.workflow(), schedule: Some(schedule) })?;
     Ok(FiredSchedule::Fired(runs::create(tx, new)?.into_run()))

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ork_state_api::backend::ImportProgress;
 use ork_state_api::{
-    DeferredJob, Entity, Error, ImportProgress, JobId, JobStatus, Json, Label, ReadyTask, Result, Run, RunId,
-    RunKey, RunStatus, Schedule, Snapshot, SnapshotId, Task, TaskId, TaskName, TaskStatus, Timestamp, Token,
+    DeferredJob, Entity, Error, JobId, JobStatus, Json, Label, ReadyTask, Result, Run, RunId, RunKey,
+    RunStatus, Schedule, Snapshot, SnapshotId, Task, TaskId, TaskName, TaskStatus, Timestamp, Token,
     Workflow, WorkflowId, WorkflowName,
 };
 
@@ -135,7 +136,7 @@ struct Places {
 
 impl Places {
     fn of(task: &Task) -> Self {
-        let ready = |ready_at| ReadyTask { ready_at, run: task.run, index: task.index, task: task.id };
+        let ready = |ready_at| ReadyTask::new(ready_at, task.run, task.index, task.id);
         Self {
             ready: task.ready_at.map(ready),
             lease: task.lease.as_ref().map(|lease| lease.expires_at),
@@ -210,7 +211,7 @@ impl State {
             }
             Change::Snapshot { id, workflow, created_at, dag } => {
                 let content_hash = dag.content_hash();
-                self.put_snapshot(Snapshot { id, workflow, content_hash, dag, created_at });
+                self.put_snapshot(Snapshot::from_stored(id, workflow, content_hash, dag, created_at));
             }
             Change::Run(run) => self.put_run(run),
             Change::Tasks { run, tasks } => self.put_tasks(run, tasks)?,

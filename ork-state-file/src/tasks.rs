@@ -49,7 +49,7 @@ impl TaskStore for FileDatabase {
     async fn get_task(&self, id: TaskId) -> Result<TaskDetail> {
         self.read(move |state, _| {
             let row = state.task(id)?;
-            Ok(TaskDetail { task: row.task.clone(), params: row.params.clone(), output: row.output.clone() })
+            Ok(TaskDetail::new(row.task.clone(), row.params.clone(), row.output.clone()))
         })
         .await
     }
@@ -68,7 +68,7 @@ impl TaskStore for FileDatabase {
     }
 
     async fn task_outputs(&self, run: RunId, names: &[TaskName]) -> Result<BTreeMap<TaskName, Option<Json>>> {
-        ork_state_api::check_batch_len("task names", names.len())?;
+        ork_state_api::backend::check_batch_len("task names", names.len())?;
         let names = names.to_vec();
         self.read(move |state, _| Ok(outputs(state.run(run)?, &names))).await
     }
@@ -91,7 +91,7 @@ fn claim_task(tx: &mut Transaction<'_>, id: TaskId, claim: &ClaimTasks) -> Resul
         task.status = TaskStatus::Dispatched;
         task.attempts += 1;
         let expires_at = now.saturating_add(claim.lease.get());
-        task.lease = Some(Lease { owner: claim.owner.clone(), token: row.token, expires_at });
+        task.lease = Some(Lease::new(claim.owner.clone(), row.token, expires_at));
         task.dispatched_at = Some(now);
         (task.ready_at, task.retry_at, task.started_at, task.execution_name) = (None, None, None, None);
     });
@@ -102,15 +102,16 @@ fn claim_task(tx: &mut Transaction<'_>, id: TaskId, claim: &ClaimTasks) -> Resul
         DependencyOutputs::Omit => BTreeMap::new(),
         DependencyOutputs::Include => outputs(run, &row.task.depends_on),
     };
-    Ok(ClaimedTask {
-        task: row.task.clone(),
-        claim: Claim { task: id, token: row.token },
-        params: row.params.clone(),
-        workflow: workflow.id,
-        workflow_name: workflow.name.clone(),
-        target: workflow.target.clone(),
-        dependency_outputs,
-    })
+    let mut claimed = ClaimedTask::new(
+        row.task.clone(),
+        row.token,
+        workflow.id,
+        workflow.name.clone(),
+        workflow.target.clone(),
+    );
+    claimed.params = row.params.clone();
+    claimed.dependency_outputs = dependency_outputs;
+    Ok(claimed)
 }
 
 fn renew(tx: &mut Transaction<'_>, claim: Claim, expires_at: Timestamp) -> HeartbeatOutcome {

@@ -1,7 +1,6 @@
 use async_trait::async_trait;
-use ork_state_api::{
-    Error, ImportPage, ImportProgress, Record, Result, Run, TaskId, Transfer, no_import, not_empty,
-};
+use ork_state_api::backend::{ImportPage, ImportProgress, Record, Transfer, no_import, not_empty};
+use ork_state_api::{Error, Result, Run, TaskId};
 
 use crate::change::{Change, NewJob, NewTask, TaskPatch};
 use crate::database::FileDatabase;

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use ork_state_api::backend::{
+    UpdateStep, dependency_failed_message, lease_lapsed_message, task_failed_message, timed_out_message,
+};
 use ork_state_api::{
     Claim, Delay, EndedRun, ExpiredTasks, JobStatus, Limit, Result, RunId, Task, TaskChange, TaskId,
-    TaskName, TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, UpdateReport, UpdateStep,
-    dependency_failed_message, lease_lapsed_message, task_failed_message, timed_out_message,
+    TaskName, TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, UpdateReport,
 };
 
 use crate::change::Change;
@@ -23,7 +25,7 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, updates: &TaskUpdates) -> Result<U
     let mut ended = Vec::new();
     let outcomes =
         updates.steps().iter().map(|step| apply_step(tx, step, &mut ended)).collect::<Result<Vec<_>>>()?;
-    Ok(UpdateReport { outcomes: updates.outcomes(&outcomes), ended_runs: settle(tx, &ended) })
+    Ok(UpdateReport::new(updates.outcomes(&outcomes), settle(tx, &ended)))
 }
 
 /// Applies one step. A task that it ended is added to `ended`, to be settled with the others of the batch.

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use notify::{RecursiveMode, Watcher};
-use ork_state_api::{Error, Result, Topic, WatchSource};
+use ork_state_api::backend::WatchSource;
+use ork_state_api::{Error, Result, Topic};
 use tokio::sync::watch::{Receiver, Sender};
 
 use crate::engine::Handle;

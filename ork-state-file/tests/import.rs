@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
 
+use ork_state_api::Rule;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -178,17 +179,17 @@ async fn a_directory_of_ork_is_imported_and_its_files_stay() {
     assert_eq!(db.get_task(first).await.unwrap().params.unwrap().to::<Value>().unwrap(), json!({"i": 0}));
 
     for (rule, entity) in [
-        ("W1", format!("workflow {}", id(91))),
-        ("R3", format!("run {}", id(2))),
-        ("R4", format!("task {}", id(3500))),
-        ("T1", format!("task {}", id(5500))),
-        ("T5", format!("task {}", id(5501))),
-        ("T1", format!("task {}", id(5502))),
-        ("S1", format!("workflow {}", id(90))),
-        ("W3", format!("run {}", id(7))),
-        ("W3", format!("task {}", id(8500))),
-        ("G8", format!("tasks/{}.json", id(60))),
-        ("G8", format!("runs/{}.json", id(61))),
+        (Rule::W1, format!("workflow {}", id(91))),
+        (Rule::R3, format!("run {}", id(2))),
+        (Rule::R4, format!("task {}", id(3500))),
+        (Rule::T1, format!("task {}", id(5500))),
+        (Rule::T5, format!("task {}", id(5501))),
+        (Rule::T1, format!("task {}", id(5502))),
+        (Rule::S1, format!("workflow {}", id(90))),
+        (Rule::W3, format!("run {}", id(7))),
+        (Rule::W3, format!("task {}", id(8500))),
+        (Rule::G8, format!("tasks/{}.json", id(60))),
+        (Rule::G8, format!("runs/{}.json", id(61))),
     ] {
         let told = report.adjusted.iter().any(|adjusted| adjusted.rule == rule && adjusted.entity == entity);
         assert!(told, "{rule} {entity}: {report}");
@@ -200,9 +201,9 @@ async fn a_directory_of_ork_is_imported_and_its_files_stay() {
     let lease = LeaseTime::new(std::time::Duration::from_secs(60)).unwrap();
     let jobs = db.claim_jobs(ClaimJobs::new("p".parse().unwrap(), lease)).await.unwrap();
     assert_eq!(jobs.len(), 1);
-    db.update_jobs(JobUpdates::one(JobUpdate::completed(jobs[0].claim, None)).unwrap()).await.unwrap();
+    db.update_jobs(JobUpdates::one(JobUpdate::completed(jobs[0].claim, None))).await.unwrap();
     let ready = db.claim_tasks(ClaimTasks::new("s".parse().unwrap(), lease)).await.unwrap();
-    assert!(ready.iter().any(|task| task.task.id.as_uuid() == id(5504)), "{ready:?}");
+    assert!(ready.iter().any(|task| task.id.as_uuid() == id(5504)), "{ready:?}");
     assert_eq!(db.verify().await.unwrap(), []);
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ork_state_api::copy::compare;
 use ork_state_api::{
     Clock, Dag, Database, Error, ErrorKind, Json, ListRuns, ListTasks, LogChunk, LogStore, Maintenance,
-    ManualClock, NewRun, NewWorkflow, PageRequest, RunStore, StartRun, TaskId, TaskSpec, TaskStore,
+    ManualClock, NewRun, NewWorkflow, PageRequest, Rule, RunStore, StartRun, TaskId, TaskSpec, TaskStore,
     TaskUpdate, TaskUpdates, Timestamp, UpdateOutcome, WorkflowId, WorkflowStore,
 };
 use ork_state_conformance::{LEASE, claim_request, dag};
@@ -185,7 +185,7 @@ async fn fill(db: &FileDatabase) -> ork_state_api::RunId {
     let output = Json::parse(format!("\"{}\"", "x".repeat(9 * 1024 * 1024))).unwrap();
     for task in &claimed[..2] {
         let update = TaskUpdate::succeeded(task.claim, Some(output.clone()));
-        db.update_tasks(TaskUpdates::one(update).unwrap()).await.unwrap();
+        db.update_tasks(TaskUpdates::one(update)).await.unwrap();
     }
     run
 }
@@ -249,9 +249,8 @@ async fn a_crash_between_the_two_renames_of_a_fold_loses_and_repeats_nothing() {
     let run = started(&db).await;
     let claimed = db.claim_tasks(claim_request("w", LEASE).unwrap()).await.unwrap();
     let output = Json::parse(format!("\"{}\"", "x".repeat(9 * 1024 * 1024))).unwrap();
-    let done = |index: usize| {
-        TaskUpdates::one(TaskUpdate::succeeded(claimed[index].claim, Some(output.clone()))).unwrap()
-    };
+    let done =
+        |index: usize| TaskUpdates::one(TaskUpdate::succeeded(claimed[index].claim, Some(output.clone())));
     db.update_tasks(done(0)).await.unwrap();
     let old = fs::read(&journal).unwrap();
     db.update_tasks(done(1)).await.unwrap();
@@ -295,7 +294,7 @@ async fn a_log_file_that_is_shorter_than_it_should_be_is_corrupt_and_verify_says
         "{error}"
     );
     let found = db.verify().await.unwrap();
-    assert!(found.iter().any(|violation| violation.rule == "L2"), "{found:?}");
+    assert!(found.iter().any(|violation| violation.rule == Rule::L2), "{found:?}");
 }
 
 /// A string of so many MiB.
@@ -424,7 +423,7 @@ async fn a_fold_that_fails_loses_nothing_and_is_not_tried_at_once_again() {
     // Without the snapshot the store reads the same.
     assert_eq!(open(home.path()).await.unwrap().get_run(run).await.unwrap(), db.get_run(run).await.unwrap());
     let update = TaskUpdate::succeeded(claimed[0].claim, Some(output(5)));
-    db.update_tasks(TaskUpdates::one(update).unwrap()).await.unwrap();
+    db.update_tasks(TaskUpdates::one(update)).await.unwrap();
     // Now it is tried.
     folded(home.path()).await;
     assert!(fs::metadata(&journal).unwrap().len() < 1024);
@@ -524,7 +523,7 @@ async fn calls_go_on_while_the_journal_is_folded() {
         let writer = if round % 2 == 0 { &one } else { &two };
         let name = format!("{round}{}", "x".repeat(1000)).parse().unwrap();
         let update = TaskUpdate::dispatched(claimed[0].claim, Some(name));
-        let report = writer.update_tasks(TaskUpdates::one(update).unwrap()).await.unwrap();
+        let report = writer.update_tasks(TaskUpdates::one(update)).await.unwrap();
         assert!(matches!(report.outcomes[0], UpdateOutcome::Applied { .. }));
         let workflow = NewWorkflow::new(
             format!("w{round}").parse().unwrap(),

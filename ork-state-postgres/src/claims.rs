@@ -182,15 +182,10 @@ fn claimed_task(row: &PgRow, workflows: &mut Workflows, outputs: Option<&Outputs
     }
     let token = task.lease.as_ref().map(|lease| lease.token);
     let token = token.ok_or_else(|| Error::internal("a claimed task without a lease"))?;
-    Ok(ClaimedTask {
-        claim: Claim { task: task.id, token },
-        params: columns.json("params")?,
-        workflow: WorkflowId::from_uuid(workflow),
-        workflow_name,
-        target,
-        dependency_outputs,
-        task,
-    })
+    let mut claimed = ClaimedTask::new(task, token, WorkflowId::from_uuid(workflow), workflow_name, target);
+    claimed.params = columns.json("params")?;
+    claimed.dependency_outputs = dependency_outputs;
+    Ok(claimed)
 }
 
 pub(crate) async fn heartbeat(db: Arc<Inner>, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>> {

@@ -5,7 +5,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ork_state_api::{Backend, Clock, Database, Error, Result};
+use ork_state_api::backend::{Backend, Plugin};
+use ork_state_api::{Clock, Error, Result};
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::{Connection, Postgres};
 use tokio::runtime::Handle;
@@ -103,7 +104,7 @@ impl fmt::Debug for PostgresDatabase {
     }
 }
 
-impl Database for PostgresDatabase {
+impl Plugin for PostgresDatabase {
     fn backend(&self) -> &'static Backend {
         &BACKEND
     }
@@ -163,7 +164,7 @@ async fn run<T: Send + 'static>(body: impl Future<Output = Result<T>> + Send + '
     match runtime.spawn(body).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => Err(Error::internal("a call panicked").with_source(error)),
-        Err(error) => Err(Error::unknown_outcome("the runtime is shutting down").with_source(error)),
+        Err(error) => Err(Error::unknown_effect("the runtime is shutting down").with_source(error)),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Deferred jobs: work outside of Ork that tasks wait for.
 
 use async_trait::async_trait;
+use ork_state_api::backend::cannot_defer;
 use ork_state_api::{
-    ClaimJobs, ClaimedJob, DeferTask, DeferredJob, DeferredJobStore, Entity, Error, JobChange, JobClaim,
-    JobId, JobOutcome, JobReport, JobUpdates, Json, Result, TaskId, TaskStatus, Token, cannot_defer,
+    ClaimJobs, ClaimedJob, DeferTask, DeferredJob, DeferredJobStore, Entity, Error, JobChange, JobId,
+    JobStatus, JobUpdates, Json, Result, TaskId, TaskStatus, Token, UpdateOutcome, UpdateReport,
 };
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;
@@ -100,11 +101,11 @@ impl DeferredJobStore for PostgresDatabase {
         .await
     }
 
-    async fn update_jobs(&self, updates: JobUpdates) -> Result<JobReport> {
+    async fn update_jobs(&self, updates: JobUpdates) -> Result<UpdateReport<JobStatus>> {
         self.call(|db| async move {
             let items = updates.items();
             if items.is_empty() {
-                return Ok(JobReport { outcomes: Vec::new(), ended_runs: Vec::new() });
+                return Ok(UpdateReport::new(Vec::new(), Vec::new()));
             }
             let jobs: Vec<Uuid> = items.iter().map(|item| item.claim.job.as_uuid()).collect();
             let tokens: Vec<i64> = items.iter().map(|item| item.claim.token.get()).collect();
@@ -123,8 +124,7 @@ impl DeferredJobStore for PostgresDatabase {
                     .bind(db.now())
             };
             let rows = db.rows(Access::Write, statement).await?;
-            let mut report =
-                JobReport { outcomes: vec![JobOutcome::NotFound; items.len()], ended_runs: Vec::new() };
+            let mut report = UpdateReport::new(vec![UpdateOutcome::NotFound; items.len()], Vec::new());
             for row in &rows {
                 read_answer(row, &mut report)?;
             }
@@ -149,7 +149,7 @@ impl DeferredJobStore for PostgresDatabase {
 fn claimed_job(row: &PgRow) -> Result<ClaimedJob> {
     let job = rows::job(row)?;
     let token = Reader::new(row, "deferred_jobs", job.id.as_uuid()).get("token")?;
-    Ok(ClaimedJob { claim: JobClaim { job: job.id, token: Token::from_stored(token) }, job })
+    Ok(ClaimedJob::new(job, Token::from_stored(token)))
 }
 
 /// How `ork_update_jobs` calls a change.
@@ -182,7 +182,7 @@ fn delay(change: &JobChange) -> Option<PgInterval> {
     }
 }
 
-fn read_answer(row: &PgRow, report: &mut JobReport) -> Result<()> {
+fn read_answer(row: &PgRow, report: &mut UpdateReport<JobStatus>) -> Result<()> {
     let answer = Reader::new(row, "deferred_jobs", Uuid::nil());
     let word: &str = answer.get("answer")?;
     if word == "ended" {
@@ -194,9 +194,9 @@ fn read_answer(row: &PgRow, report: &mut JobReport) -> Result<()> {
         .and_then(|number| report.outcomes.get_mut(number))
         .ok_or_else(|| Error::internal("an answer to no item"))?;
     *outcome = match word {
-        "applied" => JobOutcome::Applied { status: answer.text("status")? },
-        "terminal" => JobOutcome::AlreadyTerminal { status: answer.text("status")? },
-        "lost" => JobOutcome::LeaseLost,
+        "applied" => UpdateOutcome::Applied { status: answer.text("status")? },
+        "terminal" => UpdateOutcome::AlreadyTerminal { status: answer.text("status")? },
+        "lost" => UpdateOutcome::LeaseLost,
         _ => return Err(Error::internal("an answer of no known kind")),
     };
     Ok(())

@@ -105,7 +105,7 @@ fn is_broken(error: &sqlx::Error) -> bool {
 pub(crate) fn of_statement(place: &str, access: Access, error: sqlx::Error) -> Error {
     let broken = |reason: String| match access {
         Access::Read => Error::unavailable(reason),
-        Access::Write => Error::unknown_outcome(reason),
+        Access::Write => Error::unknown_effect(reason),
     };
     let Some(said) = error.as_database_error() else {
         return match &error {
@@ -158,7 +158,7 @@ pub(crate) fn no_answer(place: &str, access: Access, limit: std::time::Duration)
     let reason = format!("no answer from {place} within {limit:?}");
     let error = match access {
         Access::Read => Error::unavailable(reason),
-        Access::Write => Error::unknown_outcome(reason),
+        Access::Write => Error::unknown_effect(reason),
     };
     error.with_hint(
         "The server or the network may be gone, or the call is too large for the option `call_timeout`",

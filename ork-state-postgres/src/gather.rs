@@ -6,7 +6,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ork_state_api::{Error, Result, TaskChange, TaskUpdates, UpdateReport, UpdateStep};
+use ork_state_api::backend::UpdateStep;
+use ork_state_api::{Error, Result, TaskChange, TaskUpdates, UpdateReport};
 use tokio::sync::oneshot;
 
 use crate::database::Inner;
@@ -74,7 +75,7 @@ pub(crate) async fn update(db: Arc<Inner>, updates: TaskUpdates) -> Result<Updat
         tokio::spawn(serve(Serving { db, done: false }));
     }
     answer.await.unwrap_or_else(|_| {
-        Err(Error::unknown_outcome("the store was closed before it answered")
+        Err(Error::unknown_effect("the store was closed before it answered")
             .with_hint("Keep the tokio runtime that the call was made on until it has answered"))
     })
 }

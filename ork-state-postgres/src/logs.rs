@@ -1,9 +1,9 @@
 //! What tasks print, in chunks.
 
 use async_trait::async_trait;
+use ork_state_api::backend::log_cap_note;
 use ork_state_api::{
     Entity, Error, LogAppended, LogChunk, LogPosition, LogRange, LogSlice, LogStore, Result, TaskId,
-    log_cap_note,
 };
 use sqlx::{Row, SqlStr, query};
 
@@ -92,7 +92,7 @@ impl LogStore for PostgresDatabase {
             let row = db.row(Access::Write, append).await?;
             let row = row.ok_or_else(|| Error::not_found(Entity::Task, task))?;
             let row = Reader::new(&row, "task_logs", task.as_uuid());
-            Ok(LogAppended { length: unsigned(row, "new_length")?, dropped: unsigned(row, "dropped")? })
+            Ok(LogAppended::new(unsigned(row, "new_length")?, unsigned(row, "dropped")?))
         })
         .await
     }
@@ -114,7 +114,7 @@ impl LogStore for PostgresDatabase {
             let row = row.ok_or_else(|| Error::not_found(Entity::Task, task))?;
             let row = Reader::new(&row, "task_logs", task.as_uuid());
             let bytes: Vec<u8> = row.get::<Option<Vec<u8>>>("data")?.unwrap_or_default();
-            let slice = LogSlice { offset: unsigned(row, "first")?, bytes, length: unsigned(row, "length")? };
+            let slice = LogSlice::new(unsigned(row, "first")?, bytes, unsigned(row, "length")?);
             let expected = (slice.length - slice.offset).min(u64::from(range.max()));
             if slice.next_offset() != slice.offset + expected {
                 let reason = format!("{expected} bytes from {} on are not all there", slice.offset);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    Error, Maintenance, MigrationReport, Prune, Pruned, Result, Stats, Timestamp, Topic, Violation, Watch,
-    verify,
+    Error, Maintenance, MigrationReport, Prune, Pruned, Result, Rule, Stats, Timestamp, Topic, Violation,
+    Watch, verify,
 };
 use sqlx::postgres::PgRow;
 use sqlx::{Row, SqlStr, query};
@@ -207,20 +207,20 @@ impl Statements {
 }
 
 /// What each number of the statement above means: the rule, what the id is of, and what is wrong with it.
-const CHECKS: &[(&str, &str, &str)] = &[
-    ("R1", "run", "has no snapshot of its workflow"),
-    ("W3", "task", "belongs to a run that is gone"),
-    ("T1", "run", "has an edge that is not among its tasks' dependencies"),
-    ("T1", "task", "has dependencies without an edge"),
-    ("T1", "task", "stands among the ready tasks and is not ready"),
-    ("T1", "task", "is ready and does not stand among the ready tasks"),
-    ("T2", "task", "has a lease and is not claimed under it"),
-    ("L2", "task", "is gone and has a log, or is there and has one that is to be freed"),
-    ("L2", "task", "has a log whose chunks do not add up to its length"),
-    ("D1", "task", "waits for another number of jobs than are open"),
-    ("D1", "deferred job", "is open and not to be polled, or the other way round"),
-    ("T8", "task", "has a deadline that is not its attempt's"),
-    ("M3", "count of ended runs or tasks", "is not what the runs say"),
+const CHECKS: &[(Rule, &str, &str)] = &[
+    (Rule::R1, "run", "has no snapshot of its workflow"),
+    (Rule::W3, "task", "belongs to a run that is gone"),
+    (Rule::T1, "run", "has an edge that is not among its tasks' dependencies"),
+    (Rule::T1, "task", "has dependencies without an edge"),
+    (Rule::T1, "task", "stands among the ready tasks and is not ready"),
+    (Rule::T1, "task", "is ready and does not stand among the ready tasks"),
+    (Rule::T2, "task", "has a lease and is not claimed under it"),
+    (Rule::L2, "task", "is gone and has a log, or is there and has one that is to be freed"),
+    (Rule::L2, "task", "has a log whose chunks do not add up to its length"),
+    (Rule::D1, "task", "waits for another number of jobs than are open"),
+    (Rule::D1, "deferred job", "is open and not to be polled, or the other way round"),
+    (Rule::T8, "task", "has a deadline that is not its attempt's"),
+    (Rule::M3, "count of ended runs or tasks", "is not what the runs say"),
 ];
 
 #[async_trait]
@@ -237,7 +237,7 @@ impl Maintenance for PostgresDatabase {
         self.call(move |db| async move {
             let statement = || {
                 query(db.sql.maintenance.prune.clone())
-                    .bind(interval(prune.ended_before.min(LONG_AGO)))
+                    .bind(interval(prune.older_than.min(LONG_AGO)))
                     .bind(int_limit(prune.limit))
                     .bind(db.now())
             };
@@ -246,7 +246,7 @@ impl Maintenance for PostgresDatabase {
             let row = Reader::new(&row, "runs", Uuid::nil());
             let count =
                 |column| u64::try_from(row.get::<i64>(column)?).map_err(|error| row.corrupt(column, error));
-            let pruned = Pruned { runs: count("runs")?, tasks: count("tasks")? };
+            let pruned = Pruned::new(count("runs")?, count("tasks")?);
             db.free_logs(row.get("logs_left")?).await;
             Ok(pruned)
         })
@@ -312,5 +312,5 @@ fn violation(row: &PgRow) -> Result<Violation> {
     let check = usize::try_from(number).ok().and_then(|number| CHECKS.get(number));
     let (rule, entity, problem) = check.ok_or_else(|| Error::internal("a check of no known number"))?;
     let entity = id.map_or_else(|| (*entity).to_owned(), |id| format!("{entity} {id}"));
-    Ok(Violation::new(rule, entity, *problem))
+    Ok(Violation::new(*rule, entity, *problem))
 }

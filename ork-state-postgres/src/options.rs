@@ -4,9 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ork_state_api::{
-    Backend, Capabilities, Clock, ConnectOptions, Database, Error, OptionInfo, Result, StoreUrl,
-};
+use ork_state_api::backend::{Backend, Capabilities, OptionInfo, StoreUrl};
+use ork_state_api::{Clock, ConnectOptions, Database, Error, Result};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use sqlx::postgres::PgConnectOptions;
 

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use ork_state_api::{
-    DeferredJob, Error, JobId, Json, Lease, Result, Run, RunId, Schedule, SnapshotId, Target, Task,
-    TaskCounts, TaskId, TaskName, Timestamp, Token, Workflow, WorkflowId,
+    DeferredJob, Error, JobId, Json, Lease, NewDeferredJob, Result, Run, RunId, Schedule, SnapshotId, Target,
+    Task, TaskCounts, TaskId, TaskName, Timestamp, Token, Workflow, WorkflowId,
 };
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -129,36 +129,35 @@ pub(crate) const WORKFLOW: &str = "w.id, w.name, w.description, w.executor_type,
 
 pub(crate) fn workflow(row: &PgRow) -> Result<Workflow> {
     let row = Reader::of(row, "workflows")?;
-    Ok(Workflow {
-        id: WorkflowId::from_uuid(row.id),
-        name: row.text("name")?,
-        description: row.optional_text("description")?,
-        target: target(row)?,
-        snapshot: SnapshotId::from_uuid(row.get("current_snapshot_id")?),
-        schedule: schedule(row)?,
-        created_at: row.time("created_at")?,
-        updated_at: row.time("updated_at")?,
-    })
+    let mut workflow = Workflow::from_stored(
+        WorkflowId::from_uuid(row.id),
+        row.text("name")?,
+        target(row)?,
+        SnapshotId::from_uuid(row.get("current_snapshot_id")?),
+        row.time("created_at")?,
+    );
+    workflow.description = row.optional_text("description")?;
+    workflow.schedule = schedule(row)?;
+    workflow.updated_at = row.time("updated_at")?;
+    Ok(workflow)
 }
 
 fn schedule(row: Reader<'_>) -> Result<Option<Schedule>> {
     let Some(expression) = row.optional_text("schedule")? else { return Ok(None) };
-    Ok(Some(Schedule {
-        expression,
-        enabled: row.get("schedule_enabled")?,
-        last_at: row.optional_time("last_scheduled_at")?,
-        next_at: row.optional_time("next_scheduled_at")?,
+    Ok(Some({
+        let mut schedule = Schedule::new(expression, row.optional_time("next_scheduled_at")?);
+        schedule.enabled = row.get("schedule_enabled")?;
+        schedule.last_at = row.optional_time("last_scheduled_at")?;
+        schedule
     }))
 }
 
 pub(crate) fn target(row: Reader<'_>) -> Result<Target> {
-    Ok(Target {
-        executor_type: row.text("executor_type")?,
-        job_name: row.text("job_name")?,
-        region: row.text("region")?,
-        project: row.text("project")?,
-        params: row.json("task_params")?,
-    })
+    let mut target = Target::new(row.text("executor_type")?, row.text("job_name")?);
+    target.region = row.text("region")?;
+    target.project = row.text("project")?;
+    target.params = row.json("task_params")?;
+    Ok(target)
 }
 
 /// The columns of [`run`], of a table or function that is called `r`.
@@ -167,24 +166,23 @@ pub(crate) const RUN: &str = "r.id, r.workflow_id, r.snapshot_id, r.status, r.tr
 
 pub(crate) fn run(row: &PgRow) -> Result<Run> {
     let row = Reader::of(row, "runs")?;
-    Ok(Run {
-        id: RunId::from_uuid(row.id),
-        workflow: WorkflowId::from_uuid(row.get("workflow_id")?),
-        snapshot: SnapshotId::from_uuid(row.get("snapshot_id")?),
-        status: row.text("status")?,
-        triggered_by: row.text("triggered_by")?,
-        idempotency_key: row.optional_text("idempotency_key")?,
-        error: row.optional_text("error")?,
-        tasks: TaskCounts {
-            total: row.count("tasks_total")?,
-            unfinished: row.count("tasks_unfinished")?,
-            failed: row.count("tasks_failed")?,
-            cancelled: row.count("tasks_cancelled")?,
-        },
-        created_at: row.time("created_at")?,
-        started_at: row.optional_time("started_at")?,
-        finished_at: row.optional_time("finished_at")?,
-    })
+    let mut run = Run::from_stored(
+        RunId::from_uuid(row.id),
+        WorkflowId::from_uuid(row.get("workflow_id")?),
+        SnapshotId::from_uuid(row.get("snapshot_id")?),
+        row.text("triggered_by")?,
+        row.time("created_at")?,
+    );
+    run.status = row.text("status")?;
+    run.idempotency_key = row.optional_text("idempotency_key")?;
+    run.error = row.optional_text("error")?;
+    run.tasks = TaskCounts::new(row.count("tasks_total")?);
+    run.tasks.unfinished = row.count("tasks_unfinished")?;
+    run.tasks.failed = row.count("tasks_failed")?;
+    run.tasks.cancelled = row.count("tasks_cancelled")?;
+    run.started_at = row.optional_time("started_at")?;
+    run.finished_at = row.optional_time("finished_at")?;
+    Ok(run)
 }
 
 /// The columns of [`task`], of a table `t` joined with its lease `l`, if it has one.
@@ -196,47 +194,44 @@ pub(crate) const TASK: &str = "t.id, t.run_id, t.task_index, t.task_name, t.exec
 pub(crate) fn task(row: &PgRow) -> Result<Task> {
     let row = Reader::of(row, "tasks")?;
     let depends_on: Vec<String> = row.get("depends_on")?;
-    Ok(Task {
-        id: TaskId::from_uuid(row.id),
-        run: RunId::from_uuid(row.get("run_id")?),
-        index: row.count("task_index")?,
-        name: row.text("task_name")?,
-        executor_type: row.text("executor_type")?,
-        depends_on: depends_on
-            .into_iter()
-            .map(TaskName::new)
-            .collect::<Result<_>>()
-            .map_err(|error| row.corrupt("depends_on", error))?,
-        unmet_dependencies: row.count("unmet_dependencies")?,
-        open_jobs: row.count("open_jobs")?,
-        status: row.text("status")?,
-        attempts: row.count("attempts")?,
-        max_retries: row.count("max_retries")?,
-        timeout_seconds: row
-            .get::<Option<i32>>("timeout_seconds")?
-            .map(u32::try_from)
-            .transpose()
-            .map_err(|error| row.corrupt("timeout_seconds", error))?,
-        lease: lease(row)?,
-        execution_name: row.optional_text("execution_name")?,
-        error: row.optional_text("error")?,
-        created_at: row.time("created_at")?,
-        ready_at: row.optional_time("ready_at")?,
-        retry_at: row.optional_time("retry_at")?,
-        dispatched_at: row.optional_time("dispatched_at")?,
-        started_at: row.optional_time("started_at")?,
-        finished_at: row.optional_time("finished_at")?,
-    })
+    let mut task = Task::from_stored(
+        TaskId::from_uuid(row.id),
+        RunId::from_uuid(row.get("run_id")?),
+        row.count("task_index")?,
+        row.text("task_name")?,
+        row.text("executor_type")?,
+        row.time("created_at")?,
+    );
+    task.depends_on = depends_on
+        .into_iter()
+        .map(TaskName::new)
+        .collect::<Result<_>>()
+        .map_err(|error| row.corrupt("depends_on", error))?;
+    task.unmet_dependencies = row.count("unmet_dependencies")?;
+    task.open_jobs = row.count("open_jobs")?;
+    task.status = row.text("status")?;
+    task.attempts = row.count("attempts")?;
+    task.max_retries = row.count("max_retries")?;
+    task.timeout_seconds = row
+        .get::<Option<i32>>("timeout_seconds")?
+        .map(u32::try_from)
+        .transpose()
+        .map_err(|error| row.corrupt("timeout_seconds", error))?;
+    task.lease = lease(row)?;
+    task.execution_name = row.optional_text("execution_name")?;
+    task.error = row.optional_text("error")?;
+    task.ready_at = row.optional_time("ready_at")?;
+    task.retry_at = row.optional_time("retry_at")?;
+    task.dispatched_at = row.optional_time("dispatched_at")?;
+    task.started_at = row.optional_time("started_at")?;
+    task.finished_at = row.optional_time("finished_at")?;
+    Ok(task)
 }
 
 fn lease(row: Reader<'_>) -> Result<Option<Lease>> {
     let row = Reader { table: "task_leases", ..row }.with_prefix("lease_");
     let Some(token) = row.get::<Option<i64>>("token")? else { return Ok(None) };
-    Ok(Some(Lease {
-        owner: row.text("owner")?,
-        token: Token::from_stored(token),
-        expires_at: row.time("expires_at")?,
-    }))
+    Ok(Some(Lease::new(row.text("owner")?, Token::from_stored(token), row.time("expires_at")?)))
 }
 
 /// The columns of [`job`], of a table or function that is called `j`.
@@ -246,22 +241,25 @@ pub(crate) const JOB: &str = "j.id, j.task_id, j.run_id, j.job_index, j.service_
 
 pub(crate) fn job(row: &PgRow) -> Result<DeferredJob> {
     let row = Reader::of(row, "deferred_jobs")?;
-    Ok(DeferredJob {
-        id: JobId::from_uuid(row.id),
-        task: TaskId::from_uuid(row.get("task_id")?),
-        run: RunId::from_uuid(row.get("run_id")?),
-        index: row.count("job_index")?,
-        service_type: row.text("service_type")?,
-        job_id: row.text("job_id")?,
-        job_data: row.json("job_data")?.ok_or_else(|| row.corrupt("job_data", "is missing"))?,
-        status: row.text("status")?,
-        owner: row.optional_text("owner")?,
-        poll_at: row.optional_time("poll_at")?,
-        output: row.json("output")?,
-        error: row.optional_text("error")?,
-        created_at: row.time("created_at")?,
-        started_at: row.optional_time("started_at")?,
-        last_polled_at: row.optional_time("last_polled_at")?,
-        finished_at: row.optional_time("finished_at")?,
-    })
+    let new = NewDeferredJob::new(
+        row.text("service_type")?,
+        row.text("job_id")?,
+        row.json("job_data")?.ok_or_else(|| row.corrupt("job_data", "is missing"))?,
+    );
+    let (id, task, run) = (
+        JobId::from_uuid(row.id),
+        TaskId::from_uuid(row.get("task_id")?),
+        RunId::from_uuid(row.get("run_id")?),
+    );
+    let mut job =
+        DeferredJob::from_stored(id, task, run, row.count("job_index")?, new, row.time("created_at")?);
+    job.status = row.text("status")?;
+    job.owner = row.optional_text("owner")?;
+    job.poll_at = row.optional_time("poll_at")?;
+    job.output = row.json("output")?;
+    job.error = row.optional_text("error")?;
+    job.started_at = row.optional_time("started_at")?;
+    job.last_polled_at = row.optional_time("last_polled_at")?;
+    job.finished_at = row.optional_time("finished_at")?;
+    Ok(job)
 }

@@ -134,7 +134,7 @@ impl RunStore for PostgresDatabase {
 
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>> {
         self.call(|db| async move {
-            let ListRuns { filter, page } = list;
+            let ListRuns { filter, page, .. } = list;
             let statuses = statuses(&filter);
             let select = || {
                 let statements = &db.sql.runs;

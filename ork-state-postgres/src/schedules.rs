@@ -102,9 +102,9 @@ impl ScheduleStore for PostgresDatabase {
 
 fn due_schedule(row: &PgRow) -> Result<DueSchedule> {
     let row = Reader::of(row, "workflows")?;
-    Ok(DueSchedule {
-        workflow: WorkflowId::from_uuid(row.get::<Uuid>("id")?),
-        expression: row.text("schedule")?,
-        slot: row.time("next_scheduled_at")?,
-    })
+    Ok(DueSchedule::new(
+        WorkflowId::from_uuid(row.get::<Uuid>("id")?),
+        row.text("schedule")?,
+        row.time("next_scheduled_at")?,
+    ))
 }

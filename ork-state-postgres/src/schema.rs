@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ork_state_api::{Dag, Error, Found as Store, MigrationReport, Result, Violation};
+use ork_state_api::ork::read_dag;
+use ork_state_api::{Error, Found as Store, MigrationReport, Result, Rule, Violation};
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Executor, Row, SqlStr, query};
@@ -268,7 +269,12 @@ impl PostgresDatabase {
             if last(&there) == needed() {
                 check_checksums(&there)?;
                 let (found, applied, adjusted) = (Store::OrkState(needed()), Vec::new(), Vec::new());
-                return Ok(MigrationReport { found, to: needed(), applied, adjusted });
+                return Ok({
+                    let mut report = MigrationReport::new(found, needed());
+                    report.applied = applied;
+                    report.adjusted = adjusted;
+                    report
+                });
             }
             migrate(&inner, &mut connection, intent).await
         })
@@ -348,7 +354,10 @@ async fn migrate(inner: &Inner, connection: &mut PgConnection, intent: Intent) -
         (None, 0) => Store::Nothing,
         (None, version) => Store::OrkState(version),
     };
-    Ok(MigrationReport { found, to: needed(), applied, adjusted })
+    let mut report = MigrationReport::new(found, needed());
+    report.applied = applied;
+    report.adjusted = adjusted;
+    Ok(report)
 }
 
 /// Keeps everybody else out of the tables of a database that is taken over, all at once, so that no other lock comes between.
@@ -381,15 +390,9 @@ async fn read_adjusted(inner: &Inner, connection: &mut PgConnection) -> Result<V
                 row.try_get::<String, _>(column)
                     .map_err(|source| Error::internal("an adjustment that is no text").with_source(source))
             };
-            Ok(Violation::new(rule_named(&text("rule")?), text("entity")?, text("problem")?))
+            Ok(Violation::new(text("rule")?.parse()?, text("entity")?, text("problem")?))
         })
         .collect()
-}
-
-/// The rules that a migration names.
-fn rule_named(name: &str) -> &'static str {
-    const RULES: &[&str] = &["D2", "G5", "G8", "R2", "R3", "R4", "S1", "T1", "T5"];
-    RULES.iter().find(|rule| **rule == name).copied().unwrap_or("G8")
 }
 
 /// Gives every snapshot its canonical form and hash: the old form went through `jsonb`, which rewrites numbers and the order of keys.
@@ -403,15 +406,16 @@ async fn rewrite_snapshots(inner: &Inner, connection: &mut PgConnection) -> Resu
     for row in &rows {
         let row = Reader::of(row, "workflow_snapshots")?;
         let (id, workflow): (Uuid, Uuid) = (row.get("id")?, row.get("workflow_id")?);
-        let dag = match Dag::of_old_form(row.get("tasks_json")?) {
+        let dag = match read_dag(row.get("tasks_json")?) {
             Ok((dag, problems)) => {
                 let entity = format!("snapshot {id}");
-                adjusted.extend(problems.into_iter().map(|problem| Violation::new("W2", &*entity, problem)));
+                adjusted
+                    .extend(problems.into_iter().map(|problem| Violation::new(Rule::W2, &*entity, problem)));
                 dag
             }
             Err(error) => {
                 let problem = format!("is no DAG and cannot be run: {error}");
-                adjusted.push(Violation::new("G8", format!("snapshot {id}"), problem));
+                adjusted.push(Violation::new(Rule::G8, format!("snapshot {id}"), problem));
                 continue;
             }
         };

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use ork_state_api::backend::check_batch_len;
 use ork_state_api::{
     ClaimTasks, ClaimedTask, Entity, Error, ExpiredTasks, Heartbeat, HeartbeatOutcome, Json, Limit,
     ListTasks, Page, ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates,
-    UpdateReport, check_batch_len,
+    UpdateReport,
 };
 use sqlx::postgres::PgRow;
 use sqlx::{SqlStr, query};
@@ -105,18 +106,14 @@ impl TaskStore for PostgresDatabase {
             let row = db.row(Access::Read, || query(db.sql.tasks.get.clone()).bind(id.as_uuid())).await?;
             let row = row.ok_or_else(|| Error::not_found(Entity::Task, id))?;
             let payloads = Reader::new(&row, "tasks", id.as_uuid());
-            Ok(TaskDetail {
-                task: rows::task(&row)?,
-                params: payloads.json("params")?,
-                output: payloads.json("output")?,
-            })
+            Ok(TaskDetail::new(rows::task(&row)?, payloads.json("params")?, payloads.json("output")?))
         })
         .await
     }
 
     async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>> {
         self.call(move |db| async move {
-            let ListTasks { run, statuses, page } = list;
+            let ListTasks { run, statuses, page, .. } = list;
             // No task has an index beyond what fits.
             let after = page.after.map_or(-1, |index| i32::try_from(index).unwrap_or(i32::MAX));
             let statuses: Option<Vec<&str>> =
@@ -166,10 +163,10 @@ pub(crate) fn output(row: &PgRow) -> Result<(TaskName, Option<Json>)> {
 fn ready_task(row: &PgRow) -> Result<ReadyTask> {
     let id = Reader::new(row, "ready_tasks", Uuid::nil()).get("task_id")?;
     let row = Reader::new(row, "ready_tasks", id);
-    Ok(ReadyTask {
-        ready_at: row.time("ready_at")?,
-        run: RunId::from_uuid(row.get("run_id")?),
-        index: row.count("task_index")?,
-        task: TaskId::from_uuid(id),
-    })
+    Ok(ReadyTask::new(
+        row.time("ready_at")?,
+        RunId::from_uuid(row.get("run_id")?),
+        row.count("task_index")?,
+        TaskId::from_uuid(id),
+    ))
 }

@@ -1,7 +1,8 @@
 //! Taking in what another store holds.
 
 use async_trait::async_trait;
-use ork_state_api::{Error, ImportPage, ImportProgress, Result, Transfer, no_import, not_empty};
+use ork_state_api::backend::{ImportPage, ImportProgress, Transfer, no_import, not_empty};
+use ork_state_api::{Error, Result};
 use sqlx::postgres::PgRow;
 use sqlx::{SqlStr, query};
 use uuid::Uuid;

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ork_state_api::backend::UpdateStep;
 use ork_state_api::{
     EndedRun, Error, ExpiredTasks, Limit, Result, RunId, TaskChange, TaskId, TaskStatus, TaskUpdates,
-    UpdateOutcome, UpdateReport, UpdateStep,
+    UpdateOutcome, UpdateReport,
 };
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;
@@ -50,7 +51,7 @@ impl Statements {
 
 pub(crate) async fn update(db: Arc<Inner>, updates: TaskUpdates) -> Result<UpdateReport> {
     match updates.steps().len() {
-        0 => Ok(UpdateReport { outcomes: Vec::new(), ended_runs: Vec::new() }),
+        0 => Ok(UpdateReport::new(Vec::new(), Vec::new())),
         1 => gather::update(db, updates).await,
         _ => apply_alone(&db, &updates).await,
     }
@@ -92,7 +93,7 @@ pub(crate) async fn apply(db: &Inner, batches: &[&TaskUpdates]) -> Result<Vec<Re
             let mut ended_runs = ended_runs?;
             in_sequence(steps, &mut outcomes);
             ended_runs.sort_unstable();
-            Ok(UpdateReport { outcomes: batch.outcomes(&outcomes), ended_runs })
+            Ok(UpdateReport::new(batch.outcomes(&outcomes), ended_runs))
         }));
     }
     Ok(reports)
@@ -219,5 +220,5 @@ pub(crate) async fn expire(db: Arc<Inner>, limit: Limit, why: Expiry) -> Result<
 
 pub(crate) fn ended_run(row: &PgRow, id: &str) -> Result<EndedRun> {
     let run = Reader::new(row, "runs", Uuid::nil()).get(id)?;
-    Ok(EndedRun { run: RunId::from_uuid(run), status: Reader::new(row, "runs", run).text("status")? })
+    Ok(EndedRun::new(RunId::from_uuid(run), Reader::new(row, "runs", run).text("status")?))
 }

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ork_state_api::{Error, Result, Topic, Watch, WatchSource};
+use ork_state_api::backend::WatchSource;
+use ork_state_api::{Error, Result, Topic, Watch};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{Row, SqlStr, query};
 use tokio::sync::{oneshot, watch};

@@ -213,7 +213,7 @@ async fn search(db: &Inner, list: ListWorkflows) -> Result<Page<Workflow, Workfl
     let wanted: Vec<String> = names.items.iter().map(ToString::to_string).collect();
     let rows =
         db.rows(Access::Read, || query(db.sql.workflows.list_named.clone()).bind(wanted.clone())).await?;
-    Ok(Page { items: rows.iter().map(rows::workflow).collect::<Result<_>>()?, next: names.next })
+    Ok(Page::new(rows.iter().map(rows::workflow).collect::<Result<_>>()?, names.next))
 }
 
 async fn update_workflow(db: Arc<Inner>, update: UpdateWorkflow) -> Result<Workflow> {
@@ -266,13 +266,13 @@ fn snapshot(row: &PgRow) -> Result<Snapshot> {
     let id: Uuid =
         row.try_get("id").map_err(|source| Error::internal("a row without id").with_source(source))?;
     let row = Reader::new(row, "workflow_snapshots", id);
-    Ok(Snapshot {
-        id: SnapshotId::from_uuid(id),
-        workflow: WorkflowId::from_uuid(row.get("workflow_id")?),
-        content_hash: row.get("content_hash")?,
-        dag: dag(row)?,
-        created_at: row.time("created_at")?,
-    })
+    Ok(Snapshot::from_stored(
+        SnapshotId::from_uuid(id),
+        WorkflowId::from_uuid(row.get("workflow_id")?),
+        row.get("content_hash")?,
+        dag(row)?,
+        row.time("created_at")?,
+    ))
 }
 
 /// The DAG of a snapshot. What is wrong with it is not told by its text, which is a payload.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
+use ork_state_api::Rule;
 mod common;
 
 use common::*;
@@ -56,7 +57,7 @@ async fn a_row_that_does_not_parse_is_named() {
         }
         let found = db.verify().await.unwrap();
         assert!(
-            found.iter().any(|violation| violation.rule == "G8" && violation.to_string().contains(&id)),
+            found.iter().any(|violation| violation.rule == Rule::G8 && violation.to_string().contains(&id)),
             "{found:?}"
         );
     }
@@ -67,7 +68,7 @@ async fn a_claim_sets_aside_what_it_cannot_read_and_fills_up_with_others() {
     let workflow = workflow(&db, "w", "a b c d e").await;
     let run = start(&db, workflow).await;
     execute(&store, "UPDATE tasks SET executor_type = '' WHERE task_name IN ('a', 'c')").await;
-    let names: Vec<_> = claim(&db, 2).await.iter().map(|task| task.task.name.to_string()).collect();
+    let names: Vec<_> = claim(&db, 2).await.iter().map(|task| task.name.to_string()).collect();
     assert_eq!(names, ["b", "d"]);
     assert_eq!(claim(&db, 10).await.len(), 1);
     execute(&store, "UPDATE tasks SET executor_type = 'process'").await;
@@ -80,7 +81,7 @@ async fn a_claim_sets_aside_what_it_cannot_read_and_fills_up_with_others() {
     let found = db.verify().await.unwrap();
     for task in aside {
         let id = task.id.to_string();
-        let is_it = |violation: &&Violation| violation.rule == "T1" && violation.entity.contains(&id);
+        let is_it = |violation: &&Violation| violation.rule == Rule::T1 && violation.entity.contains(&id);
         assert!(found.iter().any(|violation| is_it(&violation)), "{found:?}");
     }
     // The way back: what was repaired is handed out after a pause.
@@ -101,20 +102,20 @@ async fn a_workflow_that_does_not_parse_stops_its_own_tasks_only() {
     assert_eq!(claimed.iter().map(|task| task.workflow_name.as_str()).collect::<Vec<_>>(), ["good"; 3]);
 }
 
-const UNSOUND: &[(&str, &str)] = &[
-    ("UPDATE runs SET snapshot_id = gen_random_uuid()", "R1"),
-    ("ALTER TABLE tasks DISABLE TRIGGER ALL; UPDATE tasks SET run_id = gen_random_uuid()", "W3"),
-    ("INSERT INTO task_edges SELECT run_id, 0, 7, id FROM tasks LIMIT 1", "T1"),
-    ("INSERT INTO task_edges SELECT run_id, 1, 0, id FROM tasks LIMIT 1", "T1"),
-    ("DELETE FROM task_edges", "T1"),
-    ("INSERT INTO ready_tasks SELECT now(), run_id, 1, id FROM tasks WHERE task_index = 1", "T1"),
-    ("DELETE FROM ready_tasks", "T1"),
-    ("INSERT INTO task_leases SELECT gen_random_uuid(), id, 'x', 1, now() FROM runs", "T2"),
-    ("INSERT INTO task_logs VALUES (gen_random_uuid(), 0)", "L2"),
-    ("INSERT INTO task_log_chunks VALUES (gen_random_uuid(), 0, 'x')", "L2"),
-    ("UPDATE task_logs SET length = 4", "L2"),
-    ("UPDATE task_log_chunks SET start_offset = 1", "L2"),
-    ("DELETE FROM task_log_chunks", "L2"),
+const UNSOUND: &[(&str, Rule)] = &[
+    ("UPDATE runs SET snapshot_id = gen_random_uuid()", Rule::R1),
+    ("ALTER TABLE tasks DISABLE TRIGGER ALL; UPDATE tasks SET run_id = gen_random_uuid()", Rule::W3),
+    ("INSERT INTO task_edges SELECT run_id, 0, 7, id FROM tasks LIMIT 1", Rule::T1),
+    ("INSERT INTO task_edges SELECT run_id, 1, 0, id FROM tasks LIMIT 1", Rule::T1),
+    ("DELETE FROM task_edges", Rule::T1),
+    ("INSERT INTO ready_tasks SELECT now(), run_id, 1, id FROM tasks WHERE task_index = 1", Rule::T1),
+    ("DELETE FROM ready_tasks", Rule::T1),
+    ("INSERT INTO task_leases SELECT gen_random_uuid(), id, 'x', 1, now() FROM runs", Rule::T2),
+    ("INSERT INTO task_logs VALUES (gen_random_uuid(), 0)", Rule::L2),
+    ("INSERT INTO task_log_chunks VALUES (gen_random_uuid(), 0, 'x')", Rule::L2),
+    ("UPDATE task_logs SET length = 4", Rule::L2),
+    ("UPDATE task_log_chunks SET start_offset = 1", Rule::L2),
+    ("DELETE FROM task_log_chunks", Rule::L2),
 ];
 
 async fn verify_finds_what_only_the_database_shows() {

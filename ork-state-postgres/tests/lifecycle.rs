@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
+use ork_state_api::backend::{dependency_failed_message, lease_lapsed_message, task_failed_message};
 mod common;
 
 use common::*;
@@ -24,7 +25,7 @@ async fn a_diamond_runs_through_with_outputs_retries_and_a_lapse() {
     let lease = LeaseTime::new(LEASE).unwrap();
     let with_outputs = ClaimTasks::new("w".parse().unwrap(), lease).with_dependency_outputs();
     let both = db.claim_tasks(with_outputs).await.unwrap();
-    assert_eq!(both.iter().map(|task| task.task.name.as_str()).collect::<Vec<_>>(), ["b", "c"]);
+    assert_eq!(both.iter().map(|task| task.name.as_str()).collect::<Vec<_>>(), ["b", "c"]);
     assert!(both.iter().all(|task| task.dependency_outputs["a"].as_ref() == Some(&output)));
     let failed = TaskUpdate::failed(both[1].claim, Text::lossy("oops"), Delay::new(LEASE / 2).unwrap());
     let report = update(&db, vec![TaskUpdate::succeeded(both[0].claim, None), failed]).await;
@@ -43,7 +44,7 @@ async fn a_diamond_runs_through_with_outputs_retries_and_a_lapse() {
     assert_sound(&db).await;
     let d = claim(&db, 10).await;
     let report = update(&db, vec![TaskUpdate::succeeded(d[0].claim, None)]).await;
-    assert_eq!(report.ended_runs, [EndedRun { run: run.id, status: RunStatus::Success }]);
+    assert_eq!(report.ended_runs, [EndedRun::new(run.id, RunStatus::Success)]);
     assert_sound(&db).await;
 }
 
@@ -55,7 +56,7 @@ async fn failures_are_named_as_the_api_words_them() {
     let fail = |index: usize| TaskUpdate::failed_for_good(tasks[index].claim, Text::lossy("own"));
     // In the batch's order the higher index comes first; the lower one is the culprit.
     let report = update(&db, vec![fail(2), fail(1), TaskUpdate::succeeded(tasks[0].claim, None)]).await;
-    assert_eq!(report.ended_runs, [EndedRun { run: run.id, status: RunStatus::Failed }]);
+    assert_eq!(report.ended_runs, [EndedRun::new(run.id, RunStatus::Failed)]);
     let all = db.list_tasks(ListTasks::of(run.id, PageRequest::default())).await.unwrap().items;
     let errors: Vec<_> = all.iter().map(|task| task.error.as_deref().unwrap_or("-").to_owned()).collect();
     let (y, a) = (dependency_failed_message("y"), dependency_failed_message("a%s"));

@@ -17,7 +17,7 @@ async fn ended_with_log(store: &Store, db: &PostgresDatabase, chunks: usize) -> 
     let run = start(db, workflow(db, "long", "a").await).await;
     let claimed = claim(db, 1).await.remove(0);
     update(db, vec![TaskUpdate::succeeded(claimed.claim, None)]).await;
-    let task = claimed.task.id;
+    let task = claimed.id;
     execute(
         store,
         format!(
@@ -36,7 +36,7 @@ async fn count(store: &Store, table: &str) -> i64 {
 }
 
 fn all_ended() -> Prune {
-    Prune { ended_before: Duration::ZERO, limit: Limit::new(10).unwrap() }
+    Prune::older_than(Duration::ZERO).with_limit(Limit::new(10).unwrap())
 }
 
 /// What a call leaves that is killed after its deletion.
@@ -60,7 +60,7 @@ async fn a_long_log_is_freed_in_steps_after_its_run_is_gone() {
         if with_its_workflow {
             WorkflowStore::delete_workflow(&db, run.workflow).await.unwrap();
         } else {
-            assert_eq!(db.prune(all_ended()).await.unwrap(), Pruned { runs: 1, tasks: 1 });
+            assert_eq!(db.prune(all_ended()).await.unwrap(), Pruned::new(1, 1));
         }
         // The deletion and three steps more, and the two statements are prepared.
         assert_eq!(proxy.take_trips(), 4 + 2);

@@ -118,7 +118,7 @@ async fn a_lock_on_a_table_is_not_waited_for_for_ever() {
     let mut lock = sqlx::Connection::begin(&mut session).await.unwrap();
     sqlx::query("SELECT FROM runs FOR UPDATE").execute(&mut *lock).await.unwrap();
     let error = hasty.pause_run(run.id).await.unwrap_err();
-    assert!(matches!(error.kind(), Unavailable { outcome: Outcome::NotApplied, .. }), "{error}");
+    assert!(matches!(error.kind(), Unavailable { effect: Effect::NotApplied, .. }), "{error}");
     assert!(error.to_string().contains("lock_timeout"), "{error}");
     lock.rollback().await.unwrap();
     hasty.pause_run(run.id).await.unwrap();
@@ -132,7 +132,7 @@ async fn what_keeps_from_connecting_is_told_without_the_password() {
 
     let nowhere = "postgres://me:sesame@127.0.0.1:1/db?connect_timeout=2s&password=sesame&sslmode=disable";
     let error = connect(nowhere).await.unwrap_err();
-    assert!(matches!(error.kind(), Unavailable { outcome: Outcome::NotApplied, .. }), "{error}");
+    assert!(matches!(error.kind(), Unavailable { effect: Effect::NotApplied, .. }), "{error}");
     let shown = format!("{error} {error:?}");
     assert!(shown.contains("127.0.0.1:1/db") && !shown.contains("sesame"), "{shown}");
 }
@@ -161,12 +161,12 @@ async fn a_store_goes_on_after_its_connections_were_ended() {
                WHERE datname = current_database() AND pid <> pg_backend_pid()";
     execute(&store, end).await;
     let error = db.create_run(NewRun::new(workflow)).await.unwrap_err();
-    assert!(matches!(error.kind(), Unavailable { outcome: Outcome::Unknown, .. }), "{error}");
+    assert!(matches!(error.kind(), Unavailable { effect: Effect::Unknown, .. }), "{error}");
     assert_eq!(db.list_runs(ListRuns::default()).await.unwrap().items, []);
     db.create_run(NewRun::new(workflow)).await.unwrap();
     execute(&store, end).await;
     let error = db.list_runs(ListRuns::default()).await.unwrap_err();
-    assert!(matches!(error.kind(), Unavailable { outcome: Outcome::NotApplied, .. }), "{error}");
+    assert!(matches!(error.kind(), Unavailable { effect: Effect::NotApplied, .. }), "{error}");
 }
 
 async fn a_read_only_server_is_unavailable_and_its_connections_are_not_used_again() {
@@ -179,7 +179,7 @@ async fn a_read_only_server_is_unavailable_and_its_connections_are_not_used_agai
     execute(&store, format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await;
     let demoted = options(&store).connect().await.unwrap();
     let error = demoted.create_run(NewRun::new(workflow)).await.unwrap_err();
-    assert!(matches!(error.kind(), Unavailable { outcome: Outcome::NotApplied, .. }), "{error}");
+    assert!(matches!(error.kind(), Unavailable { effect: Effect::NotApplied, .. }), "{error}");
     execute(&store, format!("BEGIN READ WRITE; ALTER DATABASE {name} RESET ALL; COMMIT")).await;
     // Connections from before are still read-only: only new ones will do.
     tokio::time::timeout(Duration::from_secs(30), demoted.create_run(NewRun::new(workflow)))

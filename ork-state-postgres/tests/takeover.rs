@@ -354,10 +354,10 @@ async fn goes_on(db: &ork_state_postgres::PostgresDatabase, version: i64) {
         update(db, claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None)).collect()).await;
     }
     let live: Vec<Run> = db
-        .list_runs(ListRuns {
-            filter: RunFilter::all().with_statuses([RunStatus::Running, RunStatus::Paused]),
-            page: PageRequest::default(),
-        })
+        .list_runs(ListRuns::new(
+            RunFilter::all().with_statuses([RunStatus::Running, RunStatus::Paused]),
+            PageRequest::default(),
+        ))
         .await
         .unwrap()
         .items;

@@ -61,7 +61,7 @@ impl Rig {
         self.expect("pause_run", 1, db.pause_run(other)).await;
         self.expect("resume_run", 1, db.resume_run(other)).await;
         self.expect("cancel_run", 1, db.cancel_run(other)).await;
-        self.expect("retry_run", 1, db.retry_run(RetryRun { run: other, tasks: None })).await;
+        self.expect("retry_run", 1, db.retry_run(RetryRun::unsuccessful(other))).await;
         self.expect("cancel_run", 1, db.cancel_run(other)).await;
         self.expect("get_run", 1, db.get_run(run)).await;
         self.expect("list_runs", 1, db.list_runs(ListRuns::default())).await;
@@ -99,7 +99,7 @@ impl Rig {
         self.expect("expire_timeouts", 1, db.expire_timeouts(Limit::default())).await;
         self.expect("due_schedules", 1, db.due_schedules(Limit::default())).await;
         self.expect("stats", 1, db.stats()).await;
-        let prune = Prune { ended_before: Duration::from_secs(3600), limit: Limit::default() };
+        let prune = Prune::older_than(Duration::from_secs(3600));
         self.expect("prune", 1, db.prune(prune)).await;
         self.expect("delete_workflow", 1, db.delete_workflow(workflow)).await;
     }
@@ -161,7 +161,7 @@ async fn updates_of_one_task_each_that_wait_together_go_together() {
     assert_eq!(proxy.take_trips(), 1);
     // The run has its error from the first task, so the last one ended it.
     let ended: Vec<_> = ended.into_iter().map(|report| report.unwrap().ended_runs).collect();
-    assert_eq!(ended[63], [EndedRun { run, status: RunStatus::Failed }]);
+    assert_eq!(ended[63], [EndedRun::new(run, RunStatus::Failed)]);
     assert!(ended[..63].iter().all(Vec::is_empty), "{ended:?}");
     assert_eq!(db.get_run(run).await.unwrap().error.as_deref(), Some("task \"t0\" failed"));
     assert_sound(&db).await;

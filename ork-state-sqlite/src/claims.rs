@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ork_state_api::{
-    Claim, ClaimTasks, ClaimedTask, DependencyOutputs, Json, Lease, Result, RunId, Task, TaskName,
-    TaskStatus, Timestamp, Token, Workflow, WorkflowId,
+    ClaimTasks, ClaimedTask, DependencyOutputs, Json, Lease, Result, RunId, Task, TaskName, TaskStatus,
+    Timestamp, Token, Workflow, WorkflowId,
 };
 use serde_json::Value;
 use sqlx::Row as _;
@@ -171,18 +171,13 @@ impl Ready {
         let task = &mut self.task;
         task.status = TaskStatus::Dispatched;
         task.attempts = task.attempts.checked_add(1)?;
-        task.lease = Some(Lease { owner: asked.owner.clone(), token, expires_at });
+        task.lease = Some(Lease::new(asked.owner.clone(), token, expires_at));
         task.dispatched_at = Some(now);
         (task.execution_name, task.retry_at, task.started_at, task.ready_at) = (None, None, None, None);
-        let claimed = ClaimedTask {
-            claim: Claim { task: self.task.id, token },
-            params: self.params,
-            workflow: workflow.id,
-            workflow_name: workflow.name.clone(),
-            target: workflow.target.clone(),
-            dependency_outputs,
-            task: self.task,
-        };
+        let mut claimed =
+            ClaimedTask::new(self.task, token, workflow.id, workflow.name.clone(), workflow.target.clone());
+        claimed.params = self.params;
+        claimed.dependency_outputs = dependency_outputs;
         Some((self.row, claimed))
     }
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use ork_state_api::{Backend, Clock, Database, Error, Result, TaskUpdates, UpdateReport};
+use ork_state_api::backend::{Backend, Plugin};
+use ork_state_api::{Clock, Error, Result, TaskUpdates, UpdateReport};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions};
 
@@ -241,7 +242,7 @@ impl SqliteDatabase {
     }
 }
 
-impl Database for SqliteDatabase {
+impl Plugin for SqliteDatabase {
     fn backend(&self) -> &'static Backend {
         &BACKEND
     }

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
+use ork_state_api::backend::{DeferredEnd, cannot_defer};
 use ork_state_api::{
-    ClaimJobs, ClaimedJob, DeferTask, DeferredEnd, DeferredJob, DeferredJobStore, Entity, Error, JobChange,
-    JobClaim, JobId, JobOutcome, JobReport, JobStatus, JobUpdates, Json, Result, RunId, TaskId, TaskStatus,
-    Text, Timestamp, Token, cannot_defer,
+    ClaimJobs, ClaimedJob, DeferTask, DeferredJob, DeferredJobStore, Entity, Error, JobChange, JobClaim,
+    JobId, JobStatus, JobUpdates, Json, Result, RunId, TaskId, TaskStatus, Text, Timestamp, Token,
+    UpdateOutcome, UpdateReport,
 };
 use serde_json::{Value, json};
 use sqlx::Row as _;
@@ -37,10 +38,10 @@ impl DeferredJobStore for SqliteDatabase {
         .await
     }
 
-    async fn update_jobs(&self, updates: JobUpdates) -> Result<JobReport> {
+    async fn update_jobs(&self, updates: JobUpdates) -> Result<UpdateReport<JobStatus>> {
         if updates.items().is_empty() {
             self.require_current().await?;
-            return Ok(JobReport { outcomes: Vec::new(), ended_runs: Vec::new() });
+            return Ok(UpdateReport::new(Vec::new(), Vec::new()));
         }
         let clock = self.clock();
         self.write(move |connection| {
@@ -199,7 +200,7 @@ async fn claim_jobs(
             job.status = JobStatus::Polling;
             (job.owner, job.poll_at) = (Some(asked.owner.clone()), Some(expires_at));
             job.started_at.get_or_insert(now);
-            claimed.push(ClaimedJob { claim: JobClaim { job: job.id, token }, job });
+            claimed.push(ClaimedJob::new(job, token));
         }
         match found.last() {
             Some(last) if found.len() == wanted && claimed.len() < asked.limit.get() => {
@@ -224,7 +225,7 @@ async fn update_jobs(
     connection: &mut SqliteConnection,
     updates: &JobUpdates,
     now: Timestamp,
-) -> Attempt<JobReport> {
+) -> Attempt<UpdateReport<JobStatus>> {
     let found = polled(connection, updates).await?;
     let mut outcomes = Vec::with_capacity(updates.items().len());
     let (mut texts, mut rows) = (Texts::new(), Vec::new());
@@ -232,7 +233,7 @@ async fn update_jobs(
     let mut ended: BTreeMap<TaskId, u32> = BTreeMap::new();
     for update in updates.items() {
         let Some(job) = found.get(&update.claim.job) else {
-            outcomes.push(JobOutcome::NotFound);
+            outcomes.push(UpdateOutcome::NotFound);
             continue;
         };
         if let Some(refused) = job.refuse(update.claim, now)? {
@@ -255,10 +256,10 @@ async fn update_jobs(
         let [error_at, error_len] = texts.add(error);
         let status_word = status.as_str();
         rows.push(json!([job.row, status_word, next_at, output_at, output_len, error_at, error_len]));
-        outcomes.push(JobOutcome::Applied { status });
+        outcomes.push(UpdateOutcome::Applied { status });
     }
     if rows.is_empty() {
-        return Ok(JobReport { outcomes, ended_runs: Vec::new() });
+        return Ok(UpdateReport::new(outcomes, Vec::new()));
     }
     store(connection, &rows, texts, now).await?;
     let mut tasks = without_jobs(connection, &ended).await?;
@@ -271,7 +272,7 @@ async fn update_jobs(
         }
     }
     let ended_runs = settle(connection, tasks, now).await?;
-    Ok(JobReport { outcomes, ended_runs: ended_runs.into_iter().map(|(_, run)| run).collect() })
+    Ok(UpdateReport::new(outcomes, ended_runs.into_iter().map(|(_, run)| run).collect()))
 }
 
 /// A job that was polled, as the transaction finds it.
@@ -300,15 +301,15 @@ impl Polled {
     }
 
     /// Why an item under this claim is not applied, if it is not.
-    fn refuse(&self, claim: JobClaim, now: Timestamp) -> Result<Option<JobOutcome>> {
+    fn refuse(&self, claim: JobClaim, now: Timestamp) -> Result<Option<UpdateOutcome<JobStatus>>> {
         let Some(poll_at) = self.poll_at else {
             let status = self.status.parse().map_err(|error: Error| {
                 Error::corrupt("deferred_jobs", self.id, "status", &error).with_source(error)
             })?;
-            return Ok(Some(JobOutcome::AlreadyTerminal { status }));
+            return Ok(Some(UpdateOutcome::AlreadyTerminal { status }));
         };
         let holds = self.has_owner && self.token == claim.token.get() && now.as_micros() < poll_at;
-        Ok((!holds).then_some(JobOutcome::LeaseLost))
+        Ok((!holds).then_some(UpdateOutcome::LeaseLost))
     }
 }
 
@@ -382,7 +383,7 @@ async fn without_jobs(
     Ok(found.iter().map(Held::from_row).collect::<Result<_>>()?)
 }
 
-/// What tasks come to by the jobs of their last deferral, as [`deferred_end`](ork_state_api::deferred_end) says. Of the jobs
+/// What tasks come to by the jobs of their last deferral, as [`deferred_end`](ork_state_api::backend::deferred_end) says. Of the jobs
 /// only what counts is read.
 async fn ends(connection: &mut SqliteConnection, tasks: &[Held]) -> Attempt<Vec<(TaskId, DeferredEnd)>> {
     // Those of the attempt: the token was the task's last one when it was deferred.

@@ -96,7 +96,7 @@ pub(crate) fn describe(location: &Location, error: &Arc<sqlx::Error>, stage: Sta
         ),
         // The log may hold the whole commit although the disk did not confirm it.
         Some(IOERR) if stage == Stage::Commit => {
-            Error::unknown_outcome(format!("the disk failed while {place} was committing"))
+            Error::unknown_effect(format!("the disk failed while {place} was committing"))
                 .with_hint("Check the disk, then repeat the call")
         }
         Some(IOERR) => {
@@ -110,7 +110,7 @@ pub(crate) fn describe(location: &Location, error: &Arc<sqlx::Error>, stage: Sta
                 "Try again, or connect with more `readers`",
             ),
             sqlx::Error::WorkerCrashed | sqlx::Error::PoolClosed if stage == Stage::Commit => {
-                Error::unknown_outcome(format!("{place} was closed while it was committing"))
+                Error::unknown_effect(format!("{place} was closed while it was committing"))
                     .with_hint("Connect again, then repeat the call")
             }
             sqlx::Error::WorkerCrashed | sqlx::Error::PoolClosed => {
@@ -135,6 +135,6 @@ fn broken(location: &Location, reason: &str) -> Error {
 
 /// The writer or a reader ended before it answered: the runtime is shutting down, or there is a bug.
 pub(crate) fn gone() -> Error {
-    Error::unknown_outcome("the store was closed before it answered")
+    Error::unknown_effect("the store was closed before it answered")
         .with_hint("Keep the Tokio runtime that connected the store, or connect again")
 }

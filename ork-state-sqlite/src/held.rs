@@ -3,9 +3,9 @@
 //! Only what the decision needs is read, and what it needs not be valid for is not parsed: a row that is damaged elsewhere does
 //! not stand in the way of the others of a batch. All else stays where it is, in SQL.
 
+use ork_state_api::backend::{UpdateStep, lease_lapsed_message, timed_out_message};
 use ork_state_api::{
-    Error, Json, Label, Result, RunId, TaskChange, TaskId, TaskStatus, Timestamp, UpdateOutcome, UpdateStep,
-    lease_lapsed_message, timed_out_message,
+    Error, Json, Label, Result, RunId, TaskChange, TaskId, TaskStatus, Timestamp, UpdateOutcome,
 };
 use sqlx::sqlite::SqliteRow;
 

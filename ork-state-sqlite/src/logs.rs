@@ -1,10 +1,8 @@
 //! What tasks print, as chunks.
 
 use async_trait::async_trait;
-use ork_state_api::{
-    CappedAppend, Entity, Error, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Result, TaskId,
-    log_cap_note,
-};
+use ork_state_api::backend::{CappedAppend, log_cap_note};
+use ork_state_api::{Entity, Error, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Result, TaskId};
 use serde_json::Value;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
@@ -117,7 +115,7 @@ async fn append(
             .execute(connection)
             .await?;
     }
-    Ok(LogAppended { length, dropped })
+    Ok(LogAppended::new(length, dropped))
 }
 
 async fn read(connection: &mut SqliteConnection, task: TaskId, range: LogRange) -> Attempt<LogSlice> {
@@ -129,7 +127,7 @@ async fn read(connection: &mut SqliteConnection, task: TaskId, range: LogRange) 
     let length = length(connection, task).await?;
     let start = range.start_in(length);
     let end = length.min(start.saturating_add(u64::from(range.max())));
-    let mut slice = LogSlice { offset: start, bytes: Vec::new(), length };
+    let mut slice = LogSlice::new(start, Vec::new(), length);
     if start == end {
         return Ok(slice);
     }

@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use ork_state_api::{
-    JobStatus, Maintenance, MigrationReport, Prune, Pruned, Result, RunStatus, Stats, TaskStatus, Timestamp,
-    Topic, Violation, Watch,
+    JobStatus, Maintenance, MigrationReport, Prune, Pruned, Result, Rule, RunStatus, Stats, TaskStatus,
+    Timestamp, Topic, Violation, Watch,
 };
 use serde_json::Value;
 use sqlx::Row as _;
@@ -67,7 +67,7 @@ impl Maintenance for SqliteDatabase {
 
 /// Deletes the runs that ended longest ago, with all that is theirs.
 async fn delete_ended(connection: &mut SqliteConnection, prune: Prune, now: Timestamp) -> Attempt<Pruned> {
-    let before = now.saturating_sub(prune.ended_before);
+    let before = now.saturating_sub(prune.older_than);
     let found = sqlx::query(ENDED)
         .bind(before.as_micros())
         .bind(i64::try_from(prune.limit.get()).unwrap_or(i64::MAX))
@@ -86,7 +86,7 @@ async fn delete_ended(connection: &mut SqliteConnection, prune: Prune, now: Time
         *deleted = done.rows_affected();
     }
     let [.., tasks, runs] = deleted;
-    Ok(Pruned { runs, tasks })
+    Ok(Pruned::new(runs, tasks))
 }
 
 /// The runs are those of a batch.
@@ -157,7 +157,7 @@ pub(crate) const LIVE: &str = "SELECT status, count(*) AS runs, sum(tasks_unfini
 
 /// Something that only SQL sees: the rows are the entity's kind and id and what is wrong with it.
 struct Check {
-    rule: &'static str,
+    rule: Rule,
     entity: &'static str,
     problem: &'static str,
     /// Gives the ids of the entities that have the problem, or what they are called.
@@ -166,7 +166,7 @@ struct Check {
 
 const CHECKS: &[Check] = &[
     Check {
-        rule: "T1",
+        rule: Rule::T1,
         entity: "ready_tasks",
         problem: "has a row for a task that is not ready, or with another time, run or index than the task's",
         sql: "SELECT q.task_id FROM ready_tasks AS q WHERE NOT EXISTS (
@@ -176,7 +176,7 @@ const CHECKS: &[Check] = &[
                       AND t.task_index = q.task_index)",
     },
     Check {
-        rule: "T1",
+        rule: Rule::T1,
         entity: "tasks",
         problem: "is ready and not in ready_tasks",
         sql: "SELECT t.id FROM runs AS r JOIN tasks AS t ON t.run_id = r.id
@@ -185,7 +185,7 @@ const CHECKS: &[Check] = &[
                   WHERE q.ready_at = t.ready_at AND q.run_id = t.run_id AND q.task_index = t.task_index)",
     },
     Check {
-        rule: "T2",
+        rule: Rule::T2,
         entity: "task_leases",
         problem: "has a row for a task that is not claimed, or with another run or token than the task's",
         sql: "SELECT l.task_id FROM task_leases AS l WHERE NOT EXISTS (
@@ -194,7 +194,7 @@ const CHECKS: &[Check] = &[
                       AND t.token = l.token)",
     },
     Check {
-        rule: "T8",
+        rule: Rule::T8,
         entity: "task_timeouts",
         problem: "has a row for a task that does not run or may run for ever, or with another time than the task's",
         sql: "SELECT o.task_id FROM task_timeouts AS o WHERE NOT EXISTS (
@@ -203,7 +203,7 @@ const CHECKS: &[Check] = &[
                       AND o.deadline = min(t.started_at + t.timeout_seconds * 1000000, 253402300799999999))",
     },
     Check {
-        rule: "T8",
+        rule: Rule::T8,
         entity: "tasks",
         problem: "runs, may not run for ever, and is not in task_timeouts",
         sql: "SELECT t.id FROM runs AS r JOIN tasks AS t ON t.run_id = r.id
@@ -211,20 +211,20 @@ const CHECKS: &[Check] = &[
                   AND t.id NOT IN (SELECT task_id FROM task_timeouts)",
     },
     Check {
-        rule: "D1",
+        rule: Rule::D1,
         entity: "deferred_jobs",
         problem: "has a time to be polled and has ended, or the other way round",
         sql: "SELECT id FROM deferred_jobs WHERE (poll_at IS NULL) = (status IN ('pending', 'polling'))",
     },
     Check {
-        rule: "D1",
+        rule: Rule::D1,
         entity: "deferred_jobs",
         problem: "is of a task that is not there, or names another run than the task's",
         sql: "SELECT j.id FROM deferred_jobs AS j LEFT JOIN tasks AS t ON t.id = j.task_id
               WHERE t.run_id IS NOT j.run_id",
     },
     Check {
-        rule: "D1",
+        rule: Rule::D1,
         entity: "tasks",
         problem: "waits for another number of deferred jobs than are open",
         sql: "SELECT t.id
@@ -235,7 +235,7 @@ const CHECKS: &[Check] = &[
               WHERE t.open_jobs <> open.number",
     },
     Check {
-        rule: "M3",
+        rule: Rule::M3,
         entity: "ended_counts",
         problem: "has another number than there are",
         sql: "SELECT kind || ' ' || status FROM (
@@ -252,7 +252,7 @@ const CHECKS: &[Check] = &[
               HAVING sum(number) <> 0",
     },
     Check {
-        rule: "T1",
+        rule: Rule::T1,
         entity: "tasks",
         problem: "has another number of rows in task_edges than it lists dependencies",
         sql: "SELECT t.id FROM tasks AS t
@@ -263,7 +263,7 @@ const CHECKS: &[Check] = &[
               WHERE json_valid(t.depends_on) AND json_array_length(t.depends_on) <> coalesce(e.number, 0)",
     },
     Check {
-        rule: "W3",
+        rule: Rule::W3,
         entity: "task_edges",
         problem: "has rows for a run whose tasks are not there",
         sql: "SELECT DISTINCT e.run_id FROM task_edges AS e
@@ -272,19 +272,19 @@ const CHECKS: &[Check] = &[
               WHERE a.id IS NULL OR b.id IS NULL",
     },
     Check {
-        rule: "W3",
+        rule: Rule::W3,
         entity: "task_logs",
         problem: "has a row for a task that is not there",
         sql: "SELECT task_id FROM task_logs WHERE task_id NOT IN (SELECT id FROM tasks)",
     },
     Check {
-        rule: "W3",
+        rule: Rule::W3,
         entity: "deleted_logs",
         problem: "has a row for a task that is there",
         sql: "SELECT task_id FROM deleted_logs WHERE task_id IN (SELECT id FROM tasks)",
     },
     Check {
-        rule: "L2",
+        rule: Rule::L2,
         entity: "task_logs",
         problem: "has another length than its chunks, or chunks with a gap between them",
         sql: "SELECT c.task_id FROM (
@@ -314,7 +314,7 @@ async fn check(connection: &mut SqliteConnection) -> Attempt<Vec<Violation>> {
             let id: Vec<u8> = row.try_get(0)?;
             let text = || std::str::from_utf8(&id).map_or_else(|_| format!("{id:02x?}"), str::to_owned);
             let id = Uuid::from_slice(&id).map_or_else(|_| text(), |id| id.to_string());
-            found.push(Violation::new(rule, format!("{entity} {id}"), *problem));
+            found.push(Violation::new(*rule, format!("{entity} {id}"), *problem));
         }
     }
     for row in sqlx::query(FOREIGN_KEYS).fetch_all(&mut *connection).await? {
@@ -322,14 +322,14 @@ async fn check(connection: &mut SqliteConnection) -> Attempt<Vec<Violation>> {
         let number: Option<i64> = row.try_get(1)?;
         let row = number.map_or_else(|| "of unknown number".to_owned(), |number| number.to_string());
         found.push(Violation::new(
-            "W3",
+            Rule::W3,
             format!("{table} row {row}"),
             format!("refers to nothing in {parent}"),
         ));
     }
     for problem in sqlx::query_scalar(INTEGRITY).fetch_all(connection).await? {
         let problem: String = problem;
-        found.push(Violation::new("G8", "the file", problem));
+        found.push(Violation::new(Rule::G8, "the file", problem));
     }
     Ok(found)
 }

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ork_state_api::{
-    Backend, Capabilities, Clock, ConnectOptions, Database, Error, OptionInfo, Result, SystemClock,
-};
+use ork_state_api::backend::{Backend, Capabilities, OptionInfo};
+use ork_state_api::{Clock, ConnectOptions, Database, Error, Result, SystemClock};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 

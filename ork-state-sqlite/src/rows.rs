@@ -3,8 +3,8 @@
 use std::str::FromStr;
 
 use ork_state_api::{
-    Dag, DeferredJob, Error, JobId, Json, Lease, Result, Run, RunId, Schedule, Snapshot, SnapshotId, Target,
-    Task, TaskCounts, TaskId, Timestamp, Token, Workflow, WorkflowId,
+    Dag, DeferredJob, Error, JobId, Json, Lease, NewDeferredJob, Result, Run, RunId, Schedule, Snapshot,
+    SnapshotId, Target, Task, TaskCounts, TaskId, Timestamp, Token, Workflow, WorkflowId,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Row as _, Sqlite, Type};
@@ -153,43 +153,44 @@ pub(crate) fn hex(id: Uuid) -> String {
 
 pub(crate) fn workflow(row: &SqliteRow) -> Result<Workflow> {
     let cells = Cells::new(row, "workflows");
-    Ok(Workflow {
-        id: WorkflowId::from_uuid(cells.uuid("id")?),
-        name: cells.text("name")?,
-        description: cells.optional_text("description")?,
-        target: Target {
-            executor_type: cells.text("executor_type")?,
-            job_name: cells.text("job_name")?,
-            region: cells.text("region")?,
-            project: cells.text("project")?,
-            params: cells.json("task_params")?,
+    let mut workflow = Workflow::from_stored(
+        WorkflowId::from_uuid(cells.uuid("id")?),
+        cells.text("name")?,
+        {
+            let mut target = Target::new(cells.text("executor_type")?, cells.text("job_name")?);
+            target.region = cells.text("region")?;
+            target.project = cells.text("project")?;
+            target.params = cells.json("task_params")?;
+            target
         },
-        snapshot: SnapshotId::from_uuid(cells.uuid("current_snapshot_id")?),
-        schedule: schedule(cells)?,
-        created_at: cells.time("created_at")?,
-        updated_at: cells.time("updated_at")?,
-    })
+        SnapshotId::from_uuid(cells.uuid("current_snapshot_id")?),
+        cells.time("created_at")?,
+    );
+    workflow.description = cells.optional_text("description")?;
+    workflow.schedule = schedule(cells)?;
+    workflow.updated_at = cells.time("updated_at")?;
+    Ok(workflow)
 }
 
 fn schedule(cells: Cells<'_>) -> Result<Option<Schedule>> {
     let Some(expression) = cells.optional_text("schedule")? else { return Ok(None) };
-    Ok(Some(Schedule {
-        expression,
-        enabled: cells.required("schedule_enabled")?,
-        last_at: cells.optional_time("last_scheduled_at")?,
-        next_at: cells.optional_time("next_scheduled_at")?,
+    Ok(Some({
+        let mut schedule = Schedule::new(expression, cells.optional_time("next_scheduled_at")?);
+        schedule.enabled = cells.required("schedule_enabled")?;
+        schedule.last_at = cells.optional_time("last_scheduled_at")?;
+        schedule
     }))
 }
 
 pub(crate) fn snapshot(row: &SqliteRow) -> Result<Snapshot> {
     let cells = Cells::new(row, "workflow_snapshots");
-    Ok(Snapshot {
-        id: SnapshotId::from_uuid(cells.uuid("id")?),
-        workflow: WorkflowId::from_uuid(cells.uuid("workflow_id")?),
-        content_hash: cells.required("content_hash")?,
-        dag: dag(cells, "tasks_json")?,
-        created_at: cells.time("created_at")?,
-    })
+    Ok(Snapshot::from_stored(
+        SnapshotId::from_uuid(cells.uuid("id")?),
+        WorkflowId::from_uuid(cells.uuid("workflow_id")?),
+        cells.required("content_hash")?,
+        dag(cells, "tasks_json")?,
+        cells.time("created_at")?,
+    ))
 }
 
 /// A DAG in its canonical form.
@@ -199,84 +200,86 @@ pub(crate) fn dag(cells: Cells<'_>, column: &str) -> Result<Dag> {
 
 pub(crate) fn run(row: &SqliteRow) -> Result<Run> {
     let cells = Cells::new(row, "runs");
-    Ok(Run {
-        id: RunId::from_uuid(cells.uuid("id")?),
-        workflow: WorkflowId::from_uuid(cells.uuid("workflow_id")?),
-        snapshot: SnapshotId::from_uuid(cells.uuid("snapshot_id")?),
-        status: cells.text("status")?,
-        triggered_by: cells.text("triggered_by")?,
-        idempotency_key: cells.optional_text("idempotency_key")?,
-        error: cells.optional_text("error")?,
-        tasks: TaskCounts {
-            total: cells.number("tasks_total")?,
-            unfinished: cells.number("tasks_unfinished")?,
-            failed: cells.number("tasks_failed")?,
-            cancelled: cells.number("tasks_cancelled")?,
-        },
-        created_at: cells.time("created_at")?,
-        started_at: cells.optional_time("started_at")?,
-        finished_at: cells.optional_time("finished_at")?,
-    })
+    let mut run = Run::from_stored(
+        RunId::from_uuid(cells.uuid("id")?),
+        WorkflowId::from_uuid(cells.uuid("workflow_id")?),
+        SnapshotId::from_uuid(cells.uuid("snapshot_id")?),
+        cells.text("triggered_by")?,
+        cells.time("created_at")?,
+    );
+    run.status = cells.text("status")?;
+    run.idempotency_key = cells.optional_text("idempotency_key")?;
+    run.error = cells.optional_text("error")?;
+    run.tasks = TaskCounts::new(cells.number("tasks_total")?);
+    run.tasks.unfinished = cells.number("tasks_unfinished")?;
+    run.tasks.failed = cells.number("tasks_failed")?;
+    run.tasks.cancelled = cells.number("tasks_cancelled")?;
+    run.started_at = cells.optional_time("started_at")?;
+    run.finished_at = cells.optional_time("finished_at")?;
+    Ok(run)
 }
 
 pub(crate) fn task(row: &SqliteRow) -> Result<Task> {
     let cells = Cells::new(row, "tasks");
-    Ok(Task {
-        id: TaskId::from_uuid(cells.uuid("id")?),
-        run: RunId::from_uuid(cells.uuid("run_id")?),
-        index: cells.number("task_index")?,
-        name: cells.text("task_name")?,
-        executor_type: cells.text("executor_type")?,
-        depends_on: serde_json::from_str(cells.required("depends_on")?).map_err(|source| {
-            cells.corrupt("depends_on", "is not a list of task names").with_source(source)
-        })?,
-        unmet_dependencies: cells.number("unmet_dependencies")?,
-        open_jobs: cells.number("open_jobs")?,
-        status: cells.text("status")?,
-        attempts: cells.number("attempts")?,
-        max_retries: cells.number("max_retries")?,
-        timeout_seconds: cells.optional_number("timeout_seconds")?,
-        lease: lease(row)?,
-        execution_name: cells.optional_text("execution_name")?,
-        error: cells.optional_text("error")?,
-        created_at: cells.time("created_at")?,
-        ready_at: cells.optional_time("ready_at")?,
-        retry_at: cells.optional_time("retry_at")?,
-        dispatched_at: cells.optional_time("dispatched_at")?,
-        started_at: cells.optional_time("started_at")?,
-        finished_at: cells.optional_time("finished_at")?,
-    })
+    let mut task_ = Task::from_stored(
+        TaskId::from_uuid(cells.uuid("id")?),
+        RunId::from_uuid(cells.uuid("run_id")?),
+        cells.number("task_index")?,
+        cells.text("task_name")?,
+        cells.text("executor_type")?,
+        cells.time("created_at")?,
+    );
+    task_.depends_on = serde_json::from_str(cells.required("depends_on")?)
+        .map_err(|source| cells.corrupt("depends_on", "is not a list of task names").with_source(source))?;
+    task_.unmet_dependencies = cells.number("unmet_dependencies")?;
+    task_.open_jobs = cells.number("open_jobs")?;
+    task_.status = cells.text("status")?;
+    task_.attempts = cells.number("attempts")?;
+    task_.max_retries = cells.number("max_retries")?;
+    task_.timeout_seconds = cells.optional_number("timeout_seconds")?;
+    task_.lease = lease(row)?;
+    task_.execution_name = cells.optional_text("execution_name")?;
+    task_.error = cells.optional_text("error")?;
+    task_.ready_at = cells.optional_time("ready_at")?;
+    task_.retry_at = cells.optional_time("retry_at")?;
+    task_.dispatched_at = cells.optional_time("dispatched_at")?;
+    task_.started_at = cells.optional_time("started_at")?;
+    task_.finished_at = cells.optional_time("finished_at")?;
+    Ok(task_)
 }
 
 /// The lease that stands beside a task, if there is one.
 pub(crate) fn lease(row: &SqliteRow) -> Result<Option<Lease>> {
     let cells = Cells::new(row, "task_leases");
     let Some(owner) = cells.optional_text("lease_owner")? else { return Ok(None) };
-    Ok(Some(Lease {
+    Ok(Some(Lease::new(
         owner,
-        token: Token::from_stored(cells.required("lease_token")?),
-        expires_at: cells.time("lease_expires_at")?,
-    }))
+        Token::from_stored(cells.required("lease_token")?),
+        cells.time("lease_expires_at")?,
+    )))
 }
 
 pub(crate) fn job(row: &SqliteRow) -> Result<DeferredJob> {
     let cells = Cells::new(row, "deferred_jobs");
-    Ok(DeferredJob {
-        id: JobId::from_uuid(cells.uuid("id")?),
-        task: TaskId::from_uuid(cells.uuid("task_id")?),
-        run: RunId::from_uuid(cells.uuid("run_id")?),
-        index: cells.number("job_index")?,
-        service_type: cells.text("service_type")?,
-        job_id: cells.text("job_id")?,
-        job_data: cells.json("job_data")?.ok_or_else(|| cells.corrupt("job_data", "is missing"))?,
-        status: cells.text("status")?,
-        owner: cells.optional_text("owner")?,
-        poll_at: cells.optional_time("poll_at")?,
-        output: cells.json("output")?,
-        error: cells.optional_text("error")?,
-        created_at: cells.time("created_at")?,
-        started_at: cells.optional_time("started_at")?,
-        last_polled_at: cells.optional_time("last_polled_at")?,
-        finished_at: cells.optional_time("finished_at")?,
-    })
+    let new = NewDeferredJob::new(
+        cells.text("service_type")?,
+        cells.text("job_id")?,
+        cells.json("job_data")?.ok_or_else(|| cells.corrupt("job_data", "is missing"))?,
+    );
+    let (id, task, run) = (
+        JobId::from_uuid(cells.uuid("id")?),
+        TaskId::from_uuid(cells.uuid("task_id")?),
+        RunId::from_uuid(cells.uuid("run_id")?),
+    );
+    let mut job =
+        DeferredJob::from_stored(id, task, run, cells.number("job_index")?, new, cells.time("created_at")?);
+    job.status = cells.text("status")?;
+    job.owner = cells.optional_text("owner")?;
+    job.poll_at = cells.optional_time("poll_at")?;
+    job.output = cells.json("output")?;
+    job.error = cells.optional_text("error")?;
+    job.started_at = cells.optional_time("started_at")?;
+    job.last_polled_at = cells.optional_time("last_polled_at")?;
+    job.finished_at = cells.optional_time("finished_at")?;
+    Ok(job)
 }

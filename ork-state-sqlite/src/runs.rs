@@ -1,9 +1,10 @@
 //! Runs of workflows.
 
 use async_trait::async_trait;
+use ork_state_api::backend::RetryPlan;
 use ork_state_api::{
-    CreatedRun, Dag, Entity, Error, Json, ListRuns, NewRun, Page, Result, RetryPlan, RetryRun, Run,
-    RunFilter, RunId, RunKey, RunStatus, RunStore, SnapshotId, StartRun, TaskId, Timestamp,
+    CreatedRun, Dag, Entity, Error, Json, ListRuns, NewRun, Page, Result, RetryRun, Run, RunFilter, RunId,
+    RunKey, RunStatus, RunStore, SnapshotId, StartRun, TaskId, Timestamp,
 };
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
@@ -123,7 +124,7 @@ pub(crate) const LIST_OF_STATUSES: &str = concat!(
 );
 
 async fn list_runs(connection: &mut SqliteConnection, list: ListRuns) -> Attempt<Page<Run, RunKey>> {
-    let ListRuns { filter, page } = list;
+    let ListRuns { filter, page, .. } = list;
     // No run comes before the first page's key: no time is that late.
     let (created_at, id) = match page.after {
         Some(key) => (key.created_at.as_micros(), bytes(key.id.as_uuid())),

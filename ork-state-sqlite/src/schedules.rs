@@ -82,11 +82,11 @@ pub(crate) const DUE: &str = "SELECT id, schedule, next_scheduled_at FROM workfl
 
 fn due(row: &SqliteRow) -> Result<DueSchedule> {
     let cells = Cells::new(row, "workflows");
-    Ok(DueSchedule {
-        workflow: WorkflowId::from_uuid(cells.uuid("id")?),
-        expression: cells.text("schedule")?,
-        slot: cells.time("next_scheduled_at")?,
-    })
+    Ok(DueSchedule::new(
+        WorkflowId::from_uuid(cells.uuid("id")?),
+        cells.text("schedule")?,
+        cells.time("next_scheduled_at")?,
+    ))
 }
 
 /// Moves a schedule on, if it waits for this slot and the slot has come. Says whether it did.

@@ -175,7 +175,9 @@ pub(crate) async fn migrate(
 
 /// Nothing of what an older version of this project wrote has to be adjusted.
 fn report(found: Found, applied: Vec<String>) -> MigrationReport {
-    MigrationReport { found, to: needed(), applied, adjusted: Vec::new() }
+    let mut report = MigrationReport::new(found, needed());
+    report.applied = applied;
+    report
 }
 
 async fn migrate_locked(
@@ -224,7 +226,9 @@ async fn migrate_locked(
         0 => Found::Nothing,
         version => Found::OrkState(version),
     };
-    Ok(MigrationReport { adjusted, ..report(found, applied) })
+    let mut report = report(found, applied);
+    report.adjusted = adjusted;
+    Ok(report)
 }
 
 /// Takes the write lock. Polls, with an end: a `busy_timeout` of zero must not fail one of two that migrate at once.

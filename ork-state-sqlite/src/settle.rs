@@ -8,10 +8,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use ork_state_api::{
-    EndedRun, Json, Label, Result, RunId, RunStatus, TaskStatus, Timestamp, dependency_failed_message,
-    task_failed_message,
-};
+use ork_state_api::backend::{dependency_failed_message, task_failed_message};
+use ork_state_api::{EndedRun, Json, Label, Result, RunId, RunStatus, TaskStatus, Timestamp};
 use serde_json::{Value, json};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -395,7 +393,7 @@ impl RunCounts {
         batch::query(COUNT, &counts)?.execute(&mut *connection).await?;
         let ended = self.0.into_iter().filter_map(|(run, count)| {
             let status = count.end()?;
-            Some((count.last_call, EndedRun { run, status }))
+            Some((count.last_call, EndedRun::new(run, status)))
         });
         let ended: Vec<(usize, EndedRun)> = ended.collect();
         if !ended.is_empty() {

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use ork_state_api::{Dag, Violation};
+use ork_state_api::ork::read_dag;
+use ork_state_api::{Rule, Violation};
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
@@ -26,15 +27,9 @@ async fn read_adjusted(connection: &mut SqliteConnection) -> Attempt<Vec<Violati
     let rows: Vec<(String, String, Vec<u8>, String)> = sqlx::query_as(ADJUSTED).fetch_all(connection).await?;
     let told = |(rule, entity, id, problem): (String, String, Vec<u8>, String)| {
         let id = Uuid::from_slice(&id).map_or_else(|_| format!("{id:02x?}"), |id| id.to_string());
-        Violation::new(rule_named(&rule), format!("{entity} {id}"), problem)
+        Ok(Violation::new(rule.parse()?, format!("{entity} {id}"), problem))
     };
-    Ok(rows.into_iter().map(told).collect())
-}
-
-/// The rules that a step of the schema names.
-fn rule_named(name: &str) -> &'static str {
-    const RULES: &[&str] = &["D2", "G5", "G8", "R2", "R3", "R4", "S1", "T1", "T5"];
-    RULES.iter().find(|rule| **rule == name).copied().unwrap_or("G8")
+    rows.into_iter().map(told).collect()
 }
 
 /// Gives every snapshot its canonical form and hash. Few statements by nature: a workflow has a handful of snapshots.
@@ -57,13 +52,18 @@ async fn rewrite_snapshots(connection: &mut SqliteConnection) -> Attempt<Vec<Vio
     for (id, workflow, tasks) in rows {
         let entity = Uuid::from_slice(&id).map_or_else(|_| format!("{id:02x?}"), |id| id.to_string());
         let entity = format!("snapshot {entity}");
-        let dag = match Dag::of_old_form(&tasks) {
+        let dag = match read_dag(&tasks) {
             Ok((dag, problems)) => {
-                adjusted.extend(problems.into_iter().map(|problem| Violation::new("W2", &*entity, problem)));
+                adjusted
+                    .extend(problems.into_iter().map(|problem| Violation::new(Rule::W2, &*entity, problem)));
                 dag
             }
             Err(error) => {
-                adjusted.push(Violation::new("G8", entity, format!("is no DAG and cannot be run: {error}")));
+                adjusted.push(Violation::new(
+                    Rule::G8,
+                    entity,
+                    format!("is no DAG and cannot be run: {error}"),
+                ));
                 continue;
             }
         };

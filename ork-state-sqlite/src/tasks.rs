@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
+use ork_state_api::backend::check_batch_len;
 use ork_state_api::{
     ClaimTasks, ClaimedTask, Entity, Error, ExpiredTasks, Heartbeat, HeartbeatOutcome, Json, Limit,
     ListTasks, Page, ReadyTask, Result, RunId, Task, TaskDetail, TaskId, TaskName, TaskStatus, TaskStore,
-    TaskUpdates, Timestamp, UpdateReport, check_batch_len,
+    TaskUpdates, Timestamp, UpdateReport,
 };
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -80,7 +81,7 @@ impl TaskStore for SqliteDatabase {
     async fn update_tasks(&self, updates: TaskUpdates) -> Result<UpdateReport> {
         if updates.steps().is_empty() {
             self.require_current().await?;
-            return Ok(UpdateReport { outcomes: Vec::new(), ended_runs: Vec::new() });
+            return Ok(UpdateReport::new(Vec::new(), Vec::new()));
         }
         self.update(updates).await
     }
@@ -97,11 +98,7 @@ impl TaskStore for SqliteDatabase {
                 let row = sqlx::query(GET).bind(bytes(id.as_uuid())).fetch_optional(connection).await?;
                 let row = row.ok_or_else(|| Error::not_found(Entity::Task, id))?;
                 let cells = Cells::new(&row, "tasks");
-                Ok(TaskDetail {
-                    task: rows::task(&row)?,
-                    params: cells.json("params")?,
-                    output: cells.json("output")?,
-                })
+                Ok(TaskDetail::new(rows::task(&row)?, cells.json("params")?, cells.json("output")?))
             })
         })
         .await
@@ -116,7 +113,7 @@ impl TaskStore for SqliteDatabase {
                  AND (?4 IS NULL OR t.status IN (SELECT value FROM json_each(?4)))
              ORDER BY t.task_index LIMIT ?3"
         );
-        let ListTasks { run, statuses, page } = list;
+        let ListTasks { run, statuses, page, .. } = list;
         self.read(move |connection| {
             Box::pin(async move {
                 let found = sqlx::query(LIST)
@@ -160,12 +157,12 @@ impl TaskStore for SqliteDatabase {
 
 fn ready_task(row: &SqliteRow) -> Result<ReadyTask> {
     let cells = Cells::new(row, "ready_tasks").identified_by("task_id");
-    Ok(ReadyTask {
-        ready_at: cells.time("ready_at")?,
-        run: RunId::from_uuid(cells.uuid("run_id")?),
-        index: cells.number("task_index")?,
-        task: TaskId::from_uuid(cells.uuid("task_id")?),
-    })
+    Ok(ReadyTask::new(
+        cells.time("ready_at")?,
+        RunId::from_uuid(cells.uuid("run_id")?),
+        cells.number("task_index")?,
+        TaskId::from_uuid(cells.uuid("task_id")?),
+    ))
 }
 
 fn output(row: &SqliteRow) -> Result<(TaskName, Option<Json>)> {

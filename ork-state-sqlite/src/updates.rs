@@ -43,7 +43,7 @@ pub(crate) async fn update(
             Some(task) => task.apply(step, call, now),
         });
         let outcomes = outcomes.collect::<Result<Vec<_>>>()?;
-        reports.push(UpdateReport { outcomes: batch.outcomes(&outcomes), ended_runs: Vec::new() });
+        reports.push(UpdateReport::new(batch.outcomes(&outcomes), Vec::new()));
     }
     for (call, run) in settle(connection, tasks.into_values(), now).await? {
         if let Some(report) = reports.get_mut(call) {

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use notify::{RecursiveMode, Watcher as _};
-use ork_state_api::{Result, Topic, WatchSource};
+use ork_state_api::backend::WatchSource;
+use ork_state_api::{Result, Topic};
 use tokio::sync::watch::{Receiver, Sender};
 
 use crate::SqliteDatabase;

@@ -191,7 +191,7 @@ async fn list_workflows(
         workflow_columns!(),
         " FROM workflows WHERE name IN (SELECT value FROM json_each(?1)) ORDER BY name"
     );
-    let ListWorkflows { filter, page } = list;
+    let ListWorkflows { filter, page, .. } = list;
     let after = page.after.map(String::from).unwrap_or_default();
     let found = if filter.name_contains.is_none() {
         sqlx::query(LIST).bind(after).bind(one_more(page.limit)).fetch_all(connection).await?

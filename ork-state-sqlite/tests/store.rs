@@ -416,7 +416,7 @@ async fn a_claim_passes_over_what_it_cannot_read(#[case] damage: &'static str) {
     started(&store.db, (0..6).map(|n| task(&format!("t{n}"), &[])).collect()).await;
     store.sql(damage).await;
     let claimed = claim(&store.db, 2).await;
-    assert_eq!(claimed.iter().map(|task| task.task.index).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(claimed.iter().map(|task| task.index).collect::<Vec<_>>(), [3, 4]);
     assert_eq!(claim(&store.db, 2).await.len(), 1);
     assert_ne!(store.db.verify().await.unwrap(), []);
 }
@@ -498,12 +498,12 @@ async fn large_and_awkward_payloads_come_back() {
     };
     let claimed = claim(&store.db, 100).await;
     let ends =
-        claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, Some(output(task.task.index as usize))));
+        claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, Some(output(task.index as usize))));
     assert_eq!(update(&store.db, ends.collect()).await.len(), 100);
-    let names: Vec<_> = claimed.iter().map(|task| task.task.name.clone()).collect();
+    let names: Vec<_> = claimed.iter().map(|task| task.name.clone()).collect();
     let outputs = store.db.task_outputs(run.id, &names).await.unwrap();
     for task in &claimed {
-        assert_eq!(outputs[&task.task.name], Some(output(task.task.index as usize)), "{}", task.task.name);
+        assert_eq!(outputs[&task.name], Some(output(task.index as usize)), "{}", task.name);
     }
     let error = Text::lossy(&"\u{1}\"\\".repeat(100_000));
     let run = started(&store.db, vec![task("a", &[])]).await;
@@ -528,7 +528,7 @@ async fn what_depends_on_several_failures_blames_the_first() {
     ];
     let run = started(&store.db, tasks).await;
     let claimed = claim(&store.db, 10).await;
-    let ends = claimed.iter().rev().map(|task| match task.task.name.as_str() {
+    let ends = claimed.iter().rev().map(|task| match task.name.as_str() {
         "free" => TaskUpdate::succeeded(task.claim, None),
         _ => TaskUpdate::failed_for_good(task.claim, Text::lossy("own")),
     });
@@ -556,7 +556,7 @@ async fn a_log_is_capped_where_the_option_says() {
         assert_eq!(appended.dropped, dropped, "{chunk}");
     }
     let log = db.read_log(id, LogRange::new(LogPosition::Offset(0), 1000).unwrap()).await.unwrap();
-    assert_eq!(log.bytes, format!("abcd{}", ork_state_api::log_cap_note(4)).into_bytes());
+    assert_eq!(log.bytes, format!("abcd{}", ork_state_api::backend::log_cap_note(4)).into_bytes());
     assert_eq!(db.verify().await.unwrap(), []);
 }
 
@@ -569,7 +569,7 @@ async fn updates_that_wait_together_stand_for_themselves() {
     let [low, high] = &claim(&store.db, 10).await[..] else { panic!("two are ready") };
     let fail = |claim| {
         let update = TaskUpdate::failed_for_good(claim, Text::lossy("own"));
-        store.db.update_tasks(TaskUpdates::one(update).unwrap())
+        store.db.update_tasks(TaskUpdates::one(update))
     };
     // Both are asked before the store's tasks run.
     let (first, again, second) = tokio::join!(fail(high.claim), fail(high.claim), fail(low.claim));
@@ -620,7 +620,7 @@ async fn an_update_of_what_cannot_be_read_does_not_touch_those_that_wait_with_it
     started(&store.db, vec![task("a", &[]), task("b", &[])]).await;
     let [a, b] = &claim(&store.db, 10).await[..] else { panic!("two are ready") };
     store.sql("UPDATE tasks SET status = 'nonsense' WHERE task_index = 0").await;
-    let update = |update| store.db.update_tasks(TaskUpdates::one(update).unwrap());
+    let update = |update| store.db.update_tasks(TaskUpdates::one(update));
     // The answer of the first would tell the status.
     let (bad, good) = tokio::join!(
         update(TaskUpdate::dispatched(a.claim, None)),
@@ -656,7 +656,7 @@ async fn count(store: &Store, table: &'static str) -> i64 {
 }
 
 fn all_ended() -> Prune {
-    Prune { ended_before: Duration::ZERO, limit: Limit::new(10).unwrap() }
+    Prune::older_than(Duration::ZERO).with_limit(Limit::new(10).unwrap())
 }
 
 /// Rule M2: in one transaction it would hold up all who write for seconds a gigabyte, and the WAL would be longer than the log.
@@ -675,7 +675,7 @@ async fn a_long_log_is_freed_in_steps_after_its_run_is_gone(#[case] with_its_wor
     if with_its_workflow {
         store.db.delete_workflow(run.workflow).await.unwrap();
     } else {
-        assert_eq!(store.db.prune(all_ended()).await.unwrap(), Pruned { runs: 1, tasks: 1 });
+        assert_eq!(store.db.prune(all_ended()).await.unwrap(), Pruned::new(1, 1));
     }
     assert_eq!(count(&store, "task_log_chunks").await, 1);
     let end = LogRange::new(LogPosition::BeforeEnd(100), 100).unwrap();

@@ -391,10 +391,10 @@ async fn goes_on(db: &dyn Database, version: i64) {
         db.update_tasks(TaskUpdates::new(done).unwrap()).await.unwrap();
     }
     let live: Vec<Run> = db
-        .list_runs(ListRuns {
-            filter: RunFilter::all().with_statuses([RunStatus::Running, RunStatus::Paused]),
-            page: PageRequest::default(),
-        })
+        .list_runs(ListRuns::new(
+            RunFilter::all().with_statuses([RunStatus::Running, RunStatus::Paused]),
+            PageRequest::default(),
+        ))
         .await
         .unwrap()
         .items;

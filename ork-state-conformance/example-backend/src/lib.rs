@@ -7,16 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use ork_state_api::backend::{Backend, Capabilities, Plugin, Transfer};
 use ork_state_api::{
-    Backend, Capabilities, Capability, ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, Clock, ConnectOptions,
-    CreatedRun, Database, DeferTask, DeferredJob, DeferredJobStore, DueSchedule, Error, ErrorKind,
-    ExpiredTasks, FireSchedule, FiredSchedule, Found, Heartbeat, HeartbeatOutcome, ImportPage,
-    ImportProgress, JobReport, JobUpdates, Json, Limit, ListRuns, ListTasks, ListWorkflows, LogAppended,
-    LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun, NewWorkflow, Page, Prune,
-    Pruned, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStatus, RunStore, Schedule,
-    ScheduleStore, Snapshot, SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId, TaskName, TaskStore,
-    TaskUpdates, Topic, Transfer, UpdateReport, UpdateWorkflow, Watch, Workflow, WorkflowFilter, WorkflowId,
-    WorkflowName, WorkflowStore,
+    Capability, ClaimTasks, ClaimedTask, Clock, ConnectOptions, CreatedRun, Database, DeferredJobStore,
+    Error, ErrorKind, ExpiredTasks, Found, Heartbeat, HeartbeatOutcome, Json, Limit, ListRuns, ListTasks,
+    ListWorkflows, LogStore, Maintenance, MigrationReport, NewRun, NewWorkflow, Page, Prune, Pruned,
+    ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStatus, RunStore, ScheduleStore, Snapshot,
+    SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates, UpdateReport,
+    UpdateWorkflow, Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
 };
 
 use crate::state::State;
@@ -77,7 +75,7 @@ impl ExampleDatabase {
     }
 }
 
-impl Database for ExampleDatabase {
+impl Plugin for ExampleDatabase {
     fn backend(&self) -> &'static Backend {
         &BACKEND
     }
@@ -196,74 +194,11 @@ impl TaskStore for ExampleDatabase {
     }
 }
 
-/// Opted out of: refused, and nothing changed.
-#[async_trait]
-impl LogStore for ExampleDatabase {
-    async fn append_log(&self, _: TaskId, _: LogChunk<'_>) -> Result<LogAppended> {
-        Err(without(Capability::Logs))
-    }
-
-    async fn read_log(&self, _: TaskId, _: LogRange) -> Result<LogSlice> {
-        Err(without(Capability::Logs))
-    }
-}
-
-#[async_trait]
-impl ScheduleStore for ExampleDatabase {
-    async fn set_schedule(&self, _: WorkflowId, _: Option<Schedule>) -> Result<Workflow> {
-        Err(without(Capability::Schedules))
-    }
-
-    async fn due_schedules(&self, _: Limit) -> Result<Vec<DueSchedule>> {
-        Err(without(Capability::Schedules))
-    }
-
-    async fn fire_schedule(&self, _: FireSchedule) -> Result<FiredSchedule> {
-        Err(without(Capability::Schedules))
-    }
-}
-
-#[async_trait]
-impl DeferredJobStore for ExampleDatabase {
-    async fn defer_task(&self, _: DeferTask) -> Result<Vec<DeferredJob>> {
-        Err(without(Capability::DeferredJobs))
-    }
-
-    async fn claim_jobs(&self, _: ClaimJobs) -> Result<Vec<ClaimedJob>> {
-        Err(without(Capability::DeferredJobs))
-    }
-
-    async fn update_jobs(&self, _: JobUpdates) -> Result<JobReport> {
-        Err(without(Capability::DeferredJobs))
-    }
-
-    async fn list_jobs(&self, _: TaskId) -> Result<Vec<DeferredJob>> {
-        Err(without(Capability::DeferredJobs))
-    }
-}
-
-#[async_trait]
-impl Transfer for ExampleDatabase {
-    async fn import_progress(&self) -> Result<Option<ImportProgress>> {
-        Err(without(Capability::Transfer))
-    }
-
-    async fn import(&self, _: ImportPage) -> Result<()> {
-        Err(without(Capability::Transfer))
-    }
-
-    async fn finish_import(&self) -> Result<()> {
-        Err(without(Capability::Transfer))
-    }
-
-    async fn abandon_import(&self) -> Result<()> {
-        Err(without(Capability::Transfer))
-    }
-}
-
-fn without(capability: Capability) -> Error {
-    Error::new(ErrorKind::Unsupported { backend: BACKEND.name, capability })
-}
+// What it opts out of needs no code: the methods answer `Unsupported` by themselves.
+impl LogStore for ExampleDatabase {}
+impl ScheduleStore for ExampleDatabase {}
+impl DeferredJobStore for ExampleDatabase {}
+impl Transfer for ExampleDatabase {}
 
 #[async_trait]
 impl Maintenance for ExampleDatabase {
@@ -274,11 +209,12 @@ impl Maintenance for ExampleDatabase {
     }
 
     async fn plan_migration(&self) -> Result<MigrationReport> {
-        let (found, applied) = match &*self.lock() {
-            Some(_) => (Found::OrkState(1), vec![]),
-            None => (Found::Nothing, vec!["an empty store".to_owned()]),
-        };
-        Ok(MigrationReport { found, to: 1, applied, adjusted: vec![] })
+        if self.lock().is_some() {
+            return Ok(MigrationReport::nothing(1));
+        }
+        let mut report = MigrationReport::new(Found::Nothing, 1);
+        report.applied.push("an empty store".to_owned());
+        Ok(report)
     }
 
     async fn prune(&self, prune: Prune) -> Result<Pruned> {
@@ -287,10 +223,6 @@ impl Maintenance for ExampleDatabase {
 
     async fn stats(&self) -> Result<Stats> {
         self.with(|state| Ok(state.stats()))
-    }
-
-    async fn watch(&self, _: Topic) -> Result<Watch> {
-        Err(without(Capability::Notifications))
     }
 
     async fn verify(&self) -> Result<Vec<ork_state_api::Violation>> {

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use ork_state_api::backend::RetryPlan;
 use ork_state_api::{
     CreatedRun, Entity, Error, Limit, ListRuns, ListWorkflows, NewRun, NewWorkflow, Page, Prune, Pruned,
-    Result, RetryPlan, RetryRun, Run, RunFilter, RunId, RunKey, RunStatus, Snapshot, SnapshotId, StartRun,
-    Stats, Task, TaskCounts, TaskDetail, TaskId, TaskStatus, Timestamp, Token, UpdateWorkflow, Workflow,
-    WorkflowFilter, WorkflowId, WorkflowName,
+    Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStatus, Snapshot, SnapshotId, StartRun, Stats, Task,
+    TaskCounts, TaskDetail, TaskId, TaskStatus, Timestamp, Token, UpdateWorkflow, Workflow, WorkflowFilter,
+    WorkflowId, WorkflowName,
 };
 
 /// Everything that is stored.
@@ -47,8 +48,7 @@ impl State {
         let id = SnapshotId::generate();
         let workflow = Workflow::new(&new, id, self.now);
         let content_hash = new.dag.content_hash();
-        let snapshot =
-            Snapshot { id, workflow: workflow.id, content_hash, dag: new.dag, created_at: self.now };
+        let snapshot = Snapshot::from_stored(id, workflow.id, content_hash, new.dag, self.now);
         self.snapshots.insert(snapshot.id, snapshot);
         self.workflows.insert(workflow.id, workflow.clone());
         Ok(workflow)
@@ -84,7 +84,7 @@ impl State {
                 Some(there) => there.id,
                 None => {
                     let (id, created_at) = (SnapshotId::generate(), self.now);
-                    let new = Snapshot { id, workflow: workflow.id, content_hash, dag, created_at };
+                    let new = Snapshot::from_stored(id, workflow.id, content_hash, dag, created_at);
                     self.snapshots.insert(id, new);
                     id
                 }
@@ -129,7 +129,7 @@ impl State {
 
     /// Deletes the runs that ended long ago, the longest ended first.
     pub(crate) fn prune(&mut self, prune: Prune) -> Pruned {
-        let before = self.now.saturating_sub(prune.ended_before);
+        let before = self.now.saturating_sub(prune.older_than);
         let mut ended: Vec<(Timestamp, RunId)> = self
             .runs
             .values()
@@ -139,7 +139,7 @@ impl State {
         ended.sort_unstable();
         ended.truncate(prune.limit.get());
         let tasks = ended.iter().map(|(_, run)| self.remove_run(*run)).sum();
-        Pruned { runs: ended.len() as u64, tasks }
+        Pruned::new(ended.len() as u64, tasks)
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -220,7 +220,7 @@ impl State {
         };
         let tasks: Vec<TaskDetail> = Task::of_run(run.id, &dag, self.now)
             .zip(dag.tasks())
-            .map(|(task, spec)| TaskDetail { task, params: spec.params.clone(), output: None })
+            .map(|(task, spec)| TaskDetail::new(task, spec.params.clone(), None))
             .collect();
         self.task_ids.insert(run.id, tasks.iter().map(|detail| detail.task.id).collect());
         self.tasks.extend(tasks.into_iter().map(|detail| (detail.task.id, detail)));

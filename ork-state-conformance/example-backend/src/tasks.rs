@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ork_state_api::backend::{
+    UpdateStep, check_batch_len, dependency_failed_message, lease_lapsed_message, task_failed_message,
+    timed_out_message,
+};
 use ork_state_api::{
     Claim, ClaimTasks, ClaimedTask, Delay, DependencyOutputs, EndedRun, Entity, Error, ExpiredTasks,
     Heartbeat, HeartbeatOutcome, Json, Lease, Limit, ListTasks, Page, ReadyTask, Result, RunId, RunStatus,
     Task, TaskChange, TaskDetail, TaskId, TaskName, TaskStatus, TaskUpdates, Text, Timestamp, Token,
-    UpdateOutcome, UpdateReport, UpdateStep, check_batch_len, dependency_failed_message,
-    lease_lapsed_message, task_failed_message, timed_out_message,
+    UpdateOutcome, UpdateReport,
 };
 
 use crate::state::State;
@@ -20,7 +23,7 @@ impl State {
             .values()
             .filter_map(|TaskDetail { task, .. }| {
                 let ready_at = task.ready_at.filter(|ready_at| *ready_at <= self.now)?;
-                Some(ReadyTask { ready_at, run: task.run, index: task.index, task: task.id })
+                Some(ReadyTask::new(ready_at, task.run, task.index, task.id))
             })
             .collect();
         ready.sort_unstable();
@@ -41,11 +44,7 @@ impl State {
         let task = &mut detail.task;
         task.status = TaskStatus::Dispatched;
         task.attempts += 1;
-        task.lease = Some(Lease {
-            owner: claim.owner.clone(),
-            token,
-            expires_at: now.saturating_add(claim.lease.get()),
-        });
+        task.lease = Some(Lease::new(claim.owner.clone(), token, now.saturating_add(claim.lease.get())));
         task.dispatched_at = Some(now);
         (task.ready_at, task.retry_at, task.started_at, task.execution_name) = (None, None, None, None);
 
@@ -55,15 +54,11 @@ impl State {
             DependencyOutputs::Omit => BTreeMap::new(),
             DependencyOutputs::Include => self.task_outputs(task.run, &task.depends_on)?,
         };
-        Ok(ClaimedTask {
-            claim: Claim { task: id, token },
-            params,
-            workflow: workflow.id,
-            workflow_name: workflow.name.clone(),
-            target: workflow.target.clone(),
-            dependency_outputs,
-            task,
-        })
+        let mut claimed =
+            ClaimedTask::new(task, token, workflow.id, workflow.name.clone(), workflow.target.clone());
+        claimed.params = params;
+        claimed.dependency_outputs = dependency_outputs;
+        Ok(claimed)
     }
 
     pub(crate) fn heartbeat(&mut self, heartbeat: &Heartbeat) -> Vec<HeartbeatOutcome> {
@@ -123,14 +118,15 @@ impl State {
         expired.ended_runs = self.settle(&failed);
         failed.sort_unstable();
         expired.requeued.sort_unstable();
-        ExpiredTasks { failed, ..expired }
+        expired.failed = failed;
+        expired
     }
 
     pub(crate) fn update_tasks(&mut self, updates: &TaskUpdates) -> UpdateReport {
         let mut ended = Vec::new();
         let outcomes: Vec<UpdateOutcome> =
             updates.steps().iter().map(|step| self.apply(step, &mut ended)).collect();
-        UpdateReport { outcomes: updates.outcomes(&outcomes), ended_runs: self.settle(&ended) }
+        UpdateReport::new(updates.outcomes(&outcomes), self.settle(&ended))
     }
 
     /// Applies one step. A task that it ended is added to `ended`, to be settled with the others of the batch.
@@ -230,7 +226,7 @@ impl State {
                     run.error.get_or_insert_with(|| Text::lossy(&task_failed_message(&task.name)));
                 }
             }
-            ended_runs.extend(self.end_if_done(run).map(|status| EndedRun { run, status }));
+            ended_runs.extend(self.end_if_done(run).map(|status| EndedRun::new(run, status)));
         }
         ended_runs
     }

@@ -87,7 +87,7 @@ async fn what_does_not_pass_is_not_tried_again() {
 async fn a_lost_answer_is_asked_for_again_where_that_has_one_effect() {
     let lossy = failing(store().await, |operation, number| {
         let lost = ["update_tasks", "start_run", "cancel_run"].contains(&operation) && number % 2 == 0;
-        lost.then(|| Fault::After(Error::unknown_outcome("a test")))
+        lost.then(|| Fault::After(Error::unknown_effect("a test")))
     });
     let (db, _) = retrying(lossy, 5);
     let workflow = db.create_workflow(NewWorkflow::new("w".parse().unwrap(), dag())).await.unwrap();
@@ -97,7 +97,7 @@ async fn a_lost_answer_is_asked_for_again_where_that_has_one_effect() {
         let claim = ClaimTasks::new("w".parse().unwrap(), LeaseTime::new(Duration::from_secs(9)).unwrap());
         let claimed = db.claim_tasks(claim).await.unwrap();
         assert_eq!(claimed.len(), 1);
-        let update = TaskUpdates::one(TaskUpdate::succeeded(claimed[0].claim, None)).unwrap();
+        let update = TaskUpdates::one(TaskUpdate::succeeded(claimed[0].claim, None));
         db.update_tasks(update).await.unwrap();
         let ended = db.get_run(run.id).await.unwrap();
         assert_eq!((ended.status, ended.tasks.succeeded()), (RunStatus::Success, 1));
@@ -108,7 +108,7 @@ async fn a_lost_answer_is_asked_for_again_where_that_has_one_effect() {
 #[tokio::test]
 async fn a_lost_answer_is_told_where_asking_again_would_do_it_twice() {
     let lossy = failing(store().await, |operation, _| {
-        (operation == "create_run").then(|| Fault::After(Error::unknown_outcome("a test")))
+        (operation == "create_run").then(|| Fault::After(Error::unknown_effect("a test")))
     });
     let (db, pauses) = retrying(lossy, 5);
     let workflow = db.create_workflow(NewWorkflow::new("w".parse().unwrap(), dag())).await.unwrap();

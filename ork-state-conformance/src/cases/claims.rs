@@ -36,7 +36,7 @@ case! { T1, t1_the_look_shows_what_a_claim_takes_in_its_order(t) {
         t.advance(Duration::from_millis(1));
     }
     let shown: Vec<_> = t.db().ready_tasks(Limit::default()).await?.iter().map(|task| task.task).collect();
-    let taken: Vec<_> = t.claim(100).await?.iter().map(|task| task.task.id).collect();
+    let taken: Vec<_> = t.claim(100).await?.iter().map(|task| task.id).collect();
     assert_eq!(shown, taken);
     assert_eq!(ready(&t).await?, 0);
     Ok(())
@@ -83,7 +83,7 @@ case! { T1, t1_a_chain_is_worked_off_link_by_link(t) {
     t.start(&format!("t0{links}")).await?;
     for index in 0..50 {
         let task = t.claim_one().await?;
-        assert_eq!(task.task.index, index);
+        assert_eq!(task.index, index);
         assert_eq!(ready(&t).await?, 0);
         t.succeed(&task).await?;
     }
@@ -119,13 +119,7 @@ case! { T2, t2_a_claim_brings_what_a_scheduler_needs(t) {
         .with_params(Json::parse("{\"x\": 1.50}")?)
         .with_max_retries(4)
         .with_timeout_seconds(77);
-    let target = Target {
-        executor_type: Label::new("cloudrun")?,
-        job_name: Text::new("job")?,
-        region: Text::new("eu")?,
-        project: Text::new("p")?,
-        params: Some(Json::parse("[1,2]")?),
-    };
+    let target = Target::new(Label::new("cloudrun")?, Text::new("job")?).with_region(Text::new("eu")?).with_project(Text::new("p")?).with_params(Json::parse("[1,2]")?);
     let new = NewWorkflow::new("w".parse()?, ork_state_api::Dag::new([task])?).with_target(target.clone());
     let workflow = t.db().create_workflow(new).await?;
     let run = t.db().create_run(NewRun::new(workflow.id)).await?.into_run();
@@ -188,7 +182,7 @@ case! { T2, t2_the_order_is_ready_time_then_run_then_index(t) {
     expected.sort_unstable();
     let mut taken = Vec::new();
     for limit in [4, 1, 100] {
-        taken.extend(t.claim(limit).await?.iter().map(|task| (task.task.created_at, task.task.run, task.task.index)));
+        taken.extend(t.claim(limit).await?.iter().map(|task| (task.created_at, task.run, task.index)));
     }
     assert_eq!(taken, expected);
     Ok(())
@@ -201,7 +195,7 @@ case! { T2, t2_a_task_made_ready_later_comes_later_whatever_its_run(t) {
     let late = t.start("c").await?;
     t.advance(Duration::from_secs(1));
     t.succeed(&a).await?;
-    let order: Vec<_> = t.claim(10).await?.iter().map(|task| task.task.run).collect();
+    let order: Vec<_> = t.claim(10).await?.iter().map(|task| task.run).collect();
     assert_eq!(order, [late.id, early.id]);
     Ok(())
 }}
@@ -235,7 +229,7 @@ case! { T2, t2_claimers_at_once_get_disjoint_tasks(t) {
                 if claimed.is_empty() {
                     return Ok::<_, ork_state_api::Error>(mine);
                 }
-                mine.extend(claimed.into_iter().map(|task| task.task.id));
+                mine.extend(claimed.into_iter().map(|task| task.id));
             }
         }
     });
@@ -357,6 +351,6 @@ case! { T2, t2_a_thousand_waiting_tasks_do_not_hide_a_ready_one(t) {
     t.db().start_run(StartRun::pinned(second.id)).await?;
     assert_eq!(t.claim_one().await?.task.run, second.id);
     t.succeed(&root).await?;
-    assert_eq!(t.claim(Limit::MAX).await?.iter().filter(|task| task.task.run == first.id).count(), 1000);
+    assert_eq!(t.claim(Limit::MAX).await?.iter().filter(|task| task.run == first.id).count(), 1000);
     Ok(())
 }}

@@ -2,8 +2,8 @@ use std::fmt::Display;
 
 use ork_state_api::ErrorKind::Corrupt;
 use ork_state_api::{
-    Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, RunId, StartRun, TaskStatus, TaskUpdate,
-    UpdateOutcome, Violation,
+    Limit, ListRuns, ListTasks, NewRun, NewWorkflow, PageRequest, Rule, RunId, StartRun, TaskStatus,
+    TaskUpdate, UpdateOutcome, Violation,
 };
 
 use super::assert_fails;
@@ -24,7 +24,7 @@ fn names_it(error: &ork_state_api::Error, wanted: impl Display) -> crate::CaseRe
 async fn verify_reports(t: &Ctx, id: impl Display) -> ork_state_api::Result<()> {
     let found = t.db().verify().await?;
     let about =
-        |violation: &Violation| violation.rule == "G8" && violation.to_string().contains(&id.to_string());
+        |violation: &Violation| violation.rule == Rule::G8 && violation.to_string().contains(&id.to_string());
     assert!(found.iter().any(about), "verify reports G8 for {id}: {found:?}");
     Ok(())
 }
@@ -79,7 +79,7 @@ case! { [G8, T2], g8_a_claim_passes_over_what_it_cannot_read(t) {
 case! { G8, g8_a_claim_of_many_passes_over_what_it_cannot_read(t) {
     let run = t.start("a b c").await?;
     t.damage(Damage::TaskName(t.task(run.id, "b").await?.id)).await?;
-    let names: Vec<_> = t.claim(10).await?.iter().map(|task| task.task.name.to_string()).collect();
+    let names: Vec<_> = t.claim(10).await?.iter().map(|task| task.name.to_string()).collect();
     assert_eq!(names, ["a", "c"]);
     Ok(())
 }}
@@ -101,7 +101,7 @@ case! { [G8, T6], g8_a_batch_with_a_damaged_task_is_applied_to_the_others(t) {
     let done = UpdateOutcome::Applied { status: TaskStatus::Success };
     assert_eq!((outcomes[0], outcomes[2]), (done, done));
     for task in [&claimed[0], &claimed[2]] {
-        assert_eq!(t.db().get_task(task.task.id).await?.task.status, TaskStatus::Success);
+        assert_eq!(t.db().get_task(task.id).await?.task.status, TaskStatus::Success);
     }
     let left = u32::from(outcomes[1] != done);
     assert_eq!(t.db().get_run(run).await?.tasks.unfinished, left, "{:?}", outcomes[1]);
@@ -113,8 +113,8 @@ case! { [G8, T3], g8_leases_lapse_beside_that_of_a_damaged_task(t) {
     t.advance(crate::LEASE);
     let requeued = t.db().expire_leases(Limit::default()).await?.requeued;
     for task in [&claimed[0], &claimed[2]] {
-        assert!(requeued.contains(&task.task.id), "{requeued:?}");
-        assert_eq!(t.db().get_task(task.task.id).await?.task.status, TaskStatus::Pending);
+        assert!(requeued.contains(&task.id), "{requeued:?}");
+        assert_eq!(t.db().get_task(task.id).await?.task.status, TaskStatus::Pending);
     }
     Ok(())
 }}
@@ -125,7 +125,7 @@ case! { G8, g8_the_rest_of_the_store_goes_on(t) {
     t.db().create_workflow(NewWorkflow::new("other".parse()?, dag("x")?)).await?;
     let other = t.start("b c:b").await?;
     t.db().list_workflows(PageRequest::default().into()).await?;
-    let b = t.claim(10).await?.into_iter().find(|task| task.task.run == other.id).ok_or("b is ready")?;
+    let b = t.claim(10).await?.into_iter().find(|task| task.run == other.id).ok_or("b is ready")?;
     t.succeed(&b).await?;
     assert_eq!(t.statuses(other.id).await?, "b=success c=pending");
     Ok(())
@@ -140,7 +140,7 @@ case! { [G8, T2], g8_dependencies_that_cannot_be_read_are_not_none(t) {
     let other = t.start("d").await?;
     let request = || Ok::<_, ork_state_api::Error>(crate::claim_request("w", crate::LEASE)?.with_dependency_outputs());
     let claimed = t.db().claim_tasks(request()?).await?;
-    let names: Vec<_> = claimed.iter().map(|task| task.task.name.as_str()).collect();
+    let names: Vec<_> = claimed.iter().map(|task| task.name.as_str()).collect();
     assert_eq!(names, ["a", "c", "d"], "the rest goes on, and it does not run before what it waits for");
     for task in claimed {
         t.succeed(&task).await?;
@@ -162,11 +162,11 @@ case! { G8, g8_a_damaged_run_does_not_hide_others_from_verify(t) {
     t.damage(Damage::RunCount(first)).await?;
     t.damage(Damage::TaskStatus(t.task(third, "a").await?.id)).await?;
     verify_reports(&t, second).await?;
-    finds(&t, "R3", first).await
+    finds(&t, Rule::R3, first).await
 }}
 
 /// `verify` must say that this run breaks this rule.
-async fn finds(t: &Ctx, rule: &str, run: RunId) -> crate::CaseResult {
+async fn finds(t: &Ctx, rule: Rule, run: RunId) -> crate::CaseResult {
     let found = t.db().verify().await?;
     let about =
         |violation: &Violation| violation.rule == rule && violation.to_string().contains(&run.to_string());
@@ -177,7 +177,7 @@ async fn finds(t: &Ctx, rule: &str, run: RunId) -> crate::CaseResult {
 case! { [M4, R3], m4_a_count_that_disagrees_with_its_tasks_is_found(t) {
     let (good, bad) = (t.start("a b:a").await?.id, t.start("a b:a").await?.id);
     t.damage(Damage::RunCount(bad)).await?;
-    finds(&t, "R3", bad).await?;
+    finds(&t, Rule::R3, bad).await?;
     assert!(t.db().verify().await?.iter().all(|violation| !violation.to_string().contains(&good.to_string())));
     Ok(())
 }}
@@ -186,5 +186,5 @@ case! { [M4, R3], m4_a_terminal_run_with_live_tasks_is_found(t) {
     let run = t.start("a b:a").await?.id;
     t.claim_one().await?;
     t.damage(Damage::RunEnded(run)).await?;
-    finds(&t, "R3", run).await
+    finds(&t, Rule::R3, run).await
 }}

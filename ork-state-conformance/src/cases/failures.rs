@@ -1,10 +1,11 @@
 use std::time::Duration;
 
 use ork_state_api::UpdateOutcome::Applied;
-use ork_state_api::{Limit, RunStatus, TaskCounts, TaskStatus, TaskUpdate, Text};
+use ork_state_api::{Limit, RunStatus, TaskStatus, TaskUpdate, Text};
 
 use crate::Ctx;
 use crate::case::case;
+use crate::ctx::counts;
 
 async fn error_of(t: &Ctx, run: ork_state_api::RunId, task: &str) -> ork_state_api::Result<Option<String>> {
     Ok(t.task(run, task).await?.error.map(String::from))
@@ -55,7 +56,7 @@ case! { T5, t5_one_retry_means_two_attempts(t) {
     let mut attempts = 0;
     while let Some(task) = t.claim(1).await?.pop() {
         attempts += 1;
-        assert_eq!(task.task.attempts, attempts);
+        assert_eq!(task.attempts, attempts);
         t.fail(&task, Duration::ZERO).await?;
     }
     assert_eq!((attempts, t.task(run.id, "a").await?.attempts), (2, 2));
@@ -82,7 +83,7 @@ case! { T5, t5_what_depends_on_a_failed_task_fails_however_far(t) {
     let d = t.task(run.id, "d").await?;
     assert_eq!((d.finished_at, d.attempts, d.started_at), (Some(t.now()), 0, None));
     let run = t.db().get_run(run.id).await?;
-    assert_eq!((run.status, run.tasks), (RunStatus::Running, TaskCounts { total: 5, unfinished: 1, failed: 4, cancelled: 0 }));
+    assert_eq!((run.status, run.tasks), (RunStatus::Running, counts(5, 1, 4, 0)));
     Ok(())
 }}
 
@@ -142,7 +143,7 @@ case! { T5, t5_a_diamond_fails_each_task_once(t) {
     let run = t.start("a b:a c:a d:b,c e:d,b").await?;
     let report = t.fail(&t.claim_one().await?, Duration::ZERO).await?;
     assert_eq!(report.ended_runs.len(), 1);
-    assert_eq!(t.db().get_run(run.id).await?.tasks, TaskCounts { total: 5, unfinished: 0, failed: 5, cancelled: 0 });
+    assert_eq!(t.db().get_run(run.id).await?.tasks, counts(5, 0, 5, 0));
     Ok(())
 }}
 
@@ -150,7 +151,7 @@ case! { T5, t5_a_thousand_dependents_fail_in_the_same_call(t) {
     let fan: String = (0..1000).map(|i| format!(" t{i}:root")).collect();
     let run = t.start(&format!("root{fan}")).await?;
     assert_eq!(t.fail(&t.claim_one().await?, Duration::ZERO).await?.ended_runs.len(), 1);
-    assert_eq!(t.db().get_run(run.id).await?.tasks, TaskCounts { total: 1001, unfinished: 0, failed: 1001, cancelled: 0 });
+    assert_eq!(t.db().get_run(run.id).await?.tasks, counts(1001, 0, 1001, 0));
     Ok(())
 }}
 
@@ -166,7 +167,7 @@ case! { T5, t5_failures_in_other_runs_do_not_matter(t) {
     let (bad, good) = (t.start("a b:a").await?, t.start("a b:a").await?);
     let claimed = t.claim(2).await?;
     for task in &claimed {
-        if task.task.run == bad.id { t.fail(task, Duration::ZERO).await? } else { t.succeed(task).await? };
+        if task.run == bad.id { t.fail(task, Duration::ZERO).await? } else { t.succeed(task).await? };
     }
     assert_eq!(t.statuses(bad.id).await?, "a=failed b=failed");
     assert_eq!(t.statuses(good.id).await?, "a=success b=pending");
@@ -181,7 +182,7 @@ case! { T5, t5_names_in_errors_are_taken_literally(t) {
     let run = t.db().create_run(ork_state_api::NewRun::new(workflow.id)).await?.into_run();
     t.db().start_run(ork_state_api::StartRun::pinned(run.id)).await?;
     t.fail(&t.claim_one().await?, Duration::ZERO).await?;
-    assert_eq!(error_of(&t, run.id, "b").await?, Some(ork_state_api::dependency_failed_message(name)));
-    assert_eq!(t.db().get_run(run.id).await?.error.as_deref(), Some(ork_state_api::task_failed_message(name).as_str()));
+    assert_eq!(error_of(&t, run.id, "b").await?, Some(ork_state_api::backend::dependency_failed_message(name)));
+    assert_eq!(t.db().get_run(run.id).await?.error.as_deref(), Some(ork_state_api::backend::task_failed_message(name).as_str()));
     Ok(())
 }}

@@ -5,8 +5,8 @@ use std::time::Duration;
 use ork_state_api::ErrorKind::{InvalidTransition, LeaseLost, NotFound, Unsupported};
 use ork_state_api::{
     Capability, Claim, ClaimJobs, ClaimedJob, ClaimedTask, Database, DeferTask, DeferredJob, Delay,
-    HeartbeatOutcome, JobClaim, JobId, JobOutcome, JobStatus, JobUpdate, JobUpdates, Json, Label, LeaseTime,
-    Limit, NewDeferredJob, RetryRun, RunStatus, TaskId, TaskStatus, TaskUpdate, Text, Token, UpdateOutcome,
+    HeartbeatOutcome, JobClaim, JobId, JobStatus, JobUpdate, JobUpdates, Json, Label, LeaseTime, Limit,
+    NewDeferredJob, RetryRun, RunStatus, TaskId, TaskStatus, TaskUpdate, Text, Token, UpdateOutcome,
 };
 
 use super::{assert_fails, together};
@@ -37,7 +37,7 @@ async fn poll(t: &Ctx) -> ork_state_api::Result<Vec<ClaimedJob>> {
     t.db().claim_jobs(request("poller", 100)?).await
 }
 
-async fn update(t: &Ctx, updates: Vec<JobUpdate>) -> ork_state_api::Result<Vec<JobOutcome>> {
+async fn update(t: &Ctx, updates: Vec<JobUpdate>) -> ork_state_api::Result<Vec<UpdateOutcome<JobStatus>>> {
     Ok(t.db().update_jobs(JobUpdates::new(updates)?).await?.outcomes)
 }
 
@@ -63,10 +63,10 @@ case! { [D1, G5] needs [DeferredJobs], d1_a_job_comes_back_as_it_was_given(t) {
     let jobs = t.db().defer_task(DeferTask::new(task.claim, [new.clone()])?).await?;
     let job = &jobs[0];
     assert_eq!((&job.service_type, &job.job_id, &job.job_data), (&new.service_type, &new.job_id, &new.job_data));
-    assert_eq!((job.task, job.run, job.status, job.poll_at), (task.task.id, run.id, JobStatus::Pending, Some(t.now())));
+    assert_eq!((job.task, job.run, job.status, job.poll_at), (task.id, run.id, JobStatus::Pending, Some(t.now())));
     assert_eq!((job.created_at, job.started_at, job.last_polled_at, job.finished_at), (t.now(), None, None, None));
     assert_eq!((&job.owner, &job.output, &job.error), (&None, &None, &None));
-    assert_eq!(t.db().list_jobs(task.task.id).await?, jobs);
+    assert_eq!(t.db().list_jobs(task.id).await?, jobs);
     Ok(())
 }}
 
@@ -74,7 +74,7 @@ case! { D1 needs [DeferredJobs], d1_a_due_job_is_given_to_one_poller(t) {
     t.start("a").await?;
     deferred(&t, &["j"]).await?;
     let claimed = poll(&t).await?;
-    let [ClaimedJob { job, claim }] = &claimed[..] else { return Err(format!("{claimed:?}").into()) };
+    let [ClaimedJob { job, claim, .. }] = &claimed[..] else { return Err(format!("{claimed:?}").into()) };
     let until = t.now().saturating_add(LEASE);
     assert_eq!((job.status, job.owner.as_deref(), job.poll_at, job.started_at), (JobStatus::Polling, Some("poller"), Some(until), Some(t.now())));
     assert_eq!(claim.job, job.id);
@@ -104,7 +104,7 @@ case! { D1 needs [DeferredJobs], d1_a_recorded_poll_gives_the_job_back_until_its
     let claim = poll(&t).await?[0].claim;
     t.advance(Duration::from_secs(1));
     let again = Delay::new(Duration::from_secs(30))?;
-    assert_eq!(update(&t, vec![JobUpdate::polled(claim, again)]).await?, [JobOutcome::Applied { status: JobStatus::Polling }]);
+    assert_eq!(update(&t, vec![JobUpdate::polled(claim, again)]).await?, [UpdateOutcome::Applied { status: JobStatus::Polling }]);
     assert!(poll(&t).await?.is_empty());
     t.advance(Duration::from_secs(30));
     let next = poll(&t).await?;
@@ -120,10 +120,10 @@ case! { D1 needs [DeferredJobs], d1_a_dead_pollers_job_is_due_when_its_lease_lap
     t.advance(LEASE - Duration::from_micros(1));
     assert!(poll(&t).await?.is_empty());
     t.advance(Duration::from_micros(1));
-    assert_eq!(update(&t, vec![JobUpdate::completed(dead, None)]).await?, [JobOutcome::LeaseLost], "its lease has lapsed though nobody took the job");
+    assert_eq!(update(&t, vec![JobUpdate::completed(dead, None)]).await?, [UpdateOutcome::LeaseLost], "its lease has lapsed though nobody took the job");
     let alive = poll(&t).await?[0].claim;
-    assert_eq!(update(&t, vec![JobUpdate::completed(dead, None)]).await?, [JobOutcome::LeaseLost]);
-    assert_eq!(update(&t, vec![JobUpdate::completed(alive, None)]).await?, [JobOutcome::Applied { status: JobStatus::Completed }]);
+    assert_eq!(update(&t, vec![JobUpdate::completed(dead, None)]).await?, [UpdateOutcome::LeaseLost]);
+    assert_eq!(update(&t, vec![JobUpdate::completed(alive, None)]).await?, [UpdateOutcome::Applied { status: JobStatus::Completed }]);
     Ok(())
 }}
 
@@ -133,9 +133,9 @@ case! { [D1, R3] needs [DeferredJobs], d1_the_only_jobs_end_is_the_tasks(t) {
     let claim = poll(&t).await?[0].claim;
     t.advance(Duration::from_secs(2));
     let output = Json::parse("[1.50,\n2]")?;
-    assert_eq!(update(&t, vec![JobUpdate::completed(claim, Some(output.clone()))]).await?, [JobOutcome::Applied { status: JobStatus::Completed }]);
+    assert_eq!(update(&t, vec![JobUpdate::completed(claim, Some(output.clone()))]).await?, [UpdateOutcome::Applied { status: JobStatus::Completed }]);
     let task = t.db().get_task(a.task.id).await?;
-    assert_eq!((task.task.status, task.task.open_jobs, task.task.finished_at), (TaskStatus::Success, 0, Some(t.now())));
+    assert_eq!((task.status, task.open_jobs, task.finished_at), (TaskStatus::Success, 0, Some(t.now())));
     assert_eq!(task.output.as_ref(), Some(&output));
     let job = t.db().list_jobs(a.task.id).await?.remove(0);
     assert_eq!((job.status, job.poll_at, job.owner, job.finished_at, job.output), (JobStatus::Completed, None, None, Some(t.now()), Some(output)));
@@ -164,10 +164,10 @@ case! { [D1, R3] needs [DeferredJobs], d1_the_task_ends_with_its_last_job_not_it
         let task = t.task(run.id, "a").await?;
         assert_eq!((task.status, task.open_jobs), (TaskStatus::Running, left));
     }
-    let report = t.db().update_jobs(JobUpdates::one(JobUpdate::completed(claims[2], None))?).await?;
+    let report = t.db().update_jobs(JobUpdates::one(JobUpdate::completed(claims[2], None))).await?;
     assert_eq!(report.ended_runs.iter().map(|ended| (ended.run, ended.status)).collect::<Vec<_>>(), [(run.id, RunStatus::Success)]);
     let task = t.db().get_task(t.task(run.id, "a").await?.id).await?;
-    assert_eq!((task.task.status, task.output), (TaskStatus::Success, None), "a task of several jobs has no output");
+    assert_eq!((task.status, task.output), (TaskStatus::Success, None), "a task of several jobs has no output");
     Ok(())
 }}
 
@@ -198,7 +198,7 @@ case! { [D1, T5] needs [DeferredJobs], d1_a_failed_attempt_is_tried_again_with_n
     assert_eq!(claim.job, second[0].id);
     update(&t, vec![JobUpdate::completed(claim, Json::parse("2").ok())]).await?;
     let task = t.db().get_task(a.task.id).await?;
-    assert_eq!((task.task.status, task.task.error, task.output), (TaskStatus::Success, None, Json::parse("2").ok()), "the failed job of the first attempt does not count");
+    assert_eq!((task.status, task.task.error, task.output), (TaskStatus::Success, None, Json::parse("2").ok()), "the failed job of the first attempt does not count");
     let names: Vec<_> = t.db().list_jobs(a.task.id).await?.iter().map(|job| job.job_id.to_string()).collect();
     assert_eq!(names, ["first", "second"]);
     Ok(())
@@ -214,7 +214,7 @@ case! { [D1, T6] needs [DeferredJobs], d1_jobs_of_many_tasks_end_in_one_call(t) 
     }
     let claims: Vec<JobClaim> = poll(&t).await?.iter().map(|job| job.claim).collect();
     let updates = claims.iter().map(|claim| JobUpdate::completed(*claim, None)).collect();
-    assert_eq!(update(&t, updates).await?, [JobOutcome::Applied { status: JobStatus::Completed }; 10]);
+    assert_eq!(update(&t, updates).await?, [UpdateOutcome::Applied { status: JobStatus::Completed }; 10]);
     for run in runs {
         assert_eq!(t.statuses(run).await?, "a=success b=pending");
     }
@@ -230,12 +230,12 @@ case! { [D1, T6, T7] needs [DeferredJobs], d1_items_stand_for_themselves_and_rep
     let stale = JobClaim { token: Token::from_stored(99), ..claims[1] };
     let batch = vec![JobUpdate::completed(unknown, None), JobUpdate::completed(claims[0], None), JobUpdate::completed(stale, None)];
     let done = JobStatus::Completed;
-    assert_eq!(update(&t, batch.clone()).await?, [JobOutcome::NotFound, JobOutcome::Applied { status: done }, JobOutcome::LeaseLost]);
-    assert_eq!(update(&t, batch).await?, [JobOutcome::NotFound, JobOutcome::AlreadyTerminal { status: done }, JobOutcome::LeaseLost]);
+    assert_eq!(update(&t, batch.clone()).await?, [UpdateOutcome::NotFound, UpdateOutcome::Applied { status: done }, UpdateOutcome::LeaseLost]);
+    assert_eq!(update(&t, batch).await?, [UpdateOutcome::NotFound, UpdateOutcome::AlreadyTerminal { status: done }, UpdateOutcome::LeaseLost]);
     assert_eq!(t.task(run.id, "a").await?.open_jobs, 1);
     let polled = JobUpdate::polled(claims[1], Delay::ZERO);
-    assert_eq!(update(&t, vec![polled.clone()]).await?, [JobOutcome::Applied { status: JobStatus::Polling }]);
-    assert_eq!(update(&t, vec![polled]).await?, [JobOutcome::LeaseLost], "its lease is over");
+    assert_eq!(update(&t, vec![polled.clone()]).await?, [UpdateOutcome::Applied { status: JobStatus::Polling }]);
+    assert_eq!(update(&t, vec![polled]).await?, [UpdateOutcome::LeaseLost], "its lease is over");
     assert!(update(&t, vec![]).await?.is_empty());
     Ok(())
 }}
@@ -246,7 +246,7 @@ case! { D1 needs [DeferredJobs], d1_an_ended_job_stays_so(t) {
     let claim = poll(&t).await?[0].claim;
     update(&t, vec![JobUpdate::failed(claim, Text::lossy("x"))]).await?;
     let before = t.db().list_jobs(a.task.id).await?;
-    let ended = JobOutcome::AlreadyTerminal { status: JobStatus::Failed };
+    let ended = UpdateOutcome::AlreadyTerminal { status: JobStatus::Failed };
     assert_eq!(update(&t, vec![JobUpdate::completed(claim, None)]).await?, [ended]);
     assert_eq!(update(&t, vec![JobUpdate::polled(claim, Delay::ZERO)]).await?, [ended]);
     assert_eq!(t.db().list_jobs(a.task.id).await?, before);
@@ -270,7 +270,7 @@ case! { [D1, T4] needs [DeferredJobs], d1_only_the_holder_of_a_claim_defers(t) {
     t.advance(LEASE);
     assert_fails!(defer(&t, c.claim, &["j"]).await, LeaseLost { .. });
     assert_eq!(t.statuses(lapsing.id).await?, "c=dispatched");
-    assert_eq!(t.db().list_jobs(task.task.id).await?.len(), 1);
+    assert_eq!(t.db().list_jobs(task.id).await?.len(), 1);
     assert_eq!(t.statuses(run.id).await?, "a=running b=success");
     Ok(())
 }}
@@ -293,14 +293,14 @@ async fn poll_to_the_end(
 ) -> ork_state_api::Result<Vec<i64>> {
     let mut tokens = Vec::new();
     loop {
-        for ClaimedJob { claim, job } in db.claim_jobs(request(name, 1)?).await? {
+        for ClaimedJob { claim, job, .. } in db.claim_jobs(request(name, 1)?).await? {
             tokens.push(claim.token.get());
             let update = if claim.token.get() < polls {
                 JobUpdate::polled(claim, Delay::ZERO)
             } else {
                 JobUpdate::completed(claim, None)
             };
-            db.update_jobs(JobUpdates::one(update)?).await?.outcomes[0].into_result(job.id)?;
+            db.update_jobs(JobUpdates::one(update)).await?.outcomes[0].into_result(job.id)?;
         }
         let open = db.stats().await?.open_jobs;
         if open.values().sum::<u64>() == 0 {
@@ -333,10 +333,10 @@ case! { [D1, R3] needs [DeferredJobs], d1_one_of_many_pollers_ends_the_task(t) {
         let claims: Vec<JobClaim> = poll(&t).await?.iter().map(|job| job.claim).collect();
         let ends = claims.into_iter().map(|claim| {
             let db = t.db().clone();
-            async move { db.update_jobs(JobUpdates::one(JobUpdate::completed(claim, None))?).await }
+            async move { db.update_jobs(JobUpdates::one(JobUpdate::completed(claim, None))).await }
         });
         for report in together(ends).await? {
-            assert_eq!(report?.outcomes, [JobOutcome::Applied { status: JobStatus::Completed }]);
+            assert_eq!(report?.outcomes, [UpdateOutcome::Applied { status: JobStatus::Completed }]);
         }
         assert_eq!(t.statuses(run.id).await?, "a=success b=pending");
         assert_eq!(t.work_off().await?, 1);
@@ -383,7 +383,7 @@ case! { [D2, R4] needs [DeferredJobs], d2_a_cancelled_job_stays_so_and_revives_n
     deferred(&t, &["j"]).await?;
     let claim = poll(&t).await?[0].claim;
     t.db().cancel_run(run.id).await?;
-    let cancelled = JobOutcome::AlreadyTerminal { status: JobStatus::Cancelled };
+    let cancelled = UpdateOutcome::AlreadyTerminal { status: JobStatus::Cancelled };
     assert_eq!(update(&t, vec![JobUpdate::completed(claim, None)]).await?, [cancelled]);
     assert_eq!(t.db().get_run(run.id).await?.status, RunStatus::Cancelled);
     assert_eq!(t.statuses(run.id).await?, "a=cancelled");
@@ -428,7 +428,7 @@ case! { [D2, T4] needs [DeferredJobs], d2_cancelling_races_with_the_last_job(t) 
         let cancelled = cancelling.await?;
         let run = other.get_run(run.id).await?;
         let expected = match outcome {
-            JobOutcome::Applied { .. } => (RunStatus::Success, false),
+            UpdateOutcome::Applied { .. } => (RunStatus::Success, false),
             _ => (RunStatus::Cancelled, true),
         };
         assert_eq!((run.status, cancelled.is_ok()), expected);
@@ -464,7 +464,7 @@ case! { [D1, G2] needs [DeferredJobs, Durable], d1_jobs_are_there_after_reopenin
     assert_eq!(db.get_task(a.task.id).await?.task, task);
     t.advance(LEASE);
     let again = db.claim_jobs(request("other", 10)?).await?;
-    assert_eq!(db.update_jobs(JobUpdates::one(JobUpdate::completed(again[0].claim, None))?).await?.ended_runs.len(), 1);
+    assert_eq!(db.update_jobs(JobUpdates::one(JobUpdate::completed(again[0].claim, None))).await?.ended_runs.len(), 1);
     Ok(())
 }}
 
@@ -474,7 +474,7 @@ case! { [D1, G7] without DeferredJobs, d1_an_opt_out_is_refused_and_changes_noth
     assert_fails!(defer(&t, task.claim, &["j"]).await, Unsupported { capability: Capability::DeferredJobs, .. });
     assert_fails!(poll(&t).await, Unsupported { capability: Capability::DeferredJobs, .. });
     assert_fails!(update(&t, vec![]).await, Unsupported { capability: Capability::DeferredJobs, .. });
-    assert_fails!(t.db().list_jobs(task.task.id).await, Unsupported { capability: Capability::DeferredJobs, .. });
+    assert_fails!(t.db().list_jobs(task.id).await, Unsupported { capability: Capability::DeferredJobs, .. });
     assert_eq!(t.task(run.id, "a").await?, task.task);
     Ok(())
 }}

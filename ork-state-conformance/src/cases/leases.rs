@@ -261,7 +261,7 @@ case! { T3, t3_leases_that_lapsed_at_once_are_taken_back_by_id(t) {
     let mut claimed = t.claim(4).await?;
     t.advance(Duration::from_secs(1));
     // Renewed from the last to the first: the order must not be that in which they were written.
-    claimed.sort_unstable_by_key(|task| std::cmp::Reverse(task.task.id));
+    claimed.sort_unstable_by_key(|task| std::cmp::Reverse(task.id));
     for task in &claimed {
         t.heartbeat(&[task.claim]).await?;
     }
@@ -270,7 +270,7 @@ case! { T3, t3_leases_that_lapsed_at_once_are_taken_back_by_id(t) {
     for _ in 0..4 {
         order.extend(t.db().expire_leases(Limit::ONE).await?.requeued);
     }
-    assert_eq!(order, claimed.iter().rev().map(|task| task.task.id).collect::<Vec<_>>());
+    assert_eq!(order, claimed.iter().rev().map(|task| task.id).collect::<Vec<_>>());
     Ok(())
 }}
 
@@ -289,10 +289,10 @@ case! { [T2, T3], t2_a_lapsed_task_is_not_ready_until_it_is_taken_back(t) {
 case! { [T5, T3], t5_several_tasks_fail_in_one_expiry(t) {
     let run = t.start("a b c:a d:b e:c,d other").await?;
     let mut claimed = t.claim(2).await?;
-    claimed.sort_unstable_by_key(|task| task.task.id);
+    claimed.sort_unstable_by_key(|task| task.id);
     t.advance(LEASE);
     let expired = t.db().expire_leases(Limit::default()).await?;
-    assert_eq!(expired.failed, claimed.iter().map(|task| task.task.id).collect::<Vec<_>>());
+    assert_eq!(expired.failed, claimed.iter().map(|task| task.id).collect::<Vec<_>>());
     assert_eq!((expired.requeued.len(), expired.ended_runs.len()), (0, 0));
     assert_eq!(t.statuses(run.id).await?, "a=failed b=failed c=failed d=failed e=failed other=pending");
     for (task, error) in [("c", "dependency \"a\" failed"), ("d", "dependency \"b\" failed"), ("e", "dependency \"a\" failed")] {

@@ -9,6 +9,7 @@ use ork_state_api::{
 
 use super::assert_fails;
 use crate::case::case;
+use crate::ctx::with;
 use crate::{Ctx, dag, wide_dag};
 
 async fn name_workflows(t: &Ctx, names: &[&str]) -> ork_state_api::Result<()> {
@@ -35,8 +36,10 @@ async fn names(t: &Ctx, limit: usize) -> ork_state_api::Result<Vec<String>> {
 async fn runs(t: &Ctx, workflow: Option<WorkflowId>, limit: usize) -> ork_state_api::Result<Vec<Run>> {
     let (mut all, mut page) = (Vec::new(), PageRequest::first(Limit::new(limit)?));
     loop {
-        let found =
-            t.db().list_runs(ListRuns { filter: RunFilter { workflow, ..RunFilter::all() }, page }).await?;
+        let found = t
+            .db()
+            .list_runs(ListRuns::new(with(RunFilter::all(), |filter| filter.workflow = workflow), page))
+            .await?;
         assert!(found.items.len() <= limit);
         all.extend(found.items);
         match found.next {
@@ -142,7 +145,7 @@ case! { G6, g6_new_runs_do_not_disturb_the_pages_of_older_ones(t) {
     let mut seen = Vec::new();
     let mut page = PageRequest::first(Limit::new(2)?);
     loop {
-        let found = t.db().list_runs(ListRuns { filter: RunFilter::all(), page }).await?;
+        let found = t.db().list_runs(ListRuns::new(RunFilter::all(), page)).await?;
         seen.extend(found.items.iter().map(|run| run.id));
         t.db().create_run(NewRun::new(workflow)).await?;
         t.advance(Duration::from_micros(1));
@@ -227,7 +230,7 @@ async fn runs_of(
 ) -> Result<Vec<RunId>, Box<dyn std::error::Error + Send + Sync>> {
     let (mut all, mut page) = (Vec::new(), PageRequest::first(Limit::new(2)?));
     loop {
-        let found = t.db().list_runs(ListRuns { filter: filter.clone(), page }).await?;
+        let found = t.db().list_runs(ListRuns::new(filter.clone(), page)).await?;
         assert!(found.items.iter().all(|run| filter.matches(run)));
         all.extend(found.items.iter().map(|run| run.id));
         match found.next {
@@ -298,7 +301,7 @@ async fn search(t: &Ctx, text: &str) -> Result<Vec<String>, Box<dyn std::error::
     let filter = WorkflowFilter::name_contains(text.parse()?);
     let (mut all, mut page) = (Vec::new(), PageRequest::first(Limit::new(2)?));
     loop {
-        let found = t.db().list_workflows(ListWorkflows { filter: filter.clone(), page }).await?;
+        let found = t.db().list_workflows(ListWorkflows::new(filter.clone(), page)).await?;
         all.extend(found.items.iter().map(|workflow| workflow.name.to_string()));
         match found.next {
             Some(key) => page = PageRequest::after(key, Limit::new(2)?),

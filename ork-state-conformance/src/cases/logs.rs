@@ -1,7 +1,7 @@
 use ork_state_api::ErrorKind::{NotFound, Unsupported};
+use ork_state_api::backend::log_cap_note;
 use ork_state_api::{
     Capability, Entity, ListTasks, LogAppended, LogChunk, LogPosition, LogRange, LogSlice, TaskId,
-    log_cap_note,
 };
 
 use super::{assert_fails, together};
@@ -34,15 +34,15 @@ async fn a_task(t: &Ctx) -> ork_state_api::Result<TaskId> {
 
 case! { L2 needs [Logs], l2_a_log_begins_empty(t) {
     let task = a_task(&t).await?;
-    assert_eq!(read(&t, task, LogPosition::Offset(0), 100).await?, LogSlice { offset: 0, bytes: vec![], length: 0 });
+    assert_eq!(read(&t, task, LogPosition::Offset(0), 100).await?, LogSlice::new(0, vec![], 0));
     assert_eq!(read(&t, task, LogPosition::BeforeEnd(100), 100).await?.length, 0);
     Ok(())
 }}
 
 case! { L2 needs [Logs], l2_chunks_come_back_as_one_log(t) {
     let task = a_task(&t).await?;
-    assert_eq!(append(&t, task, b"hello ").await?, LogAppended { length: 6, dropped: 0 });
-    assert_eq!(append(&t, task, b"world\n").await?, LogAppended { length: 12, dropped: 0 });
+    assert_eq!(append(&t, task, b"hello ").await?, LogAppended::new(6, 0));
+    assert_eq!(append(&t, task, b"world\n").await?, LogAppended::new(12, 0));
     assert_eq!(whole(&t, task).await?, b"hello world\n");
     Ok(())
 }}
@@ -85,7 +85,7 @@ case! { L2 needs [Logs], l2_the_end_of_a_log_is_read_from_behind(t) {
     for chunk in [b"aaaa", b"bbbb", b"cccc"] {
         append(&t, task, chunk).await?;
     }
-    assert_eq!(read(&t, task, LogPosition::BeforeEnd(6), 100).await?, LogSlice { offset: 6, bytes: b"bbcccc".to_vec(), length: 12 });
+    assert_eq!(read(&t, task, LogPosition::BeforeEnd(6), 100).await?, LogSlice::new(6, b"bbcccc".to_vec(), 12));
     assert_eq!(read(&t, task, LogPosition::BeforeEnd(6), 3).await?.bytes, b"bbc");
     assert_eq!(read(&t, task, LogPosition::BeforeEnd(u64::MAX), 5).await?.bytes, b"aaaab");
     assert_eq!(read(&t, task, LogPosition::BeforeEnd(0), 5).await?.bytes, b"");
@@ -96,7 +96,7 @@ case! { L2 needs [Logs], l2_reading_beyond_the_end_is_empty(t) {
     let task = a_task(&t).await?;
     append(&t, task, b"abc").await?;
     for offset in [3, 4, 1 << 40, u64::MAX] {
-        assert_eq!(read(&t, task, LogPosition::Offset(offset), 10).await?, LogSlice { offset: 3, bytes: vec![], length: 3 });
+        assert_eq!(read(&t, task, LogPosition::Offset(offset), 10).await?, LogSlice::new(3, vec![], 3));
     }
     Ok(())
 }}
@@ -203,9 +203,9 @@ case! { L2 needs [Logs], l2_a_cap_says_so_in_the_log(t) {
     let task = db.list_tasks(ListTasks::of(run.id, ork_state_api::PageRequest::default())).await?.items[0].id;
     let note = log_cap_note(10);
     let length = 10 + note.len() as u64;
-    assert_eq!(db.append_log(task, LogChunk::new(b"12345678")?).await?, LogAppended { length: 8, dropped: 0 });
-    assert_eq!(db.append_log(task, LogChunk::new(b"90abc")?).await?, LogAppended { length, dropped: 3 });
-    assert_eq!(db.append_log(task, LogChunk::new(b"more")?).await?, LogAppended { length, dropped: 4 });
+    assert_eq!(db.append_log(task, LogChunk::new(b"12345678")?).await?, LogAppended::new(8, 0));
+    assert_eq!(db.append_log(task, LogChunk::new(b"90abc")?).await?, LogAppended::new(length, 3));
+    assert_eq!(db.append_log(task, LogChunk::new(b"more")?).await?, LogAppended::new(length, 4));
     let all = db.read_log(task, LogRange::new(LogPosition::Offset(0), 1000)?).await?.bytes;
     assert_eq!(all, [b"1234567890", note.as_bytes()].concat());
     Ok(())
@@ -216,7 +216,7 @@ case! { L2 needs [Durable, Logs], l2_a_log_that_is_longer_than_a_lowered_cap_is_
     append(&t, task, b"longer than ten").await?;
     let separator = if t.url().contains('?') { '&' } else { '?' };
     let capped = t.connect(&format!("{}{separator}max_log_bytes=10", t.url())).await?;
-    let unchanged = |dropped| LogAppended { length: 15, dropped };
+    let unchanged = |dropped| LogAppended::new(15, dropped);
     assert_eq!(capped.append_log(task, LogChunk::new(b"more")?).await?, unchanged(4));
     assert_eq!(capped.append_log(task, LogChunk::new(b"!")?).await?, unchanged(1));
     assert_eq!(whole(&t, task).await?, b"longer than ten");

@@ -75,7 +75,7 @@ case! { M1, m1_an_unmigrated_store_refuses_every_method(t) {
     refused("count_runs", db.count_runs(ork_state_api::RunFilter::all()).await.map(drop))?;
     refused("retry_run", db.retry_run(ork_state_api::RetryRun::unsuccessful(run)).await.map(drop))?;
     refused("expire_timeouts", db.expire_timeouts(Limit::ONE).await.map(drop))?;
-    refused("prune", db.prune(ork_state_api::Prune { ended_before: LEASE, limit: Limit::ONE }).await.map(drop))?;
+    refused("prune", db.prune(ork_state_api::Prune::older_than(LEASE).with_limit(Limit::ONE)).await.map(drop))?;
     refused("stats", db.stats().await.map(drop))?;
     if has(Capability::Schedules) {
         refused("set_schedule", db.set_schedule(workflow, None).await.map(drop))?;
@@ -200,11 +200,11 @@ case! { M1 needs [Durable], m1_an_open_handle_refuses_a_newer_schema(t) {
     let found = newer(db.get_run(run.id).await)?;
     assert_eq!(newer(db.list_runs(ListRuns::default()).await)?, found);
     if t.backend().capabilities.has(Capability::Logs) {
-        assert_eq!(newer(db.read_log(task.task.id, LogRange::new(LogPosition::Offset(0), 1)?).await)?, found);
+        assert_eq!(newer(db.read_log(task.id, LogRange::new(LogPosition::Offset(0), 1)?).await)?, found);
     }
     assert_eq!(newer(db.create_run(NewRun::new(run.workflow)).await)?, found);
     assert_eq!(newer(db.claim_tasks(claim_request("w", LEASE)?).await)?, found);
-    let done = TaskUpdates::one(ork_state_api::TaskUpdate::succeeded(task.claim, None))?;
+    let done = TaskUpdates::one(ork_state_api::TaskUpdate::succeeded(task.claim, None));
     assert_eq!(newer(db.update_tasks(done).await)?, found);
     Ok(())
 }}

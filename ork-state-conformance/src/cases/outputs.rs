@@ -64,7 +64,7 @@ case! { L1, l1_an_unknown_run_is_not_found(t) {
 case! { L1, l1_runs_do_not_see_each_others_outputs(t) {
     let (one, two) = (t.start("a").await?, t.start("a").await?);
     for task in t.claim(2).await? {
-        let output = Json::from_value(&(task.task.run == one.id))?;
+        let output = Json::from_value(&(task.run == one.id))?;
         t.update([TaskUpdate::succeeded(task.claim, Some(output))]).await?;
     }
     for (run, expected) in [(one.id, "true"), (two.id, "false")] {

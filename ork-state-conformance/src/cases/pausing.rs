@@ -38,7 +38,7 @@ case! { R5, r5_a_resumed_run_goes_to_the_end_of_the_queue(t) {
     t.db().pause_run(first.id).await?;
     t.advance(Duration::from_secs(1));
     t.db().resume_run(first.id).await?;
-    let order: Vec<_> = t.claim(10).await?.iter().map(|task| task.task.run).collect();
+    let order: Vec<_> = t.claim(10).await?.iter().map(|task| task.run).collect();
     assert_eq!(order, [second.id, first.id]);
     Ok(())
 }}

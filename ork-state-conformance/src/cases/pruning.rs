@@ -9,8 +9,8 @@ use crate::{Ctx, LEASE, dag};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-async fn prune(t: &Ctx, ended_before: Duration, limit: usize) -> ork_state_api::Result<Pruned> {
-    t.db().prune(Prune { ended_before, limit: Limit::new(limit)? }).await
+async fn prune(t: &Ctx, older_than: Duration, limit: usize) -> ork_state_api::Result<Pruned> {
+    t.db().prune(Prune::older_than(older_than).with_limit(Limit::new(limit)?)).await
 }
 
 /// An ended run of so many tasks.
@@ -29,7 +29,7 @@ case! { M2, m2_runs_that_ended_long_ago_are_deleted(t) {
     t.advance(HOUR);
     let young = ended(&t, "c").await?;
     t.advance(Duration::from_micros(1));
-    assert_eq!(prune(&t, HOUR, 100).await?, Pruned { runs: 3, tasks: 4 });
+    assert_eq!(prune(&t, HOUR, 100).await?, Pruned::new(3, 4));
     for gone in [old, failed, cancelled] {
         assert_fails!(t.db().get_run(gone).await, NotFound { .. });
     }
@@ -67,7 +67,7 @@ case! { M2, m2_a_batch_is_bounded_longest_ended_first(t) {
         runs.push(ended(&t, "a").await?);
         t.advance(Duration::from_secs(1));
     }
-    assert_eq!(prune(&t, Duration::ZERO, 2).await?, Pruned { runs: 2, tasks: 2 });
+    assert_eq!(prune(&t, Duration::ZERO, 2).await?, Pruned::new(2, 2));
     assert_fails!(t.db().get_run(runs[1]).await, NotFound { .. });
     t.db().get_run(runs[2]).await?;
     assert_eq!(prune(&t, Duration::ZERO, 2).await?.runs, 2);
@@ -84,7 +84,7 @@ case! { M2, m2_all_that_was_the_runs_is_gone(t) {
     let task = t.task(run.id, "a").await?.id;
     t.work_off().await?;
     t.advance(LEASE);
-    assert_eq!(prune(&t, Duration::ZERO, 100).await?, Pruned { runs: 1, tasks: 2 });
+    assert_eq!(prune(&t, Duration::ZERO, 100).await?, Pruned::new(1, 2));
     assert_fails!(t.db().get_task(task).await, NotFound { .. });
     assert_eq!(t.db().get_workflow(workflow.id).await?, workflow);
     let again = t.db().create_run(new).await?;

@@ -1,11 +1,13 @@
 use ork_state_api::ErrorKind::{Conflict, InvalidTransition, NotFound};
+use ork_state_api::backend::task_failed_message;
 use ork_state_api::{
-    Json, LogChunk, LogPosition, LogRange, RetryRun, Run, RunId, RunStatus, TaskCounts, TaskName, TaskStatus,
-    TaskUpdate, Text, task_failed_message,
+    Json, LogChunk, LogPosition, LogRange, RetryRun, Run, RunId, RunStatus, TaskName, TaskStatus, TaskUpdate,
+    Text,
 };
 
 use super::{assert_fails, together};
 use crate::case::case;
+use crate::ctx::counts;
 use crate::{CaseResult, Ctx};
 
 /// Works a run off, so that the named tasks fail for good and all others succeed.
@@ -16,7 +18,7 @@ async fn work_off_failing(t: &Ctx, failing: &[&str]) -> CaseResult {
             return Ok(());
         }
         let updates = claimed.iter().map(|task| {
-            if failing.contains(&task.task.name.as_str()) {
+            if failing.contains(&task.name.as_str()) {
                 TaskUpdate::failed_for_good(task.claim, Text::lossy("broken"))
             } else {
                 TaskUpdate::succeeded(task.claim, Json::parse("1").ok())
@@ -47,7 +49,7 @@ case! { R6, r6_what_failed_is_done_again_and_successes_stay(t) {
     t.advance(crate::LEASE);
     let again = t.db().retry_run(RetryRun::unsuccessful(run.id)).await?;
     assert_eq!((again.status, again.error.clone(), again.finished_at), (RunStatus::Running, None, None));
-    assert_eq!(again.tasks, TaskCounts { total: 5, unfinished: 3, failed: 0, cancelled: 0 });
+    assert_eq!(again.tasks, counts(5, 3, 0, 0));
     assert_eq!((again.started_at, again.created_at), (run.started_at, run.created_at));
     assert_eq!(t.db().get_run(run.id).await?, again);
     assert_eq!(t.statuses(run.id).await?, "a=success b=pending c=pending d=pending e=success");
@@ -68,10 +70,10 @@ case! { R6, r6_a_cancelled_run_goes_on(t) {
     let c = t.claim_one().await?;
     t.db().cancel_run(run.id).await?;
     let again = t.db().retry_run(RetryRun::unsuccessful(run.id)).await?;
-    assert_eq!(again.tasks, TaskCounts { total: 3, unfinished: 2, failed: 0, cancelled: 0 });
+    assert_eq!(again.tasks, counts(3, 2, 0, 0));
     assert_eq!(t.statuses(run.id).await?, "a=success b=pending c=pending");
     let taken = t.claim(10).await?;
-    let newer = taken.iter().find(|task| task.task.id == c.task.id).ok_or("c is ready")?;
+    let newer = taken.iter().find(|task| task.id == c.task.id).ok_or("c is ready")?;
     assert!(newer.claim.token > c.claim.token, "the tokens of a task grow over retries");
     t.update([TaskUpdate::succeeded(c.claim, None)]).await?;
     assert_eq!(t.statuses(run.id).await?, "a=success b=dispatched c=dispatched", "the old claim changes nothing");
@@ -84,7 +86,7 @@ case! { R6, r6_named_tasks_are_done_again_with_all_that_follows(t) {
     let run = failed_run(&t, "a b:a c:b d:a e", &[]).await?;
     assert_eq!(run.status, RunStatus::Success);
     let again = retry_named(&t, run.id, &["b"]).await?;
-    assert_eq!(again.tasks, TaskCounts { total: 5, unfinished: 2, failed: 0, cancelled: 0 });
+    assert_eq!(again.tasks, counts(5, 2, 0, 0));
     assert_eq!(t.statuses(run.id).await?, "a=success b=pending c=pending d=success e=success");
     let outputs = t.db().task_outputs(run.id, &["a".parse()?, "b".parse()?, "c".parse()?]).await?;
     let there: Vec<bool> = outputs.values().map(Option::is_some).collect();
@@ -98,7 +100,7 @@ case! { R6, r6_failures_that_are_not_named_stay(t) {
     let run = failed_run(&t, "a b c:a", &["a", "b"]).await?;
     assert_eq!(run.error.as_deref(), Some(&*task_failed_message("a")));
     let again = retry_named(&t, run.id, &["a"]).await?;
-    assert_eq!(again.tasks, TaskCounts { total: 3, unfinished: 2, failed: 1, cancelled: 0 });
+    assert_eq!(again.tasks, counts(3, 2, 1, 0));
     assert_eq!(again.error.as_deref(), Some(&*task_failed_message("b")));
     assert_eq!(t.work_off().await?, 2);
     let ended = t.db().get_run(run.id).await?;
@@ -137,7 +139,7 @@ case! { [R6, T5], r6_a_task_done_again_has_all_its_attempts(t) {
     assert_eq!(t.statuses(run.id).await?, "a=pending");
     t.fail(&t.claim_one().await?, std::time::Duration::ZERO).await?;
     let ended = t.db().get_run(run.id).await?;
-    assert_eq!((ended.status, ended.tasks), (RunStatus::Failed, TaskCounts { total: 1, unfinished: 0, failed: 1, cancelled: 0 }));
+    assert_eq!((ended.status, ended.tasks), (RunStatus::Failed, counts(1, 0, 1, 0)));
     Ok(())
 }}
 

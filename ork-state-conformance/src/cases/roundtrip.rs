@@ -17,7 +17,7 @@ async fn json_comes_back(t: &Ctx, text: &str) -> crate::CaseResult {
     t.db().start_run(StartRun::pinned(run.id)).await?;
     let task = t.claim_one().await?;
     t.update([TaskUpdate::succeeded(task.claim, Some(json.clone()))]).await?;
-    let detail = t.db().get_task(task.task.id).await?;
+    let detail = t.db().get_task(task.id).await?;
     let outputs = t.db().task_outputs(run.id, &["a".parse()?]).await?;
     let snapshot = t.db().get_snapshot(workflow.snapshot).await?;
     // Not assert_eq: what differs may be 16 MiB long.

@@ -11,6 +11,7 @@ use ork_state_api::{
 
 use super::{assert_fails, together};
 use crate::case::case;
+use crate::ctx::{counts, with};
 use crate::{Ctx, dag, wide_dag};
 
 fn keyed(workflow: WorkflowId, key: &str) -> ork_state_api::Result<NewRun> {
@@ -99,7 +100,7 @@ case! { R1, r1_an_unknown_workflow_is_not_found(t) {
 case! { R2, r2_starting_makes_all_tasks_and_sets_the_run_going(t) {
     let run = t.start("a b*2:a c:a,b").await?;
     assert_eq!((run.status, run.started_at, run.finished_at), (Running, Some(t.now()), None));
-    assert_eq!(run.tasks, TaskCounts { total: 3, unfinished: 3, failed: 0, cancelled: 0 });
+    assert_eq!(run.tasks, counts(3, 3, 0, 0));
     let tasks = t.tasks(run.id).await?;
     let shape: Vec<_> = tasks.iter().map(|k| (k.index, k.name.as_str(), k.unmet_dependencies, k.max_retries, k.attempts)).collect();
     assert_eq!(shape, [(0, "a", 0, 0, 0), (1, "b", 1, 2, 0), (2, "c", 2, 0, 0)]);
@@ -300,8 +301,8 @@ case! { [R4, R5], r4_what_the_attempts_left_stays(t, paused: bool) {
     let cancelled = t.db().cancel_run(run.id).await?;
 
     let cancelled_tasks = before.tasks.cancelled + before.tasks.unfinished;
-    let counts = TaskCounts { unfinished: 0, cancelled: cancelled_tasks, ..before.tasks };
-    let expected = Run { status: Cancelled, finished_at: Some(t.now()), tasks: counts, ..before };
+    let counts = with(before.tasks, |counts| { counts.unfinished = 0; counts.cancelled = cancelled_tasks; });
+    let expected = with(before, |run| { run.status = Cancelled; run.finished_at = Some(t.now()); run.tasks = counts; });
     assert_eq!((counts.total, counts.failed, expected.error.as_deref()), (5, 1, Some("task \"failed\" failed")));
     assert_eq!((&cancelled, &t.db().get_run(run.id).await?), (&expected, &expected));
     let expected: Vec<Task> = tasks.into_iter().map(|task| {
@@ -309,7 +310,7 @@ case! { [R4, R5], r4_what_the_attempts_left_stays(t, paused: bool) {
             return task;
         }
         let (lease, ready_at, retry_at) = (None, None, None);
-        Task { status: TaskStatus::Cancelled, finished_at: Some(t.now()), lease, ready_at, retry_at, ..task }
+        with(task, |task| { task.status = TaskStatus::Cancelled; task.finished_at = Some(t.now()); task.lease = lease; task.ready_at = ready_at; task.retry_at = retry_at; })
     }).collect();
     assert_eq!(t.tasks(run.id).await?, expected);
     let left: Vec<_> = expected.iter().map(|task| (task.attempts, task.execution_name.as_deref(), task.error.as_deref())).collect();
@@ -359,7 +360,7 @@ case! { R3, r3_the_last_success_ends_the_run(t) {
     assert_eq!(report.ended_runs.iter().map(|ended| (ended.run, ended.status)).collect::<Vec<_>>(), [(run.id, Success)]);
     let ended = t.db().get_run(run.id).await?;
     assert_eq!((ended.status, ended.finished_at, ended.error), (Success, Some(t.now()), None));
-    assert_eq!(ended.tasks, TaskCounts { total: 2, unfinished: 0, failed: 0, cancelled: 0 });
+    assert_eq!(ended.tasks, counts(2, 0, 0, 0));
     Ok(())
 }}
 
@@ -372,7 +373,7 @@ case! { R3, r3_a_failure_among_successes_fails_the_run_when_all_have_ended(t) {
     assert_eq!(t.succeed(&second).await?.ended_runs[0].status, Failed);
     let ended = t.db().get_run(run.id).await?;
     assert_eq!((ended.status, ended.error.as_deref()), (Failed, Some("task \"a\" failed")));
-    assert_eq!(ended.tasks, TaskCounts { total: 2, unfinished: 0, failed: 1, cancelled: 0 });
+    assert_eq!(ended.tasks, counts(2, 0, 1, 0));
     Ok(())
 }}
 
@@ -536,7 +537,7 @@ case! { R4, r4_cancelling_ends_unfinished_tasks_and_leaves_finished_ones(t) {
     t.advance(Duration::from_secs(3));
     let cancelled = t.db().cancel_run(run.id).await?;
     assert_eq!((cancelled.status, cancelled.finished_at), (Cancelled, Some(t.now())));
-    assert_eq!(cancelled.tasks, TaskCounts { total: 4, unfinished: 0, failed: 0, cancelled: 3 });
+    assert_eq!(cancelled.tasks, counts(4, 0, 0, 3));
     assert_eq!(t.statuses(run.id).await?, "a=success b=cancelled c=cancelled d=cancelled");
     let b = t.task(run.id, "b").await?;
     assert_eq!((b.finished_at, b.lease, b.ready_at), (Some(t.now()), None, None));

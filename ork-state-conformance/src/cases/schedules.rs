@@ -9,6 +9,7 @@ use ork_state_api::{
 
 use super::{assert_fails, together};
 use crate::case::case;
+use crate::ctx::with;
 use crate::{Ctx, dag};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -40,12 +41,7 @@ async fn fire(
 
 case! { S1 needs [Schedules], s1_a_schedule_comes_back_as_it_was_set(t) {
     let later = t.now().saturating_add(SECOND);
-    let schedule = Schedule {
-        expression: Text::new("CRON_TZ=Europe/Zürich */5 * * * *")?,
-        enabled: false,
-        last_at: Some(t.now()),
-        next_at: Some(later),
-    };
+    let schedule = with(Schedule::new(Text::new("CRON_TZ=Europe/Zürich */5 * * * *")?, Some(later)), |schedule| { schedule.enabled = false; schedule.last_at = Some(t.now()); });
     let workflow = t.workflow(dag("a")?).await?;
     assert_eq!(workflow.schedule, None);
     t.advance(SECOND);
@@ -65,7 +61,7 @@ case! { S1 needs [Schedules], s1_a_schedule_is_due_when_its_slot_has_come(t) {
     assert_eq!(due(&t).await?, []);
     t.advance(Duration::from_micros(1));
     let expression = Text::new("* * * * *")?;
-    assert_eq!(due(&t).await?, [DueSchedule { workflow: workflow.id, expression, slot }]);
+    assert_eq!(due(&t).await?, [DueSchedule::new(workflow.id, expression, slot)]);
     Ok(())
 }}
 

@@ -1,5 +1,5 @@
 use ork_state_api::ErrorKind::NotFound;
-use ork_state_api::{Json, NewRun, StartRun, Target, TaskSpec, Text, UpdateWorkflow, WorkflowId};
+use ork_state_api::{Json, NewRun, StartRun, TaskSpec, Text, UpdateWorkflow, WorkflowId};
 
 use super::{assert_fails, together};
 use crate::case::case;
@@ -72,7 +72,7 @@ case! { W2, w2_what_is_not_given_stays(t) {
     let described = t.db().update_workflow(UpdateWorkflow::new(made.id).with_description(Some(Text::new("new")?))).await?;
     assert_eq!(described.description.as_deref(), Some("new"));
     assert_eq!((described.snapshot, &described.target, &described.name), (made.snapshot, &made.target, &made.name));
-    let target = Target { region: Text::new("eu")?, params: Some(Json::parse("{\"x\": 1.0}")?), ..made.target };
+    let target = made.target.with_region(Text::new("eu")?).with_params(Json::parse("{\"x\": 1.0}")?);
     let moved = t.db().update_workflow(UpdateWorkflow::new(made.id).with_target(target.clone())).await?;
     assert_eq!((moved.target, moved.description.as_deref()), (target, Some("new")));
     let bare = t.db().update_workflow(UpdateWorkflow::new(made.id).with_description(None)).await?;
@@ -100,7 +100,7 @@ case! { W2, w2_updates_of_different_parts_at_once_all_count(t) {
         let updates = [
             UpdateWorkflow::new(workflow.id).with_dag(dag("b")?),
             UpdateWorkflow::new(workflow.id).with_description(Some(Text::lossy("new"))),
-            UpdateWorkflow::new(workflow.id).with_target(Target { region: Text::lossy("new"), ..workflow.target.clone() }),
+            UpdateWorkflow::new(workflow.id).with_target(workflow.target.clone().with_region(Text::lossy("new"))),
         ];
         let updates = updates.map(|update| {
             let db = t.db().clone();

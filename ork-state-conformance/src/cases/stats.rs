@@ -79,7 +79,7 @@ case! { [M3, R4, R6], m3_cancelling_retrying_and_deleting_are_counted(t) {
     let other = t.start("x y").await?;
     t.work_off().await?;
     t.advance(LEASE);
-    t.db().prune(Prune { ended_before: Duration::ZERO, limit: Limit::ONE }).await?;
+    t.db().prune(Prune::older_than(Duration::ZERO).with_limit(Limit::ONE)).await?;
     check(&t).await?;
     t.db().delete_workflow(other.workflow).await?;
     check(&t).await?;

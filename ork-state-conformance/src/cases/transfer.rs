@@ -2,12 +2,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ork_state_api::ErrorKind::{Conflict, LeaseLost, NotFound, Unsupported};
+use ork_state_api::backend::{ImportPage, ImportProgress, Record};
 use ork_state_api::copy::{compare, copy};
 use ork_state_api::{
-    Capability, Claim, ClaimJobs, ConnectOptions, CreatedRun, Database, DeferTask, Delay, ImportPage,
-    ImportProgress, JobUpdate, JobUpdates, Json, Label, LeaseTime, Limit, ListRuns, ListWorkflows, LogChunk,
-    NewDeferredJob, NewRun, NewWorkflow, PageRequest, Record, RetryRun, RunFilter, RunId, RunStatus,
-    Schedule, StartRun, TaskUpdate, TaskUpdates, Text, UpdateWorkflow, WorkflowFilter,
+    Capability, Claim, ClaimJobs, ConnectOptions, CreatedRun, Database, DeferTask, Delay, JobUpdate,
+    JobUpdates, Json, Label, LeaseTime, Limit, ListRuns, ListWorkflows, LogChunk, NewDeferredJob, NewRun,
+    NewWorkflow, PageRequest, RetryRun, RunFilter, RunId, RunStatus, Schedule, StartRun, TaskUpdate,
+    TaskUpdates, Text, UpdateWorkflow, WorkflowFilter,
 };
 
 use super::assert_fails;
@@ -99,7 +100,7 @@ async fn defer(t: &Ctx) -> crate::CaseResult {
     t.start("waits*2").await?;
     let waits = loop {
         let claimed = t.claim_one().await?;
-        if claimed.task.name.as_str() == "waits" {
+        if claimed.name.as_str() == "waits" {
             break claimed;
         }
         // What was released before is first.
@@ -119,7 +120,7 @@ async fn defer(t: &Ctx) -> crate::CaseResult {
     t.advance(Duration::from_micros(1));
     let again = loop {
         let claimed = t.claim_one().await?;
-        if claimed.task.name.as_str() == "waits" {
+        if claimed.name.as_str() == "waits" {
             break claimed;
         }
         t.update([TaskUpdate::failed(claimed.claim, Text::lossy("later"), Delay::new(LEASE * 10)?)]).await?;
@@ -194,7 +195,7 @@ case! { [M6, T4] needs [Transfer], m6_claims_hold_in_the_copy_and_work_goes_on(t
         assert_eq!(db.update_jobs(JobUpdates::new(done)?).await?.ended_runs.len(), 1);
     }
     work_off(&*db).await?;
-    let all = ListRuns { filter: RunFilter::all(), page: PageRequest::default() };
+    let all = ListRuns::new(RunFilter::all(), PageRequest::default());
     for run in db.list_runs(all).await?.items {
         let never_started = run.idempotency_key.is_some();
         assert!(run.status.is_terminal() || never_started, "{run:?}");

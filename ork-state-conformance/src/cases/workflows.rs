@@ -20,13 +20,7 @@ case! { W1, w1_a_created_workflow_is_found_by_id_and_by_name(t) {
 }}
 
 case! { W1, w1_every_field_comes_back(t) {
-    let target = Target {
-        executor_type: Label::new("cloudrun")?,
-        job_name: Text::new("job-7")?,
-        region: Text::new("europe-west1")?,
-        project: Text::new("")?,
-        params: Some(Json::parse("{\"retries\": 1e2}")?),
-    };
+    let target = Target::new(Label::new("cloudrun")?, Text::new("job-7")?).with_region(Text::new("europe-west1")?).with_project(Text::new("")?).with_params(Json::parse("{\"retries\": 1e2}")?);
     let wanted = new("whole", dag("a")?)?.with_description(Text::new("two\nlines")?).with_target(target.clone());
     let made = t.db().create_workflow(wanted).await?;
     let there = t.db().get_workflow(made.id).await?;

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use ork_state_api::backend::{Backend, ImportPage, ImportProgress, Plugin, Transfer};
 use ork_state_api::{
-    Backend, Capability, ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, CreatedRun, Database, DeferTask,
-    DeferredJob, DeferredJobStore, DueSchedule, Error, ErrorKind, ExpiredTasks, FireSchedule, FiredSchedule,
-    Heartbeat, HeartbeatOutcome, ImportPage, ImportProgress, JobReport, JobUpdates, Json, Limit, ListRuns,
-    ListTasks, ListWorkflows, LogAppended, LogChunk, LogRange, LogSlice, LogStore, Maintenance,
-    MigrationReport, NewRun, NewWorkflow, Page, Prune, Pruned, ReadyTask, Result, RetryRun, Run, RunFilter,
-    RunId, RunKey, RunStore, Schedule, ScheduleStore, Snapshot, SnapshotId, StartRun, Stats, Task,
-    TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates, Topic, Transfer, UpdateReport, UpdateWorkflow,
-    Violation, Watch, Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
+    Capability, ClaimJobs, ClaimTasks, ClaimedJob, ClaimedTask, CreatedRun, Database, DeferTask, DeferredJob,
+    DeferredJobStore, DueSchedule, Error, ErrorKind, ExpiredTasks, FireSchedule, FiredSchedule, Heartbeat,
+    HeartbeatOutcome, JobStatus, JobUpdates, Json, Limit, ListRuns, ListTasks, ListWorkflows, LogAppended,
+    LogChunk, LogRange, LogSlice, LogStore, Maintenance, MigrationReport, NewRun, NewWorkflow, Page, Prune,
+    Pruned, ReadyTask, Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStore, Schedule, ScheduleStore,
+    Snapshot, SnapshotId, StartRun, Stats, Task, TaskDetail, TaskId, TaskName, TaskStore, TaskUpdates, Topic,
+    UpdateReport, UpdateWorkflow, Violation, Watch, Workflow, WorkflowFilter, WorkflowId, WorkflowName,
+    WorkflowStore,
 };
 
 /// Something that answers calls: with [`Calls`] around it, a whole [`Database`].
@@ -31,7 +32,7 @@ pub trait Answers: std::fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct Calls<A>(pub A);
 
-impl<A: Answers> Database for Calls<A> {
+impl<A: Answers> Plugin for Calls<A> {
     fn backend(&self) -> &'static Backend {
         self.0.backend()
     }
@@ -275,7 +276,7 @@ calls! {
     DeferredJobStore [] {
         DeferTask defer_task(defer: DeferTask [DeferTask]) -> Vec<DeferredJob>;
         ClaimJobs claim_jobs(claim: ClaimJobs [ClaimJobs]) -> Vec<ClaimedJob>;
-        UpdateJobs update_jobs(updates: JobUpdates [JobUpdates]) -> JobReport;
+        UpdateJobs update_jobs(updates: JobUpdates [JobUpdates]) -> UpdateReport<JobStatus>;
         ListJobs list_jobs(task: TaskId [TaskId]) -> Vec<DeferredJob>;
     }
     Maintenance [

@@ -1,6 +1,6 @@
 //! G8, M1, M4: what the model answers once something was put into it that no store would write.
 
-use ork_state_api::{Error, ErrorKind, Run, RunId, RunStatus, SnapshotId, TaskId, Violation};
+use ork_state_api::{Error, ErrorKind, Rule, Run, RunId, RunStatus, SnapshotId, TaskId, Violation};
 
 use super::{Answer, Call, Expected, Model};
 use crate::Damage;
@@ -78,12 +78,12 @@ impl Model {
     pub(super) fn verify(&self) -> Vec<Violation> {
         let found = self.damaged.iter().filter_map(|damage| {
             let (rule, entity) = match damage {
-                Damage::RunStatus(id) => ("G8", format!("run {id}")),
+                Damage::RunStatus(id) => (Rule::G8, format!("run {id}")),
                 Damage::TaskStatus(id) | Damage::TaskName(id) | Damage::DependsOn(id) => {
-                    ("G8", format!("task {id}"))
+                    (Rule::G8, format!("task {id}"))
                 }
-                Damage::Dag(id) => ("G8", format!("snapshot {id}")),
-                Damage::RunCount(id) | Damage::RunEnded(id) => ("R3", format!("run {id}")),
+                Damage::Dag(id) => (Rule::G8, format!("snapshot {id}")),
+                Damage::RunCount(id) | Damage::RunEnded(id) => (Rule::R3, format!("run {id}")),
                 Damage::NewerSchema => return None,
             };
             Some(Violation::new(rule, entity, damage.to_string()))

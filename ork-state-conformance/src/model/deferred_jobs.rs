@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
 use ork_state_api::{
-    ClaimJobs, ClaimedJob, DeferTask, DeferredJob, Entity, Error, ErrorKind, JobChange, JobClaim, JobId,
-    JobOutcome, JobReport, JobStatus, JobUpdate, JobUpdates, TaskId, TaskStatus, Text, Timestamp, Token,
+    ClaimJobs, ClaimedJob, DeferTask, DeferredJob, Entity, Error, ErrorKind, JobChange, JobId, JobStatus,
+    JobUpdate, JobUpdates, TaskId, TaskStatus, Text, Timestamp, Token, UpdateOutcome, UpdateReport,
 };
 
 use super::{Expected, JobRow, Model};
@@ -32,24 +32,8 @@ impl Model {
         let mut jobs = Vec::new();
         for (index, new) in (0..).zip(defer.jobs()) {
             let seen = seen.and_then(|jobs| jobs.get(index as usize)).map(|job| job.id);
-            let job = DeferredJob {
-                id: self.fresh_job(seen),
-                task: id,
-                run: task.run,
-                index,
-                service_type: new.service_type.clone(),
-                job_id: new.job_id.clone(),
-                job_data: new.job_data.clone(),
-                status: JobStatus::Pending,
-                owner: None,
-                poll_at: Some(now.saturating_add(new.poll_after.get())),
-                output: None,
-                error: None,
-                created_at: now,
-                started_at: None,
-                last_polled_at: None,
-                finished_at: None,
-            };
+            let id = self.fresh_job(seen);
+            let job = DeferredJob::from_stored(id, task.id, task.run, index, new.clone(), now);
             self.jobs.push(JobRow { job: job.clone(), token: 0 });
             jobs.push(job);
         }
@@ -81,42 +65,41 @@ impl Model {
             job.owner = Some(claim.owner.clone());
             job.poll_at = Some(now.saturating_add(claim.lease.get()));
             job.started_at = job.started_at.or(Some(now));
-            let claim = JobClaim { job: job.id, token: Token::from_stored(*token) };
-            claimed.push(ClaimedJob { job: job.clone(), claim });
+            claimed.push(ClaimedJob::new(job.clone(), Token::from_stored(*token)));
         }
         claimed
     }
 
     /// D1
-    pub(super) fn update_jobs(&mut self, now: Timestamp, updates: &JobUpdates) -> JobReport {
+    pub(super) fn update_jobs(&mut self, now: Timestamp, updates: &JobUpdates) -> UpdateReport<JobStatus> {
         let (mut outcomes, mut ended) = (Vec::new(), Vec::new());
         for update in updates.items() {
             let outcome = self.update_job(now, update);
-            if matches!(outcome, JobOutcome::Applied { status } if status.is_terminal()) {
+            if matches!(outcome, UpdateOutcome::Applied { status } if status.is_terminal()) {
                 ended.extend(self.end_deferral(now, update.claim.job));
             }
             outcomes.push(outcome);
         }
-        JobReport { outcomes, ended_runs: self.settle(now, &ended) }
+        UpdateReport::new(outcomes, self.settle(now, &ended))
     }
 
-    fn update_job(&mut self, now: Timestamp, update: &JobUpdate) -> JobOutcome {
+    fn update_job(&mut self, now: Timestamp, update: &JobUpdate) -> UpdateOutcome<JobStatus> {
         let row = self.jobs.iter_mut().find(|row| row.job.id == update.claim.job);
-        let Some(JobRow { job, token }) = row else { return JobOutcome::NotFound };
+        let Some(JobRow { job, token }) = row else { return UpdateOutcome::NotFound };
         if job.status.is_terminal() {
-            return JobOutcome::AlreadyTerminal { status: job.status };
+            return UpdateOutcome::AlreadyTerminal { status: job.status };
         }
         // While somebody polls a job, it is to be polled again when the lease lapses.
         let is_live = job.owner.is_some() && job.poll_at.is_some_and(|lapses_at| now < lapses_at);
         if *token != update.claim.token.get() || !is_live {
-            return JobOutcome::LeaseLost;
+            return UpdateOutcome::LeaseLost;
         }
         job.last_polled_at = Some(now);
         (job.owner, job.poll_at) = (None, None);
         match &update.change {
             JobChange::Polled { next_after } => {
                 job.poll_at = Some(now.saturating_add(next_after.get()));
-                return JobOutcome::Applied { status: job.status };
+                return UpdateOutcome::Applied { status: job.status };
             }
             JobChange::Completed { output } => {
                 job.status = JobStatus::Completed;
@@ -128,7 +111,7 @@ impl Model {
             }
         }
         job.finished_at = Some(now);
-        JobOutcome::Applied { status: job.status }
+        UpdateOutcome::Applied { status: job.status }
     }
 
     /// Ends the attempt of the task that waited for this job, if it waits for no other. Gives the task if it has ended with it.

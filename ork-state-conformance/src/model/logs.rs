@@ -21,7 +21,7 @@ impl Model {
             row.log.extend(note.as_bytes());
         });
         let length = self.row(task)?.log.len() as u64;
-        Ok(LogAppended { length, dropped: (chunk.len() - kept) as u64 })
+        Ok(LogAppended::new(length, (chunk.len() - kept) as u64))
     }
 
     /// L2
@@ -34,6 +34,6 @@ impl Model {
             }
         };
         let bytes = log[from..].iter().take(range.max() as usize).copied().collect();
-        Ok(LogSlice { offset: from as u64, bytes, length: log.len() as u64 })
+        Ok(LogSlice::new(from as u64, bytes, log.len() as u64))
     }
 }

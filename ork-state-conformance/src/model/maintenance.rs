@@ -2,6 +2,8 @@ use ork_state_api::{Found, Limit, MigrationReport, Prune, Pruned, RunId, Stats, 
 
 use super::Model;
 
+use crate::ctx::with;
+
 impl Model {
     /// M1
     pub(super) fn migrate(&mut self) -> MigrationReport {
@@ -16,12 +18,12 @@ impl Model {
             true => (Found::OrkState(1), vec![]),
             false => (Found::Nothing, vec!["001_model".to_owned()]),
         };
-        MigrationReport { found, to: 1, applied, adjusted: vec![] }
+        with(MigrationReport::new(found, 1), |report| report.applied = applied)
     }
 
     /// M2
     pub(super) fn prune(&mut self, now: Timestamp, prune: Prune) -> Pruned {
-        let before = now.saturating_sub(prune.ended_before);
+        let before = now.saturating_sub(prune.older_than);
         let mut ended: Vec<(Timestamp, RunId)> =
             self.runs.values().filter_map(|run| Some((run.finished_at?, run.id))).collect();
         ended.retain(|(finished_at, _)| *finished_at < before);

@@ -7,6 +7,8 @@ use ork_state_api::{
 
 use super::{Expected, Model, TaskRow};
 
+use crate::ctx::with;
+
 impl Model {
     /// R1
     pub(super) fn create_run(
@@ -38,19 +40,10 @@ impl Model {
         idempotency_key: Option<Label>,
         seen: Option<RunId>,
     ) -> Run {
-        let run = Run {
-            id: self.fresh_run(seen),
-            workflow: workflow.id,
-            snapshot: workflow.snapshot,
-            status: RunStatus::Pending,
-            triggered_by,
-            idempotency_key,
-            error: None,
-            tasks: TaskCounts::default(),
-            created_at: now,
-            started_at: None,
-            finished_at: None,
-        };
+        let run = with(
+            Run::from_stored(self.fresh_run(seen), workflow.id, workflow.snapshot, triggered_by, now),
+            |run| run.idempotency_key = idempotency_key,
+        );
         self.runs.insert(run.id, run.clone());
         run
     }
@@ -72,7 +65,7 @@ impl Model {
                 TaskStatus::Success => {}
             }
         }
-        Run { tasks, ..run.clone() }
+        with(run.clone(), |run| run.tasks = tasks)
     }
 
     /// G6: newest first, of one moment the greater id first.
@@ -246,7 +239,7 @@ impl Model {
         }
         let status = if run.tasks.failed > 0 { RunStatus::Failed } else { RunStatus::Success };
         self.edit_run(id, |run| (run.status, run.finished_at) = (status, Some(now)));
-        Some(EndedRun { run: id, status })
+        Some(EndedRun::new(id, status))
     }
 
     pub(super) fn delete_run(&mut self, id: RunId) {
@@ -295,39 +288,19 @@ fn rows_of(run: RunId, dag: &Dag, now: Timestamp) -> Vec<TaskRow> {
     let specs = dag.tasks();
     let places: std::collections::BTreeMap<_, _> =
         specs.iter().enumerate().map(|(index, spec)| (&spec.name, index)).collect();
-    let row = |(index, spec): (u32, &ork_state_api::TaskSpec)| TaskRow {
-        detail: TaskDetail {
-            task: Task {
-                id: TaskId::generate(),
-                run,
-                index,
-                name: spec.name.clone(),
-                executor_type: spec.executor_type.clone(),
-                depends_on: spec.depends_on.clone(),
-                unmet_dependencies: 0,
-                open_jobs: 0,
-                status: TaskStatus::Pending,
-                attempts: 0,
-                max_retries: spec.max_retries,
-                timeout_seconds: spec.timeout_seconds,
-                lease: None,
-                execution_name: None,
-                error: None,
-                created_at: now,
-                ready_at: None,
-                retry_at: None,
-                dispatched_at: None,
-                started_at: None,
-                finished_at: None,
-            },
-            params: spec.params.clone(),
-            output: None,
-        },
-        dependencies: spec.depends_on.iter().filter_map(|name| places.get(name).copied()).collect(),
-        ready_since: now,
-        token: 0,
-        log: Vec::new(),
-        is_told: false,
+    let row = |(index, spec): (u32, &ork_state_api::TaskSpec)| {
+        let (name, executor_type) = (spec.name.clone(), spec.executor_type.clone());
+        let mut task = Task::from_stored(TaskId::generate(), run, index, name, executor_type, now);
+        task.depends_on.clone_from(&spec.depends_on);
+        (task.max_retries, task.timeout_seconds) = (spec.max_retries, spec.timeout_seconds);
+        TaskRow {
+            detail: TaskDetail::new(task, spec.params.clone(), None),
+            dependencies: spec.depends_on.iter().filter_map(|name| places.get(name).copied()).collect(),
+            ready_since: now,
+            token: 0,
+            log: Vec::new(),
+            is_told: false,
+        }
     };
     (0..).zip(specs).map(row).collect()
 }

@@ -4,6 +4,8 @@ use ork_state_api::{
 
 use super::{Expected, Model};
 
+use crate::ctx::with;
+
 impl Model {
     /// S1
     pub(super) fn set_schedule(
@@ -12,7 +14,10 @@ impl Model {
         workflow: WorkflowId,
         schedule: Option<Schedule>,
     ) -> Expected<Workflow> {
-        let workflow = Workflow { schedule, updated_at: now, ..self.get_workflow(workflow)? };
+        let workflow = with(self.get_workflow(workflow)?, |workflow| {
+            workflow.schedule = schedule;
+            workflow.updated_at = now;
+        });
         self.workflows.insert(workflow.id, workflow.clone());
         Ok(workflow)
     }
@@ -25,7 +30,7 @@ impl Model {
             let Some(slot) = schedule.next_at.filter(|slot| schedule.enabled && *slot <= now) else {
                 continue;
             };
-            due.push(DueSchedule { workflow: workflow.id, expression: schedule.expression.clone(), slot });
+            due.push(DueSchedule::new(workflow.id, schedule.expression.clone(), slot));
         }
         due.sort_by_key(|it| (it.slot, it.workflow));
         due.truncate(limit.get());

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use ork_state_api::backend::{Backend, Capabilities, OptionInfo, WatchSource};
 use ork_state_api::{
-    Backend, Capabilities, Capability, Clock, ConnectOptions, Database, Error, ErrorKind, OptionInfo, Result,
-    Timestamp, Topic, Watch, WatchSource,
+    Capability, Clock, ConnectOptions, Database, Error, ErrorKind, Result, Timestamp, Topic, Watch,
 };
 use tokio::sync::watch;
 

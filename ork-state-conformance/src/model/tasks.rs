@@ -1,15 +1,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ork_state_api::backend::UpdateStep;
 use ork_state_api::{
     Claim, ClaimTasks, ClaimedTask, Delay, DependencyOutputs, EndedRun, Entity, Error, ExpiredTasks,
     Heartbeat, HeartbeatOutcome, Json, Lease, Limit, ListTasks, Page, ReadyTask, RunId, RunStatus, Task,
     TaskChange, TaskDetail, TaskId, TaskName, TaskStatus, TaskUpdates, Text, Timestamp, Token, UpdateOutcome,
-    UpdateReport, UpdateStep,
+    UpdateReport,
 };
 
 use super::runs::{dependents, failed_because};
 use super::{Expected, Model, TaskRow};
+
+use crate::ctx::with;
 
 /// Why an attempt ends that nobody reports on.
 type Overdue = fn(&Model, &TaskRow) -> Option<(Timestamp, String)>;
@@ -59,12 +62,12 @@ impl Model {
     pub(super) fn show_task(&self, row: &TaskRow) -> Task {
         let task = row.detail.task.clone();
         let open = |it: &&super::JobRow| it.job.task == task.id && !it.job.status.is_terminal();
-        Task {
-            unmet_dependencies: u32::try_from(self.unmet(row)).unwrap_or(u32::MAX),
-            open_jobs: u32::try_from(self.jobs.iter().filter(open).count()).unwrap_or(u32::MAX),
-            ready_at: self.ready_at(row),
-            ..task
-        }
+        let open_jobs = self.jobs.iter().filter(open).count();
+        with(task, |task| {
+            task.unmet_dependencies = u32::try_from(self.unmet(row)).unwrap_or(u32::MAX);
+            task.open_jobs = u32::try_from(open_jobs).unwrap_or(u32::MAX);
+            task.ready_at = self.ready_at(row);
+        })
     }
 
     /// T1
@@ -80,7 +83,7 @@ impl Model {
         for row in self.tasks.values().flatten() {
             let Some(ready_at) = self.ready_at(row).filter(|ready_at| *ready_at <= now) else { continue };
             let task = &row.detail.task;
-            ready.push(ReadyTask { ready_at, run: task.run, index: task.index, task: task.id });
+            ready.push(ReadyTask::new(ready_at, task.run, task.index, task.id));
         }
         ready.sort_by_key(|it| (it.ready_at, it.run, it.index));
         ready
@@ -119,7 +122,7 @@ impl Model {
             task.attempts += 1;
             task.dispatched_at = Some(now);
             let (token, expires_at) = (Token::from_stored(row.token), now.saturating_add(claim.lease.get()));
-            task.lease = Some(Lease { owner: claim.owner.clone(), token, expires_at });
+            task.lease = Some(Lease::new(claim.owner.clone(), token, expires_at));
             (task.execution_name, task.retry_at, task.started_at) = (None, None, None);
         });
         let row = self.row(id).ok()?;
@@ -129,15 +132,19 @@ impl Model {
             DependencyOutputs::Omit => BTreeMap::new(),
             DependencyOutputs::Include => self.task_outputs(task.run, &task.depends_on).ok()?,
         };
-        Some(ClaimedTask {
-            claim: Claim { task: id, token: Token::from_stored(row.token) },
-            params: row.detail.params.clone(),
-            workflow: workflow.id,
-            workflow_name: workflow.name.clone(),
-            target: workflow.target.clone(),
-            dependency_outputs,
-            task,
-        })
+        Some(with(
+            ClaimedTask::new(
+                task,
+                Token::from_stored(row.token),
+                workflow.id,
+                workflow.name.clone(),
+                workflow.target.clone(),
+            ),
+            |claimed| {
+                claimed.params = row.detail.params.clone();
+                claimed.dependency_outputs = dependency_outputs;
+            },
+        ))
     }
 
     /// Whether a claim holds: its token is current and its lease is live (T3, T4).
@@ -227,7 +234,11 @@ impl Model {
         let ended_runs = self.settle(now, &failed);
         requeued.sort();
         failed.sort();
-        ExpiredTasks { requeued, failed, ended_runs }
+        with(ExpiredTasks::default(), |expired| {
+            expired.requeued = requeued;
+            expired.failed = failed;
+            expired.ended_runs = ended_runs;
+        })
     }
 
     /// T5 for an attempt that no worker reported the end of: it is tried again at once.
@@ -278,7 +289,7 @@ impl Model {
             }
             outcomes.push(outcome);
         }
-        UpdateReport { outcomes: updates.outcomes(&outcomes), ended_runs: self.settle(now, &ended) }
+        UpdateReport::new(updates.outcomes(&outcomes), self.settle(now, &ended))
     }
 
     fn update_task(&mut self, now: Timestamp, step: &UpdateStep) -> UpdateOutcome {
@@ -373,7 +384,7 @@ impl Model {
 
     pub(super) fn get_task(&self, id: TaskId) -> Expected<TaskDetail> {
         let row = self.row(id)?;
-        Ok(TaskDetail { task: self.show_task(row), ..row.detail.clone() })
+        Ok(with(row.detail.clone(), |taskdetail| taskdetail.task = self.show_task(row)))
     }
 
     /// G6: in the order of the DAG.

@@ -1,7 +1,5 @@
-use ork_state_api::{
-    Entity, Error, ImportPage, ImportProgress, Record, RunId, TaskDetail, TaskName, Timestamp, Token,
-    no_import, not_empty,
-};
+use ork_state_api::backend::{ImportPage, ImportProgress, Record, no_import, not_empty};
+use ork_state_api::{Entity, Error, RunId, TaskDetail, TaskName, Timestamp, Token};
 
 use super::{Expected, JobRow, Model, TaskRow};
 

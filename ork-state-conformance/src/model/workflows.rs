@@ -5,6 +5,8 @@ use ork_state_api::{
 
 use super::{Expected, Model};
 
+use crate::ctx::with;
+
 impl Model {
     /// W1
     pub(super) fn create_workflow(
@@ -17,16 +19,19 @@ impl Model {
             return Err(Error::already_exists(Entity::Workflow, &new.name));
         }
         let id = self.fresh_workflow(seen.map(|workflow| workflow.id));
-        let workflow = Workflow {
-            id,
-            name: new.name.clone(),
-            description: new.description.clone(),
-            target: new.target.clone(),
-            snapshot: self.new_snapshot(now, id, &new.dag, seen.map(|workflow| workflow.snapshot)),
-            schedule: None,
-            created_at: now,
-            updated_at: now,
-        };
+        let workflow = with(
+            Workflow::from_stored(
+                id,
+                new.name.clone(),
+                new.target.clone(),
+                self.new_snapshot(now, id, &new.dag, seen.map(|workflow| workflow.snapshot)),
+                now,
+            ),
+            |workflow| {
+                workflow.description = new.description.clone();
+                workflow.updated_at = now;
+            },
+        );
         self.workflows.insert(id, workflow.clone());
         Ok(workflow)
     }
@@ -40,7 +45,7 @@ impl Model {
     ) -> SnapshotId {
         let id = self.fresh_snapshot(seen);
         let content_hash = dag.content_hash();
-        self.snapshots.insert(id, Snapshot { id, workflow, content_hash, dag: dag.clone(), created_at: now });
+        self.snapshots.insert(id, Snapshot::from_stored(id, workflow, content_hash, dag.clone(), now));
         id
     }
 

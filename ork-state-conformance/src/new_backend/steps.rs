@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use ork_state_api::{Backend, Capability, ConnectOptions, Database, Error, Result, Topic, Watch};
+use ork_state_api::backend::Backend;
+use ork_state_api::{Capability, ConnectOptions, Database, Error, Result, Topic, Watch};
 
 use crate::model::{Answer, Answers, Call, Calls, LESSER, ModelFixture, Tamper};
 use crate::run::{Manner, run_case_so};

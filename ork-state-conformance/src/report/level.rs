@@ -1,6 +1,7 @@
 //! What a backend comes to. Computed from the cases, never claimed.
 
-use ork_state_api::{Backend, Capability};
+use ork_state_api::Capability;
+use ork_state_api::backend::Backend;
 use serde::{Deserialize, Serialize};
 
 use crate::{Case, CaseReport, Rule, Verdict};

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ork_state_api::{Capability, Database, Limit, ListTasks, Outcome, PageRequest};
+use ork_state_api::{Capability, Database, Effect, Limit, ListTasks, PageRequest};
 use serde::{Deserialize, Serialize};
 
 use super::orders::{Event, What, explain};
@@ -203,7 +203,7 @@ async fn make(
             (By::Handle(db), ..) => Some(call.of(&**db).await),
             (By::Process(_), Wanted::Handle(_), _) => None,
         };
-        let known = answer.filter(|it| it.error().is_none_or(|error| error.outcome() != Outcome::Unknown));
+        let known = answer.filter(|it| it.error().is_none_or(|error| error.effect() != Effect::Unknown));
         let Some(answer) = known else {
             note(What::Lost);
             return Ok(());

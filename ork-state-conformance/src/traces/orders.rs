@@ -231,7 +231,7 @@ mod tests {
     }
 
     const fn start(run: RunId) -> Call {
-        Call::StartRun { start: StartRun { run, dag: None } }
+        Call::StartRun { start: StartRun::pinned(run) }
     }
 
     fn claim(limit: usize) -> Result<Call> {

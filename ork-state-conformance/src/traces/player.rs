@@ -16,6 +16,7 @@ use ork_state_api::{
 
 use super::steps::{JobStep, Look, Ref, ScheduleStep, Step, TaskStep, UNKNOWN};
 use super::words;
+use crate::ctx::with;
 use crate::model::{Answer, Call, Model};
 use crate::{Fixture, TestStore};
 
@@ -343,16 +344,27 @@ impl Player {
                 Call::CreateRun { new }
             }
             Step::StartRun { run, dag } => {
-                let (run, dag) = (self.run(*run), dag.map(words::dag).transpose()?);
-                Call::StartRun { start: StartRun { run, dag } }
+                let run = self.run(*run);
+                let start = match dag {
+                    Some(dag) => StartRun::with_dag(run, words::dag(*dag)?),
+                    None => StartRun::pinned(run),
+                };
+                Call::StartRun { start }
             }
             Step::CancelRun(run) => Call::CancelRun { id: self.run(*run) },
             Step::PauseRun(run) => Call::PauseRun { id: self.run(*run) },
             Step::ResumeRun(run) => Call::ResumeRun { id: self.run(*run) },
             Step::RetryRun { run, tasks } => {
-                let tasks =
-                    tasks.as_ref().map(|names| names.iter().map(|name| words::task_name(*name)).collect());
-                Call::RetryRun { retry: RetryRun { run: self.run(*run), tasks: tasks.transpose()? } }
+                let run = self.run(*run);
+                let retry = match tasks {
+                    Some(names) => {
+                        let names: Result<Vec<_>> =
+                            names.iter().map(|name| words::task_name(*name)).collect();
+                        RetryRun::from_tasks(run, names?)
+                    }
+                    None => RetryRun::unsuccessful(run),
+                };
+                Call::RetryRun { retry }
             }
             Step::ClaimTasks { owner, lease: length, limit: number, outputs } => {
                 let mut claim =
@@ -414,9 +426,9 @@ impl Player {
                 }
                 Call::UpdateJobs { updates: JobUpdates::new(items)? }
             }
-            Step::Prune { ended_before, limit: number } => {
-                let ended_before = delay(*ended_before)?.get();
-                Call::Prune { prune: Prune { ended_before, limit: limit(*number)? } }
+            Step::Prune { older_than, limit: number } => {
+                let older_than = delay(*older_than)?.get();
+                Call::Prune { prune: Prune::older_than(older_than).with_limit(limit(*number)?) }
             }
             Step::Look(look) => self.look(look)?,
         }))
@@ -427,13 +439,14 @@ impl Player {
             Look::Workflow(workflow) => Call::GetWorkflow { id: self.workflow(*workflow) },
             Look::Named(name) => Call::FindWorkflow { name: words::workflow_name(*name)? },
             Look::Workflows { search, after, limit: number } => {
-                let filter = WorkflowFilter { name_contains: search.map(words::search).transpose()? };
+                let filter = search.map(words::search).transpose()?;
+                let filter = filter.map_or(WorkflowFilter::all(), WorkflowFilter::name_contains);
                 if number % 5 == 4 {
                     return Ok(Call::CountWorkflows { filter });
                 }
                 let after = after.map(words::workflow_name).transpose()?;
                 Call::ListWorkflows {
-                    list: ListWorkflows { filter, page: PageRequest { after, limit: limit(*number)? } },
+                    list: ListWorkflows::new(filter, PageRequest { after, limit: limit(*number)? }),
                 }
             }
             Look::Snapshot(snapshot) => {
@@ -443,29 +456,28 @@ impl Player {
             Look::Run(run) => Call::GetRun { id: self.run(*run) },
             Look::Runs { workflow, statuses, trigger, since, after, limit: number } => {
                 let now = self.clock.now();
-                let filter = RunFilter {
-                    workflow: workflow.map(|workflow| self.workflow(workflow)),
-                    statuses: statuses.map(|bits| chosen(RunStatus::ALL, bits)),
-                    created_from: since
-                        .map(|number| delay(number).map(|delay| now.saturating_sub(delay.get())))
-                        .transpose()?,
-                    created_before: since.filter(|number| number.is_multiple_of(2)).map(|_| now),
-                    triggered_by: trigger.map(words::label).transpose()?,
-                };
+                let mut filter = RunFilter::all();
+                filter.workflow = workflow.map(|workflow| self.workflow(workflow));
+                filter.statuses = statuses.map(|bits| chosen(RunStatus::ALL, bits));
+                filter.created_from = since
+                    .map(|number| delay(number).map(|delay| now.saturating_sub(delay.get())))
+                    .transpose()?;
+                filter.created_before = since.filter(|number| number.is_multiple_of(2)).map(|_| now);
+                filter.triggered_by = trigger.map(words::label).transpose()?;
                 if number % 5 == 4 {
                     return Ok(Call::CountRuns { filter });
                 }
                 let after = after.map(|run| RunKey { created_at: now, id: self.run(run) });
-                Call::ListRuns {
-                    list: ListRuns { filter, page: PageRequest { after, limit: limit(*number)? } },
-                }
+                Call::ListRuns { list: ListRuns::new(filter, PageRequest { after, limit: limit(*number)? }) }
             }
             Look::Ready(number) => Call::ReadyTasks { limit: limit(*number)? },
             Look::Task(task) => Call::GetTask { id: self.task(*task) },
             Look::Tasks { run, statuses, after, limit: number } => {
                 let page = PageRequest { after: after.map(u32::from), limit: limit(*number)? };
                 let statuses = statuses.map(|bits| chosen(TaskStatus::ALL, bits));
-                Call::ListTasks { list: ListTasks { run: self.run(*run), statuses, page } }
+                Call::ListTasks {
+                    list: with(ListTasks::of(self.run(*run), page), |list| list.statuses = statuses),
+                }
             }
             Look::Outputs { run, names } => {
                 let names: Result<Vec<_>> = names.iter().map(|name| words::task_name(*name)).collect();
@@ -566,13 +578,11 @@ fn delay(number: u8) -> Result<Delay> {
 }
 
 fn target(number: u8) -> Result<Target> {
-    Ok(Target {
-        executor_type: words::label(number)?,
-        job_name: words::text(number),
-        region: words::text(number.wrapping_add(1)),
-        project: words::text(number.wrapping_add(2)),
-        params: (!number.is_multiple_of(3)).then(|| words::json(number)).transpose()?,
-    })
+    let mut target = Target::new(words::label(number)?, words::text(number));
+    target.region = words::text(number.wrapping_add(1));
+    target.project = words::text(number.wrapping_add(2));
+    target.params = (!number.is_multiple_of(3)).then(|| words::json(number)).transpose()?;
+    Ok(target)
 }
 
 fn task_update(claim: Claim, step: &TaskStep) -> Result<TaskUpdate> {

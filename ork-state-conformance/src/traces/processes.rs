@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::LEASE;
 use crate::child::{ChildProcess, PlayResult, Role};
+use crate::ctx::with;
 use crate::model::{Answer, Call};
 
 /// A call that a process is asked for: what most often meets others.
@@ -92,7 +93,7 @@ impl Asked {
                     End::Failed => TaskUpdate::failed_for_good(claim, Text::lossy("for good")),
                     End::Released => TaskUpdate::released(claim),
                 };
-                Call::UpdateTasks { updates: TaskUpdates::one(update)? }
+                Call::UpdateTasks { updates: TaskUpdates::one(update) }
             }
         })
     }
@@ -163,7 +164,7 @@ impl Told {
                 };
                 Self::Renewed(outcomes.into_iter().map(until).collect())
             }
-            Answer::UpdateTasks(Ok(UpdateReport { outcomes, ended_runs })) => Self::Updated {
+            Answer::UpdateTasks(Ok(UpdateReport { outcomes, ended_runs, .. })) => Self::Updated {
                 outcomes: outcomes.into_iter().map(Outcome::of).collect(),
                 ended: ended_runs.into_iter().map(|it| (it.run, it.status)).collect(),
             },
@@ -200,10 +201,10 @@ impl Told {
                 Answer::Heartbeat(Ok(until.into_iter().map(outcome).collect()))
             }
             (Call::UpdateTasks { .. }, Self::Updated { outcomes, ended }) => {
-                Answer::UpdateTasks(Ok(UpdateReport {
-                    outcomes: outcomes.into_iter().map(Outcome::into_outcome).collect(),
-                    ended_runs: ended.into_iter().map(|(run, status)| EndedRun { run, status }).collect(),
-                }))
+                Answer::UpdateTasks(Ok(UpdateReport::new(
+                    outcomes.into_iter().map(Outcome::into_outcome).collect(),
+                    ended.into_iter().map(|(run, status)| EndedRun::new(run, status)).collect(),
+                )))
             }
             (_, other) => call.fails(Error::internal(format!("was answered with something else: {other:?}"))),
         }
@@ -212,7 +213,8 @@ impl Told {
 
 impl Claimed {
     fn of(task: ClaimedTask) -> Self {
-        let ClaimedTask { task, claim, params, workflow, workflow_name, target, dependency_outputs } = task;
+        let ClaimedTask { task, claim, params, workflow, workflow_name, target, dependency_outputs, .. } =
+            task;
         Self {
             task,
             token: claim.token,
@@ -226,8 +228,10 @@ impl Claimed {
 
     fn into_task(self) -> ClaimedTask {
         let Self { task, token, params, workflow, workflow_name, target, outputs } = self;
-        let claim = Claim { task: task.id, token };
-        ClaimedTask { task, claim, params, workflow, workflow_name, target, dependency_outputs: outputs }
+        with(ClaimedTask::new(task, token, workflow, workflow_name, target), |claimed| {
+            claimed.params = params;
+            claimed.dependency_outputs = outputs;
+        })
     }
 }
 

@@ -81,7 +81,7 @@ pub(super) enum Step {
     },
     UpdateJobs(Vec<(Ref, JobStep)>),
     Prune {
-        ended_before: u8,
+        older_than: u8,
         limit: u8,
     },
     Look(Look),
@@ -222,7 +222,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (number(), number(), number())
             .prop_map(|(owner, lease, limit)| Step::ClaimJobs { owner, lease, limit }),
         4 => few((reference(), job_step())).prop_map(Step::UpdateJobs),
-        1 => (number(), number()).prop_map(|(ended_before, limit)| Step::Prune { ended_before, limit }),
+        1 => (number(), number()).prop_map(|(older_than, limit)| Step::Prune { older_than, limit }),
         12 => look().prop_map(Step::Look),
         1 => Just(Step::Reopen),
     ]

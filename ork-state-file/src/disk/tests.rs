@@ -224,7 +224,7 @@ async fn live(db: &FileDatabase, mut done: impl AsyncFnMut(&str)) {
             db.append_log(task.task.id, LogChunk::new(b"a line\n").unwrap()).await.unwrap();
             done("append_log").await;
             let update = TaskUpdate::succeeded(task.claim, Some(big.clone()));
-            db.update_tasks(TaskUpdates::one(update).unwrap()).await.unwrap();
+            db.update_tasks(TaskUpdates::one(update)).await.unwrap();
             done("update_tasks").await;
         }
         if round == 1 {
@@ -232,7 +232,7 @@ async fn live(db: &FileDatabase, mut done: impl AsyncFnMut(&str)) {
             done("delete_workflow").await;
         }
     }
-    db.prune(Prune { ended_before: std::time::Duration::ZERO, limit: Limit::new(100).unwrap() })
+    db.prune(Prune::older_than(std::time::Duration::ZERO).with_limit(Limit::new(100).unwrap()))
         .await
         .unwrap();
     done("prune").await;

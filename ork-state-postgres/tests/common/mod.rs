@@ -100,7 +100,7 @@ pub async fn update_together(
         runtime.block_on(async {
             let calls = updates.into_iter().map(|update| {
                 let db = db.clone();
-                tokio::spawn(async move { db.update_tasks(TaskUpdates::one(update)?).await })
+                tokio::spawn(async move { db.update_tasks(TaskUpdates::one(update)).await })
             });
             let calls: Vec<_> = calls.collect();
             let mut answers = Vec::new();

@@ -56,7 +56,7 @@ async fn wake_up(url: &str) -> Result<(), AnyError> {
             ready.changed().await?;
         };
         say("has it").await?;
-        db.update_tasks(TaskUpdates::one(TaskUpdate::succeeded(task.claim, None))?).await?;
+        db.update_tasks(TaskUpdates::one(TaskUpdate::succeeded(task.claim, None))).await?;
     }
 }
 

@@ -100,7 +100,8 @@ async fn prune(db: &Arc<dyn Database>) -> Result<(f64, f64), AnyError> {
     let pruning = tokio::spawn({
         let db = Arc::clone(db);
         async move {
-            let all = Prune { ended_before: Duration::ZERO, limit: Limit::new(1)? };
+            let mut all = Prune::older_than(Duration::ZERO);
+            all.limit = Limit::new(1)?;
             let (pruned, millis) = timed(db.prune(all)).await?;
             if pruned.runs != 1 {
                 return Err(AnyError::from("its run was not deleted"));

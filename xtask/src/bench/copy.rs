@@ -72,7 +72,7 @@ async fn fill(db: &dyn Database, tasks: usize) -> Result<(), AnyError> {
         store::start(db, workflow).await?;
         let claimed = db.claim_tasks(claim("bench", RUN / 2)?).await?;
         for task in &claimed {
-            db.append_log(task.task.id, LogChunk::new(&log)?).await?;
+            db.append_log(task.id, LogChunk::new(&log)?).await?;
         }
         let output = Json::parse(r#"{"rows": 123456, "checksum": "9f86d081884c7d659a2feaa0c55ad015"}"#)?;
         let done =

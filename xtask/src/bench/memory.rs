@@ -100,7 +100,8 @@ pub(super) async fn walk(url: &str, walk: Walk) -> Result<u64, AnyError> {
             copy(&*db, &*target, |_| ()).await?;
         }
         Walk::Prune => {
-            let prune = Prune { ended_before: Duration::ZERO, limit: Limit::new(10)? };
+            let mut prune = Prune::older_than(Duration::ZERO);
+            prune.limit = Limit::new(10)?;
             let mut pruned = 0;
             loop {
                 let some = db.prune(prune).await?;

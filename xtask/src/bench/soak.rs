@@ -287,7 +287,12 @@ async fn keep_house(db: Arc<dyn Database>) -> Result<(), AnyError> {
         db.update_jobs(JobUpdates::new(ends)?).await?;
         db.expire_leases(Limit::default()).await?;
         db.expire_timeouts(Limit::default()).await?;
-        db.prune(Prune { ended_before: KEPT, limit: Limit::default() }).await?;
+        db.prune({
+            let mut prune = Prune::older_than(KEPT);
+            prune.limit = Limit::default();
+            prune
+        })
+        .await?;
     }
 }
 

@@ -97,7 +97,7 @@ async fn update(db: &Arc<dyn Database>, claims: &[Claim], each: usize) -> Result
             for number in 0..each {
                 // Another name each time, or there would be nothing to write.
                 let name = format!("execution-{number}").parse()?;
-                let update = TaskUpdates::one(TaskUpdate::dispatched(claim, Some(name)))?;
+                let update = TaskUpdates::one(TaskUpdate::dispatched(claim, Some(name)));
                 applied(&db.update_tasks(update).await?)?;
             }
             Ok::<_, AnyError>(())

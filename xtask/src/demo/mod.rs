@@ -144,7 +144,13 @@ impl Story {
     ) -> Result<Run, Box<dyn std::error::Error>> {
         let filter = RunFilter::of(workflow).with_statuses([RunStatus::Running]);
         loop {
-            let runs = db.list_runs(ListRuns { filter: filter.clone(), ..ListRuns::default() }).await?;
+            let runs = db
+                .list_runs({
+                    let mut list = ListRuns::default();
+                    list.filter = filter.clone();
+                    list
+                })
+                .await?;
             match runs.items.into_iter().next() {
                 Some(run) => return Ok(run),
                 None if self.begun.elapsed() > PATIENCE => return Err("no scheduler has made the run".into()),

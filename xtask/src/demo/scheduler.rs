@@ -84,7 +84,15 @@ async fn fire_schedules(db: &dyn Database) -> ork_state_api::Result<()> {
 /// Starts runs that a schedule or a person created, also those whose creator died before it could.
 async fn start_pending_runs(db: &dyn Database) -> ork_state_api::Result<()> {
     let filter = RunFilter::all().with_statuses([RunStatus::Pending]);
-    for run in db.list_runs(ListRuns { filter, ..ListRuns::default() }).await?.items {
+    for run in db
+        .list_runs({
+            let mut list = ListRuns::default();
+            list.filter = filter;
+            list
+        })
+        .await?
+        .items
+    {
         db.start_run(StartRun::pinned(run.id)).await?;
     }
     Ok(())
@@ -93,7 +101,7 @@ async fn start_pending_runs(db: &dyn Database) -> ork_state_api::Result<()> {
 /// Asks after the jobs whose time has come. The one job's end is its task's.
 async fn poll_jobs(db: &dyn Database, owner: &Label) -> ork_state_api::Result<()> {
     let mut updates = Vec::new();
-    for ClaimedJob { claim, job } in
+    for ClaimedJob { claim, job, .. } in
         db.claim_jobs(ClaimJobs::new(owner.clone(), LeaseTime::new(LEASE)?)).await?
     {
         let result: PathBuf = job.job_data.to()?;
@@ -134,13 +142,13 @@ async fn run_task(db: Arc<dyn Database>, owner: Label, task: ClaimedTask) -> Res
         },
         lost = keep_lease(&*db, &task) => return lost,
     };
-    report(&*db, &task, TaskUpdates::one(update)?).await
+    report(&*db, &task, TaskUpdates::one(update)).await
 }
 
 /// Starts a job elsewhere and has the task wait for it. From here on any scheduler may poll it; this one need not live.
 async fn defer(db: &dyn Database, task: &ClaimedTask) -> Result<(), AnyError> {
     let command = command(task)?;
-    let job = format!("{}-{}", task.task.name, task.claim.token);
+    let job = format!("{}-{}", task.name, task.claim.token);
     let result = Path::new(&command.directory).join(format!("{job}.json"));
     // "Elsewhere" is a process group of its own, which outlives us.
     tokio::process::Command::new("sh")
@@ -165,7 +173,7 @@ async fn report(db: &dyn Database, task: &ClaimedTask, updates: TaskUpdates) -> 
         match db.update_tasks(updates.clone()).await {
             Ok(report) => {
                 for outcome in report.outcomes {
-                    outcome.into_result(task.task.id)?;
+                    outcome.into_result(task.id)?;
                 }
                 return Ok(());
             }
@@ -225,7 +233,7 @@ async fn copy_to_log(
             return Ok(String::from_utf8_lossy(&all).into_owned());
         }
         all.extend_from_slice(&buffer[..length]);
-        db.append_log(task.task.id, LogChunk::new(&buffer[..length])?).await?;
+        db.append_log(task.id, LogChunk::new(&buffer[..length])?).await?;
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ork_state_api::{
-    DeferredJob, JobChange, JobOutcome, JobStatus, Json, Limit, TaskId, TaskStatus, Timestamp,
+    DeferredJob, JobChange, JobStatus, Json, Limit, TaskId, TaskStatus, Timestamp, UpdateOutcome,
 };
 
 use super::super::{Answer, Call, JobRow, Turn};
@@ -214,7 +214,7 @@ pub(super) const FAULTS: &[Fault] = &[
         |turn| {
             let before = turn.model.clone();
             match turn.honest() {
-                Answer::UpdateJobs(Ok(report)) if report.outcomes.contains(&JobOutcome::NotFound) => {
+                Answer::UpdateJobs(Ok(report)) if report.outcomes.contains(&UpdateOutcome::NotFound) => {
                     *turn.model = before;
                     turn.call.fails(ork_state_api::Error::not_found(
                         ork_state_api::Entity::DeferredJob,

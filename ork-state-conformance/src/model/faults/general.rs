@@ -13,6 +13,7 @@ use super::super::{Answer, Call, Model, Tamper, TaskRow, Turn};
 use super::{Fault, tasks_of};
 use crate::Damage;
 use crate::Rule::{G1, G2, G3, G4, G5, G6, G7, G8, G9};
+use crate::ctx::with;
 
 pub(super) const FAULTS: &[Fault] = &[
     // G1
@@ -393,7 +394,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
     Fault::new(G7, "unknown-run-is-empty", "lists no tasks of a run that is not there", |turn| {
         match turn.honest() {
-            Answer::ListTasks(Err(_)) => Answer::ListTasks(Ok(Page { items: vec![], next: None })),
+            Answer::ListTasks(Err(_)) => Answer::ListTasks(Ok(Page::new(vec![], None))),
             answer => answer,
         }
     }),
@@ -442,7 +443,7 @@ pub(super) const FAULTS: &[Fault] = &[
             match turn.honest() {
                 Answer::GetRun(Err(_)) => {
                     let run = turn.model.get_run(id);
-                    Answer::GetRun(run.map(|run| ork_state_api::Run { status: RunStatus::Pending, ..run }))
+                    Answer::GetRun(run.map(|run| with(run, |run| run.status = RunStatus::Pending)))
                 }
                 answer => answer,
             }
@@ -576,7 +577,7 @@ pub(super) const FAULTS: &[Fault] = &[
         let answer = turn.honest();
         if let Answer::ClaimTasks(Ok(claimed)) = &answer {
             for task in claimed {
-                let (id, mut lease) = (task.task.id, None);
+                let (id, mut lease) = (task.id, None);
                 turn.model.edit_task(id, |row| lease = row.detail.task.lease.take());
                 turn.later(move |model| model.edit_task(id, |row| row.detail.task.lease = lease));
             }

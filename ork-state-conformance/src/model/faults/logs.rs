@@ -94,7 +94,7 @@ pub(super) const FAULTS: &[Fault] = &[
         let answer = turn.honest();
         if let Answer::ClaimTasks(Ok(claimed)) = &answer {
             for task in claimed {
-                turn.model.edit_task(task.task.id, |row| row.log.clear());
+                turn.model.edit_task(task.id, |row| row.log.clear());
             }
         }
         answer
@@ -178,7 +178,7 @@ pub(super) const FAULTS: &[Fault] = &[
         Answer::AppendLog(Err(error))
             if matches!(error.kind(), ork_state_api::ErrorKind::NotFound { .. }) =>
         {
-            Answer::AppendLog(Ok(ork_state_api::LogAppended { length: 0, dropped: 0 }))
+            Answer::AppendLog(Ok(ork_state_api::LogAppended::new(0, 0)))
         }
         answer => answer,
     }),

@@ -7,7 +7,7 @@ use ork_state_api::{Found, JobStatus, Limit, RunStatus, Violation};
 use super::super::{Answer, Call, Model, Turn};
 use super::{Fault, tasks_of};
 use crate::Damage;
-use crate::Rule::{M1, M2, M3, M4, M5};
+use crate::Rule::{M1, M2, M3, M4, M5, R3};
 
 pub(super) const FAULTS: &[Fault] = &[
     // M1
@@ -88,7 +88,7 @@ pub(super) const FAULTS: &[Fault] = &[
     // M2
     Fault::new(M2, "live-pruned", "deletes runs that are live and old", |turn| {
         let Call::Prune { prune } = turn.call.clone() else { return turn.honest() };
-        let before = turn.now.saturating_sub(prune.ended_before);
+        let before = turn.now.saturating_sub(prune.older_than);
         let old: Vec<_> = turn
             .model
             .runs
@@ -109,7 +109,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
     Fault::new(M2, "newest-pruned-first", "deletes what ended last first", |turn| {
         let Call::Prune { prune } = turn.call.clone() else { return turn.honest() };
-        let before = turn.now.saturating_sub(prune.ended_before);
+        let before = turn.now.saturating_sub(prune.older_than);
         let mut ended: Vec<_> =
             turn.model.runs.values().filter_map(|run| Some((run.finished_at?, run.id))).collect();
         ended.retain(|(at, _)| *at < before);
@@ -122,7 +122,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
     Fault::new(M2, "age-to-the-second", "has a run old enough a second early", |turn| {
         if let Call::Prune { prune } = &mut turn.call {
-            prune.ended_before = prune.ended_before.saturating_sub(Duration::from_secs(1));
+            prune.older_than = prune.older_than.saturating_sub(Duration::from_secs(1));
         }
         turn.honest()
     }),
@@ -211,7 +211,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault::new(M4, "always-something", "finds something wrong with a sound store", |turn| {
         match turn.honest() {
             Answer::Verify(Ok(found)) if found.is_empty() => {
-                Answer::Verify(Ok(vec![Violation::new("R3", "store", "is empty")]))
+                Answer::Verify(Ok(vec![Violation::new(R3, "store", "is empty")]))
             }
             answer => answer,
         }
@@ -221,7 +221,7 @@ pub(super) const FAULTS: &[Fault] = &[
         match turn.honest() {
             Answer::Verify(Ok(mut found)) if !found.is_empty() => {
                 found.extend(
-                    runs.iter().map(|run| Violation::new("R3", format!("run {run}"), "a count is wrong")),
+                    runs.iter().map(|run| Violation::new(R3, format!("run {run}"), "a count is wrong")),
                 );
                 Answer::Verify(Ok(found))
             }

@@ -8,6 +8,7 @@ use super::super::{Answer, Call, Turn};
 use super::general::put;
 use super::{Fault, tasks_of};
 use crate::Rule::{R1, R2, R3, R4, R5, R6};
+use crate::ctx::with;
 
 pub(super) const FAULTS: &[Fault] = &[
     // R1
@@ -48,7 +49,10 @@ pub(super) const FAULTS: &[Fault] = &[
     {
         Answer::CreateRun(Ok(CreatedRun::Existing(run))) => {
             let status = RunStatus::Pending;
-            Answer::CreateRun(Ok(CreatedRun::Existing(Run { status, started_at: None, ..run })))
+            Answer::CreateRun(Ok(CreatedRun::Existing(with(run, |run| {
+                run.status = status;
+                run.started_at = None;
+            }))))
         }
         answer => answer,
     }),
@@ -452,7 +456,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
     // R6
     Fault::new(R6, "successes-again", "does successes again", |turn| {
-        if let Call::RetryRun { retry: RetryRun { run, tasks: tasks @ None } } = &mut turn.call {
+        if let Call::RetryRun { retry: RetryRun { run, tasks: tasks @ None, .. } } = &mut turn.call {
             *tasks = Some(turn.model.rows(*run).iter().map(|row| row.detail.task.name.clone()).collect());
         }
         turn.honest()
@@ -519,7 +523,7 @@ pub(super) const FAULTS: &[Fault] = &[
         }
     }),
     Fault::new(R6, "unknown-names-ignored", "retries what it knows of several named tasks", |turn| {
-        if let Call::RetryRun { retry: RetryRun { run, tasks: Some(names) } } = &mut turn.call {
+        if let Call::RetryRun { retry: RetryRun { run, tasks: Some(names), .. } } = &mut turn.call {
             let rows = turn.model.rows(*run);
             names.retain(|name| rows.iter().any(|row| row.detail.task.name == *name));
         }

@@ -215,7 +215,7 @@ pub(super) const FAULTS: &[Fault] = &[
         let answer = turn.honest();
         if let Answer::ClaimTasks(Ok(claimed)) = &answer {
             for task in claimed {
-                turn.model.edit_task(task.task.id, |row| row.detail.task.attempts -= 1);
+                turn.model.edit_task(task.id, |row| row.detail.task.attempts -= 1);
             }
         }
         answer
@@ -224,7 +224,7 @@ pub(super) const FAULTS: &[Fault] = &[
         let answer = turn.honest();
         if let Answer::ClaimTasks(Ok(claimed)) = &answer {
             for task in claimed {
-                turn.model.edit_task(task.task.id, |row| row.detail.task.status = TaskStatus::Running);
+                turn.model.edit_task(task.id, |row| row.detail.task.status = TaskStatus::Running);
             }
         }
         answer
@@ -378,7 +378,7 @@ pub(super) const FAULTS: &[Fault] = &[
                 turn.model.edit_task(step.claim.task, |row| {
                     if row.detail.task.status == TaskStatus::Pending && row.token == 0 {
                         let owner = ork_state_api::Label::lossy("nobody");
-                        row.detail.task.lease = Some(Lease { owner, token, expires_at });
+                        row.detail.task.lease = Some(Lease::new(owner, token, expires_at));
                     }
                 });
             }
@@ -935,7 +935,7 @@ fn looking(turn: &mut Turn<'_>, change: fn(&mut TaskRow)) -> Answer {
     let mut answer = turn.honest();
     let mut taken = BTreeSet::new();
     if let Answer::ClaimTasks(Ok(claimed)) = &mut answer {
-        taken.extend(claimed.iter().map(|task| task.task.id));
+        taken.extend(claimed.iter().map(|task| task.id));
     }
     for old in before.tasks.values().flatten().filter(|row| !taken.contains(&row.detail.task.id)) {
         put(turn.model, old.clone());
@@ -958,7 +958,7 @@ fn claimed(turn: &mut Turn<'_>, change: impl Fn(&mut Lease)) -> Answer {
                 change(lease);
             }
             let lease = task.task.lease.clone();
-            turn.model.edit_task(task.task.id, |row| row.detail.task.lease = lease);
+            turn.model.edit_task(task.id, |row| row.detail.task.lease = lease);
         }
     }
     answer

@@ -1,6 +1,7 @@
 //! M6.
 
-use ork_state_api::{Capability, Record, RunStatus, Timestamp};
+use ork_state_api::backend::Record;
+use ork_state_api::{Capability, RunStatus, Timestamp};
 
 use super::super::{Answer, Call, Model};
 use super::{Fault, tasks_of};
@@ -140,7 +141,7 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     Fault::new(M6, "abandoned-in-part", "keeps the records of an import that is abandoned", |turn| {
         if let (Call::AbandonImport {}, Some(import)) = (&turn.call, &mut turn.model.import) {
-            import.progress = ork_state_api::ImportProgress::default();
+            import.progress = ork_state_api::backend::ImportProgress::default();
             return Answer::AbandonImport(Ok(()));
         }
         turn.honest()

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use ork_state_api::legacy::{
+use ork_state_api::ork::{
     LegacyRun, LegacyRunId, LegacySpec, LegacyStatus, LegacyTaskRun, LegacyTaskStatus, ObjectStore,
     StateStore,
 };

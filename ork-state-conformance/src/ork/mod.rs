@@ -1,9 +1,9 @@
-//! A small suite of its own for the stores of [`ork_state_api::legacy`].
+//! A small suite of its own for the stores of [`ork_state_api::ork`].
 //!
 //! It is the `main` of a test with `harness = false`, and runs each case on a new store, one test a case:
 //!
 //! ```ignore
-//! use ork_state_conformance::legacy::{ObjectStores, StateStores, run};
+//! use ork_state_conformance::ork::{ObjectStores, StateStores, run};
 //!
 //! fn main() -> ExitCode {
 //!     run(&[StateStores { name: "mine", open: open_states, on_disk: true }], &[])
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use ork_state_api::legacy::{ObjectStore, StateStore};
+use ork_state_api::ork::{ObjectStore, StateStore};
 use ork_state_api::{Clock, ErrorKind, ManualClock, Result};
 use tempfile::TempDir;
 use tokio::runtime::Builder;
@@ -126,9 +126,9 @@ macro_rules! cases {
     ($table:ident: $ctx:ty; $($name:ident($t:ident) $body:block)+ @on_disk: $($disk:ident($d:ident) $disk_body:block)+) => {
         $(async fn $name($t: std::sync::Arc<$ctx>) -> $crate::CaseResult $body)+
         $(async fn $disk($d: std::sync::Arc<$ctx>) -> $crate::CaseResult $disk_body)+
-        pub(super) const $table: &[$crate::legacy::Case<$ctx>] = &[
-            $($crate::legacy::Case { name: stringify!($name), on_disk: false, run: |t| Box::pin($name(t)) },)+
-            $($crate::legacy::Case { name: stringify!($disk), on_disk: true, run: |t| Box::pin($disk(t)) },)+
+        pub(super) const $table: &[$crate::ork::Case<$ctx>] = &[
+            $($crate::ork::Case { name: stringify!($name), on_disk: false, run: |t| Box::pin($name(t)) },)+
+            $($crate::ork::Case { name: stringify!($disk), on_disk: true, run: |t| Box::pin($disk(t)) },)+
         ];
     };
 }

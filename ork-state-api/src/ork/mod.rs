@@ -1,10 +1,13 @@
-//! The smaller stores that Ork kept before its database, for old flows: [`StateStore`] for runs and their tasks, [`ObjectStore`] for the
-//! files of a task.
+//! The room for Ork's old language: what speaks as Ork did before this project. Feature `ork`.
 //!
-//! Their names become names of files, so [`LegacyRunId`] and [`LegacyTaskName`] can be made of such text only: no name leads out of a store.
+//! - [`StateStore`] keeps the runs and tasks of old flows, [`ObjectStore`] the files of their tasks.
+//! - [`read_dag`] reads the DAGs in databases that Ork made.
 //!
-//! The general rules of [`Database`](crate::Database) about payloads (G5), errors (G7), what cannot be read (G8) and dropped futures (G9)
-//! hold here too.
+//! The names in those stores become names of files. So [`LegacyRunId`] and [`LegacyTaskName`] hold
+//! only text that cannot lead out of a store.
+//!
+//! The general rules of [`Database`](crate::Database) about payloads (G5), errors (G7), what cannot
+//! be read (G8) and dropped futures (G9) hold here too.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -19,9 +22,11 @@ use crate::status::status;
 use crate::text::{Check, file_name, sized, text};
 use crate::{Error, Result, TaskName, Text};
 
+mod dag;
 mod object_store;
 mod state_store;
 
+pub use dag::read_dag;
 pub use object_store::{LegacySpec, LegacyStatus, ObjectStore};
 pub use state_store::{LegacyRun, LegacyTaskRun, StateStore, newest_first};
 

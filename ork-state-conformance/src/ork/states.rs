@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use ork_state_api::legacy::{
+use ork_state_api::ork::{
     LegacyRun, LegacyRunId, LegacyTaskName, LegacyTaskRun, LegacyTaskStatus, MAX_RUN_ID_BYTES,
     MAX_TASK_NAME_BYTES, StateStore,
 };

@@ -72,7 +72,7 @@ impl Place {
                 put.map(drop).map_err(|source| match denied(&source, &self.shown(key)) {
                     Some(error) => error.with_source(source),
                     // The answer may be what was lost.
-                    None => Error::unknown_outcome(format!("cannot write {}", self.shown(key)))
+                    None => Error::unknown_effect(format!("cannot write {}", self.shown(key)))
                         .with_hint("Write it again: that does no harm")
                         .with_source(source),
                 })

@@ -1,11 +1,11 @@
-//! Cases of [`ObjectStore`](ork_state_api::legacy::ObjectStore). Their names begin with the rule, which stands at the method.
+//! Cases of [`ObjectStore`](ork_state_api::ork::ObjectStore). Their names begin with the rule, which stands at the method.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ork_state_api::legacy::{
+use ork_state_api::ork::{
     LegacyRunId, LegacySpec, LegacyStatus, LegacyTaskStatus, MAX_RUN_ID_BYTES, MAX_TASK_NAME_BYTES,
     ObjectStore,
 };

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use ork_state_api::legacy::{
-    LegacyRun, LegacyRunId, LegacyTaskName, LegacyTaskRun, StateStore, newest_first,
-};
+use ork_state_api::ork::{LegacyRun, LegacyRunId, LegacyTaskName, LegacyTaskRun, StateStore, newest_first};
 use ork_state_api::{Clock, Entity, Error, Result, RunStatus, SystemClock, WorkflowName};
 
 /// Runs of old flows in memory, gone with the last clone of the store. For tests. Cheap to clone.

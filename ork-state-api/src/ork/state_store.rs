@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::legacy::{LegacyRunId, LegacyTaskName, LegacyTaskStatus};
+use crate::ork::{LegacyRunId, LegacyTaskName, LegacyTaskStatus};
 use crate::{Json, Result, RunStatus, Text, Timestamp, WorkflowName};
 
 /// A run of an old flow.

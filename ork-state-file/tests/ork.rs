@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use ork_state_api::legacy::{ObjectStore, StateStore};
-use ork_state_conformance::legacy::{ObjectStores, StateStores, run};
+use ork_state_api::ork::{ObjectStore, StateStore};
+use ork_state_conformance::ork::{ObjectStores, StateStores, run};
 use ork_state_file::{FileStateStore, InMemoryStateStore, ObjectStoreFiles};
 
 fn main() -> ExitCode {

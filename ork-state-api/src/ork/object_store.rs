@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::legacy::{LegacyRunId, LegacyTaskName, LegacyTaskStatus};
+use crate::ork::{LegacyRunId, LegacyTaskName, LegacyTaskStatus};
 use crate::{Json, Label, Result, Text, Timestamp, WorkflowName};
 
 /// What a task is told to do.

@@ -102,7 +102,7 @@ pub(super) fn replace(
     for directory in above {
         sync_directory(directory).map_err(|source| {
             let error = io_at("sync", directory, source);
-            Error::unknown_outcome(format!(
+            Error::unknown_effect(format!(
                 "{} was written, but may not survive loss of power",
                 path.display()
             ))

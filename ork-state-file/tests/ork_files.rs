@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use ork_state_api::legacy::{
+use ork_state_api::ork::{
     LegacyRunId, LegacySpec, LegacyStatus, LegacyTaskName, LegacyTaskRun, LegacyTaskStatus, ObjectStore,
     StateStore,
 };

@@ -1,4 +1,4 @@
-//! The stores that Ork kept before its database: see [`ork_state_api::legacy`].
+//! The stores that Ork kept before its database: see [`ork_state_api::ork`].
 //!
 //! Ork wrote their files in place. We write each beside its place and rename it, so a file that is cut short is Ork's, or damage.
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ::object_store::memory::InMemory;
 use ::object_store::path::Path;
 use async_trait::async_trait;
-use ork_state_api::legacy::{LegacyRunId, LegacySpec, LegacyStatus, LegacyTaskName, ObjectStore};
+use ork_state_api::ork::{LegacyRunId, LegacySpec, LegacyStatus, LegacyTaskName, ObjectStore};
 use ork_state_api::{ConnectOptions, Entity, Error, Json, Result};
 
 use super::objects::{Key, Place};

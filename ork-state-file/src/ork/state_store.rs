@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ork_state_api::legacy::{
+use ork_state_api::ork::{
     LegacyRun, LegacyRunId, LegacyTaskName, LegacyTaskRun, LegacyTaskStatus, StateStore, newest_first,
 };
 use ork_state_api::{
@@ -34,7 +34,7 @@ const TASKS: &str = "tasks";
 ///
 /// ```
 /// # use ork_state_file::FileStateStore;
-/// use ork_state_api::legacy::StateStore;
+/// use ork_state_api::ork::StateStore;
 ///
 /// # async fn open() -> ork_state_api::Result<()> {
 /// let store = FileStateStore::open("./ork-legacy").await?;
