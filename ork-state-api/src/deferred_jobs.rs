@@ -346,26 +346,29 @@ pub fn cannot_defer(task: TaskId, status: Option<crate::TaskStatus>) -> Error {
 
 /// Keeps deferred jobs. The [general rules](crate::Database#general-rules) hold for every method.
 ///
-/// A task that starts something elsewhere, such as a query in a warehouse, is *deferred*: its worker goes away, and whoever polls finds
-/// out when it is over. All that is known of it is here, so any process may go on after any other has died.
+/// A task may start something elsewhere, such as a query in a warehouse. Such a task is *deferred*: its
+/// worker goes away, and a poller finds out when the job is over. All that is known of the job is here,
+/// so any process may go on after another has died.
 ///
-/// A backend may opt out with [`Capability::DeferredJobs`](crate::Capability::DeferredJobs); all methods are then `Unsupported`.
+/// A backend may opt out with [`Capability::DeferredJobs`](crate::Capability::DeferredJobs). All methods
+/// are then `Unsupported`, which is what they answer by default.
 #[async_trait]
 pub trait DeferredJobStore: Plugin {
     /// Has a claimed task wait for jobs.
     ///
-    /// **D1** The jobs come into being and the claim ends together: the task is `running` from now at the latest, without a lease
-    /// ([`open_jobs`](crate::Task::open_jobs) says for how many jobs it waits), and no lease of it can lapse. Its
-    /// [timeout](crate::TaskStore::expire_timeouts) goes on.
+    /// **D1** The jobs come into being and the claim ends together. The task is `running` from now at the
+    /// latest. It has no lease, so none can lapse. [`open_jobs`](crate::Task::open_jobs) says for how many
+    /// jobs it waits. Its [timeout](crate::TaskStore::expire_timeouts) goes on.
     ///
     /// The answer has the jobs in the order given.
     ///
     /// # Errors
-    /// `LeaseLost` if the claim does not hold; `InvalidTransition` for a task that has ended; `NotFound` for the task; `Unsupported`.
+    /// `LeaseLost` if the claim does not hold. `InvalidTransition` for a task that has ended. `NotFound` for
+    /// the task. `Unsupported`.
     ///
     /// # Cancel safety
-    /// Deferred or not. Repeated after a lost answer it is `LeaseLost`, for the claim is over: look at the task's
-    /// [jobs](Self::list_jobs).
+    /// Deferred or not. Repeated after a lost answer it is `LeaseLost`, since the claim is over. Look at the
+    /// task's [jobs](Self::list_jobs).
     async fn defer_task(&self, defer: DeferTask) -> Result<Vec<DeferredJob>> {
         let _ = defer;
         Err(self.backend().lacks(Capability::DeferredJobs))
@@ -373,9 +376,11 @@ pub trait DeferredJobStore: Plugin {
 
     /// Takes jobs whose time to be polled has come.
     ///
-    /// **D1** Each due job is given to exactly one poller, however many ask at once, the longest due first, then by id. It is due again when
-    /// its lease lapses, so a poller that dies holds nothing up. It may pass over jobs that another call is just at, or makes due meanwhile, as
-    /// a [claim of tasks](crate::TaskStore::claim_tasks) may. The cost does not grow with the jobs that are not due.
+    /// **D1** Each due job goes to exactly one poller, however many ask at once. The longest due comes first,
+    /// then order is by id. A job is due again when its lease lapses, so a poller that dies holds nothing up.
+    /// A call may pass over jobs that another call holds or makes due meanwhile, as
+    /// [claims of tasks](crate::TaskStore::claim_tasks) may. The cost does not grow with the jobs that are
+    /// not due.
     ///
     /// # Errors
     /// `Unsupported`. No due job is an empty answer.
@@ -389,10 +394,12 @@ pub trait DeferredJobStore: Plugin {
 
     /// Records what polls told.
     ///
-    /// - **D1** An item is applied if its claim holds: its token is current and its lease is live. The end of the last open job of a
-    ///   task ends the task's attempt in the same transaction, as [`deferred_end`] says: a success, or if any job failed a failure with
-    ///   T5's retries, ready again from now, and the run ends with its last task (**R3**).
-    /// - An ended job stays as it is (`AlreadyTerminal`). Each item stands for itself (**T6**); an empty batch is an empty answer.
+    /// - **D1** An item is applied if its claim holds: its token is current and its lease is live.
+    /// - The end of the last open job of a task ends the task's attempt in the same transaction, as
+    ///   [`deferred_end`](crate::backend::deferred_end) says. If all jobs completed, that is a success. Else
+    ///   it is a failure with T5's retries, ready again from now. The run ends with its last task (**R3**).
+    /// - An ended job stays as it is (`AlreadyTerminal`). Each item stands for itself (**T6**). An empty
+    ///   batch is an empty answer.
     /// - Repeating a batch after its answer was lost changes nothing more (**T7**).
     ///
     /// # Errors
@@ -405,12 +412,13 @@ pub trait DeferredJobStore: Plugin {
         Err(self.backend().lacks(Capability::DeferredJobs))
     }
 
-    /// The jobs of a task, those of earlier attempts too, in the order of their making.
+    /// The jobs of a task in the order of their creation, those of earlier attempts too.
     ///
-    /// **D2** Whatever ends a task's attempt without its jobs, such as a cancelled run or a timeout, makes those that are open `cancelled` in the same transaction.
+    /// **D2** Something else than its jobs may end a task's attempt, such as a cancelled run or a timeout. In
+    /// the same transaction the open jobs become `cancelled`.
     ///
     /// # Errors
-    /// `NotFound` for the task; `Unsupported`.
+    /// `NotFound` for the task. `Unsupported`.
     async fn list_jobs(&self, task: TaskId) -> Result<Vec<DeferredJob>> {
         let _ = task;
         Err(self.backend().lacks(Capability::DeferredJobs))

@@ -185,16 +185,19 @@ pub trait Maintenance:
 {
     /// Brings the store's schema to the version that this code works with.
     ///
-    /// **M1** Safe to call from many processes at once: one does the work, the others wait for it. The answer tells what
-    /// was done. It is all done or nothing. A schema that is newer than this code, here and at any other method,
-    /// is refused (connecting may refuse it already) and left as it is. Until a store is migrated every other method fails with `SchemaMismatch`, but for those of
-    /// a capability that the backend opts out of: they are `Unsupported` before and after.
+    /// **M1**
+    /// - Safe to call from many processes at once: one does the work, the others wait for it. The answer
+    ///   tells what was done. It is all done or nothing.
+    /// - A schema that is newer than this code is refused and left as it is, here and by every other method.
+    ///   Connecting may refuse it already.
+    /// - Until a store is migrated, every other method fails with `SchemaMismatch`. Methods of a capability
+    ///   that the backend lacks are `Unsupported` before and after.
     ///
-    /// Call it once when a process starts; on a store that is up to date it costs a look.
+    /// Call it once when a process starts. On a store that is up to date it costs a look.
     ///
     /// # Errors
-    /// `SchemaMismatch` for a newer schema; `Unavailable` when another process holds the migration lock for too long;
-    /// `Conflict` for a store that was made by something else.
+    /// `SchemaMismatch` for a newer schema. `Unavailable` when another process holds the migration lock for
+    /// too long. `Conflict` for a store that something else made.
     ///
     /// # Cancel safety
     /// Migrated or not. Repeating it is safe.
@@ -202,8 +205,9 @@ pub trait Maintenance:
 
     /// Says what [`migrate`](Self::migrate) would find and do now, and changes nothing.
     ///
-    /// **M1** Where the database can, it is done and taken back, so it tells all that would be adjusted, and whether it would go well at
-    /// all; it then takes the same time and the same locks. On a store in use, try it on a copy.
+    /// **M1** Where the database can, the migration is done and rolled back. So the answer has everything
+    /// that would be adjusted, and tells whether it would succeed. It then takes the same time and the same
+    /// locks. On a store in use, try it on a copy.
     ///
     /// # Errors
     /// Those of `migrate`.
@@ -211,35 +215,41 @@ pub trait Maintenance:
 
     /// Deletes ended runs with all that is theirs, the longest ended first, then by run id.
     ///
-    /// **M2** One call deletes at most `limit` runs, so that it holds nothing up for long: call it until fewer come back. Live runs, and
-    /// those that ended later than so long ago, stay. The idempotency keys of deleted runs are free again. It may pass over a run that another
-    /// call is just at. The space of long logs may be freed in steps after their runs are gone, while others write; what a call that is dropped or
-    /// killed leaves of that, the next one frees.
+    /// **M2**
+    /// - One call deletes at most `limit` runs, so that it holds nothing up for long. Call it until it
+    ///   deletes none.
+    /// - Live runs stay, and so do those that ended more recently than asked. A run that another call holds
+    ///   may be passed over.
+    /// - The idempotency keys of deleted runs are free again.
+    /// - The space of long logs may be freed in steps after their runs are gone, while others write. If a
+    ///   call is dropped or killed before that is done, the next one goes on.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
     ///
     /// # Cancel safety
-    /// All that the call would delete is gone or nothing of it. Repeating it is safe.
+    /// Everything that the call would delete is gone, or nothing of it. Repeating it is safe.
     async fn prune(&self, prune: Prune) -> Result<Pruned>;
 
-    /// How much of what there is.
+    /// How much there is of what.
     ///
-    /// **M3** Exact, as of one moment. The cost does not grow with the history: it may grow with the live runs and the claimed tasks only.
+    /// **M3** Exact, as of one moment. The cost does not grow with the history. It may grow with the live
+    /// runs and the claimed tasks.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
     async fn stats(&self) -> Result<Stats>;
 
-    /// Gives hints that something has happened, also in other processes, so that idle schedulers need not ask all the time.
+    /// Gives hints that something has happened, in other processes too, so that idle schedulers need not
+    /// poll all the time.
     ///
-    /// **M5** Begin to watch, then look, then wait: what happens after this returns is hinted at. A hint says no more than that it is
-    /// worth looking: it may come for nothing, several happenings may come as one, and while the connection to a server is away
-    /// none comes (one does when it is back). So a missed hint costs latency, never work: look every few seconds all the
-    /// same. Time that passes gives no hint: a task whose retry time comes, a lease that lapses, a slot that is due.
+    /// **M5** Subscribe first, then check, then wait. What happens after this returns is hinted at. Hints may
+    /// be spurious, merged or missing, so also poll every few seconds: a missed hint costs latency, never
+    /// work. While the connection to a server is away no hint comes, and one comes when it is back. Time
+    /// gives no hint: a retry time that comes, a lease that lapses, a slot that is due.
     ///
     /// # Errors
-    /// `Unsupported`.
+    /// `Unsupported`, which is the default.
     ///
     /// # Example
     /// ```
@@ -263,17 +273,22 @@ pub trait Maintenance:
 
     /// Checks everything that is stored against the rules.
     ///
-    /// **M4** Finds a terminal run with live tasks, counts that disagree with their tasks, a task that is ready
-    /// and must not be or the other way round, a lease without a claim, lists out of order, and what only the backend can see, such as rows whose owner is gone. It reads the whole store
-    /// page by page and changes nothing. Entities that change while it runs may be reported
-    /// wrongly: ask again, or stop the schedulers first.
+    /// **M4** It finds, for example:
+    /// - a terminal run with live tasks,
+    /// - counts that disagree with their tasks,
+    /// - a task that is ready and must not be, or the reverse,
+    /// - a lease without a claim,
+    /// - lists out of order,
+    /// - what only the backend can see, such as rows whose owner is gone.
     ///
-    /// A row that cannot be read (G8) is reported and hides as little of the rest as can be; `observe` tells what.
+    /// It reads the whole store page by page and changes nothing. Entities that change while it runs may be
+    /// reported wrongly: ask again, or stop the schedulers first. A row that cannot be read (G8) is a
+    /// violation too, and hides as little of the rest as possible.
     ///
-    /// A backend adds its own checks and calls [`observe`](crate::verify::observe), which is the default, for the rest.
+    /// A backend adds its own checks to [`observe`](crate::verify::observe), which is the default.
     ///
     /// # Errors
-    /// Only those of the [general rules](crate::Database#general-rules). A row that cannot be read is a violation (G8), not an error.
+    /// Only those of the [general rules](crate::Database#general-rules).
     async fn verify(&self) -> Result<Vec<Violation>> {
         crate::verify::observe(self).await
     }

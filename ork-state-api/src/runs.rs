@@ -360,17 +360,18 @@ impl FromStr for RunKey {
 
 /// Keeps runs. The [general rules](crate::Database#general-rules) hold for every method.
 ///
-/// Every change of a run is decided under a lock of that run, so that calls about one run that
-/// race with each other (a pause with the completion of the last task, two starts, a cancellation with
-/// a failure) have the effect of one after the other.
+/// Every change of a run is decided under a lock of that run. So calls about one run that meet take
+/// effect one after the other: a pause and the end of the last task, two starts, a cancellation and a
+/// failure.
 #[async_trait]
 pub trait RunStore: Send + Sync {
     /// Creates a pending run of a workflow.
     ///
-    /// **R1** The run keeps the snapshot that is current now, whatever becomes of the workflow. With an
-    /// idempotency key there is one run for a (workflow, key) as long as that run exists: the first call makes it, every
-    /// other one, also at the same moment, gets it as it stands, and the answer tells which happened. The
-    /// same key under another workflow is another key.
+    /// **R1** The run keeps the snapshot that is current now, whatever becomes of the workflow.
+    ///
+    /// With an idempotency key there is one run per (workflow, key), for as long as that run exists. The
+    /// first call makes it. Every other call gets it as it stands, even at the same moment. The answer tells
+    /// which happened. The same key under another workflow is another key.
     ///
     /// # Errors
     /// `NotFound` for the workflow.
@@ -401,8 +402,8 @@ pub trait RunStore: Send + Sync {
     /// Only those of the [general rules](crate::Database#general-rules).
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>>;
 
-    /// How many runs there are of this kind. It counts them: the cost grows with their number. See
-    /// [`stats`](crate::Maintenance::stats) for what costs the same however many there are.
+    /// How many runs match. It counts them, so the cost grows with their number.
+    /// [`stats`](crate::Maintenance::stats) costs the same however many there are.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
@@ -410,13 +411,15 @@ pub trait RunStore: Send + Sync {
 
     /// Makes a run's tasks and sets it going.
     ///
-    /// **R2** All tasks come into being and the run becomes `running` together; tasks that depend on
-    /// nothing are ready from this moment. A run of no tasks is a `success` at once. A run that was
-    /// started before and not cancelled is left as it is and returned, whatever DAG comes with the call, also when two
-    /// schedulers start it at the same moment: the tasks are those of one of the calls.
+    /// **R2** All tasks come into being and the run becomes `running` together. Tasks without dependencies
+    /// are ready from this moment. A run without tasks is a `success` at once.
+    ///
+    /// A run that was started before, and not cancelled, is left as it is and returned, whatever DAG comes
+    /// with the call. If two schedulers start a run at the same moment, its tasks are those of one of the
+    /// two calls.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidTransition` for a cancelled run, whether or not it was started before.
+    /// `NotFound`. `InvalidTransition` for a cancelled run, started before or not.
     ///
     /// # Cancel safety
     /// Started whole or not at all. Repeating it is safe.
@@ -424,14 +427,17 @@ pub trait RunStore: Send + Sync {
 
     /// Ends a run and whatever of it has not ended.
     ///
-    /// **R4** The run and its unfinished tasks become `cancelled` together, and no lease on them is left: a
+    /// **R4** The run and its unfinished tasks become `cancelled` together, and their leases are gone. A
     /// worker that reports later is told [`AlreadyTerminal`](crate::UpdateOutcome::AlreadyTerminal) and
-    /// changes nothing. A cancelled task keeps what its attempts left (`attempts`, `error`, `execution_name`, their times) but
-    /// for `ready_at` and `retry_at`: it is not tried again. Finished tasks stay as they are, and so do the
-    /// run's counts of all tasks and of failed ones, and its error. A cancelled run is left as it is and returned.
+    /// changes nothing.
+    ///
+    /// A cancelled task keeps what its attempts left: `attempts`, `error`, `execution_name` and their times.
+    /// Only `ready_at` and `retry_at` are emptied, since it is not tried again. Finished tasks stay as they
+    /// are. So do the run's error and its counts of all and of failed tasks. A cancelled run is left as it
+    /// is and returned.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidTransition` for a run that succeeded or failed.
+    /// `NotFound`. `InvalidTransition` for a run that succeeded or failed.
     ///
     /// # Cancel safety
     /// Cancelled whole or not at all. Repeating it is safe.
@@ -439,12 +445,14 @@ pub trait RunStore: Send + Sync {
 
     /// Stops handing out a run's tasks.
     ///
-    /// **R5** From here on no task of the run is ready. Tasks that are claimed go on, keep their leases and
-    /// may finish; if the last one does, the run ends as if it were running. Claims of other runs cost
-    /// the same however many tasks paused runs hold. A paused run is left as it is and returned.
+    /// **R5** From here on no task of the run is ready. Claimed tasks go on, keep their leases, and may
+    /// finish. If the last one finishes, the run ends as if it were running. Claims of other runs cost the
+    /// same however many tasks paused runs hold. A paused run is left as it is and returned.
+    ///
+    /// Pausing, resuming or cancelling waits for a concurrent change of the run instead of failing.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidTransition` for a pending or terminal run.
+    /// `NotFound`. `InvalidTransition` for a pending or ended run.
     ///
     /// # Cancel safety
     /// Paused or not. Repeating it is safe.
@@ -456,7 +464,7 @@ pub trait RunStore: Send + Sync {
     /// running run is left as it is and returned.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidTransition` for a pending or terminal run.
+    /// `NotFound`. `InvalidTransition` for a pending or ended run.
     ///
     /// # Cancel safety
     /// Resumed or not. Repeating it is safe.
@@ -464,21 +472,26 @@ pub trait RunStore: Send + Sync {
 
     /// Does a part of an ended run again.
     ///
-    /// **R6** The run is running again, and these tasks become pending together, as if they had never been claimed (no attempt, error,
-    /// output or time of the last time is left; their tokens go on growing, their logs and ended jobs stay): those that failed or
-    /// were cancelled, or else those that are named, with whatever depends on them, however far. All others stay as they are. Those that wait for nothing are ready from now.
+    /// **R6** The run is running again, and the chosen tasks become pending together.
     ///
-    /// The run's [`error`](Run::error) is that of the failed tasks that stay, if there are any: the one with the lowest index of those that failed by
-    /// themselves.
+    /// - Chosen are the tasks that failed or were cancelled, or else the named ones. Whatever depends on a
+    ///   chosen task, however far, is chosen too. All others stay as they are.
+    /// - A chosen task is as if it had never been claimed: it has no attempt, error, output or time of the
+    ///   last time. Its tokens go on growing, and its log and ended jobs stay.
+    /// - Chosen tasks that wait for nothing are ready from now.
+    /// - The run's [`error`](Run::error) is that of the failed tasks that stay, if there are any. It names
+    ///   the one with the lowest index among those that failed by themselves.
     ///
     /// # Errors
-    /// - `NotFound` for the run, or a name that it has no task of.
-    /// - `InvalidTransition` for a run that has not ended, that was never started, or in which there is nothing to do again.
-    /// - `Conflict` that names a task to be done again and one that it depends on which neither succeeded nor is done again: name
-    ///   that too.
+    /// - `NotFound` for the run, or for a name that is not a task of it.
+    /// - `InvalidTransition` for a run that has not ended, that was never started, or that has nothing to do
+    ///   again.
+    /// - `Conflict` if a chosen task depends on one that neither succeeded nor is chosen. It names both: name
+    ///   that other task too.
     ///
     /// # Cancel safety
-    /// Retried whole or not at all. Repeated after a lost answer it is `InvalidTransition` while the run goes on.
+    /// Retried whole or not at all. Repeated after a lost answer it is `InvalidTransition` while the run
+    /// goes on.
     async fn retry_run(&self, retry: RetryRun) -> Result<Run>;
 }
 

@@ -116,15 +116,17 @@ pub const SCHEDULE_TRIGGER: &str = "schedule";
 
 /// Keeps schedules. The [general rules](crate::Database#general-rules) hold for every method.
 ///
-/// A backend may opt out with [`Capability::Schedules`](crate::Capability::Schedules); all methods are then `Unsupported`.
+/// A backend may opt out with [`Capability::Schedules`](crate::Capability::Schedules). All methods are
+/// then `Unsupported`, which is what they answer by default.
 #[async_trait]
 pub trait ScheduleStore: Plugin {
     /// Gives a workflow a schedule, replaces the one it has, or takes it away.
     ///
-    /// **S1** What is given is kept as it is, [`last_at`](Schedule::last_at) too, and comes with the [workflow](Workflow::schedule).
+    /// **S1** What is given is kept as it is, [`last_at`](Schedule::last_at) too, and comes with the
+    /// [workflow](Workflow::schedule).
     ///
     /// # Errors
-    /// `NotFound` for the workflow; `Unsupported`.
+    /// `NotFound` for the workflow. `Unsupported`.
     ///
     /// # Cancel safety
     /// Set or not. Repeating it is safe, unless another caller has fired or changed the schedule meanwhile.
@@ -135,8 +137,8 @@ pub trait ScheduleStore: Plugin {
 
     /// The schedules that are due now, the longest due first, then by workflow id (**G6**).
     ///
-    /// **S1** A schedule is due when it is enabled and has a next slot that has come by the store's clock (**G4**). One without a
-    /// next slot is never due. The cost does not grow with the schedules that are not due.
+    /// **S1** A schedule is due when it is enabled and its next slot has come by the store's clock (**G4**).
+    /// One without a next slot is never due. The cost does not grow with the schedules that are not due.
     ///
     /// # Errors
     /// `Unsupported`.
@@ -147,16 +149,17 @@ pub trait ScheduleStore: Plugin {
 
     /// Fires a slot: makes a pending run and moves the schedule on.
     ///
-    /// **S1** If and only if the schedule is due and its next slot is the given one, a run is created as by
-    /// [`create_run`](crate::RunStore::create_run), triggered by [`SCHEDULE_TRIGGER`], `last_at` becomes the slot and `next_at` the
-    /// one after it, all in one transaction: two schedulers never fire one slot twice. Otherwise the answer is
-    /// [`NotDue`](FiredSchedule::NotDue).
+    /// **S1** The slot is fired only if the schedule is due and this is its next slot. Then a run is created
+    /// as by [`create_run`](crate::RunStore::create_run), with the trigger [`SCHEDULE_TRIGGER`]. `last_at`
+    /// becomes the slot, and `next_at` the one after it. All of it is one transaction, so two schedulers
+    /// never fire one slot twice. Otherwise the answer is [`NotDue`](FiredSchedule::NotDue).
     ///
     /// # Errors
-    /// `NotFound` for the workflow; `Unsupported`.
+    /// `NotFound` for the workflow. `Unsupported`.
     ///
     /// # Cancel safety
-    /// Fired or not. Repeated after a lost answer it is `NotDue`, and the run is the newest of the workflow that the schedule made.
+    /// Fired or not. Repeated after a lost answer it is `NotDue`. The run is then the newest of the workflow
+    /// that the schedule made.
     ///
     /// # Example
     /// ```

@@ -433,14 +433,14 @@ impl ListTasks {
 
 /// Keeps tasks. The [general rules](crate::Database#general-rules) hold for every method.
 ///
-/// A task is *ready* (**T1**) when it is pending, every task it depends on has succeeded, its retry
-/// time, if it has one, has come, and its run is running.
+/// **T1** A task is *ready* when all of these hold: it is pending, every task it depends on has
+/// succeeded, its run is running, and its retry time has come if it has one.
 #[async_trait]
 pub trait TaskStore: Send + Sync {
-    /// The tasks that are ready now, in the order in which they would be handed out.
+    /// The tasks that are ready now, in the order in which claims hand them out.
     ///
-    /// **T1** Shows exactly the tasks that a claim at this moment would give out, and takes none. A task whose
-    /// dependency failed is never among them, not for a moment.
+    /// **T1** Shows exactly the tasks that a claim would hand out at this moment, and takes none. A task
+    /// whose dependency failed is never among them, not for a moment.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
@@ -449,23 +449,28 @@ pub trait TaskStore: Send + Sync {
     /// Takes ready tasks: each becomes `dispatched`, with a lease.
     ///
     /// **T2**
-    /// - A ready task is given to exactly one claimer, however many processes ask at once. A claim that gives fewer than it was asked
-    ///   for leaves none lying that was ready when it was called, unless another call is just at it: a claimer that takes it, or one that
-    ///   pauses or cancels its run. It need not wait for those, nor see what becomes ready while it is under way.
-    /// - The order is (`ready_at`, run id, index), the answer's too. `ready_at` is the latest of: the run started or
-    ///   resumed, the last dependency succeeded, the retry time came, the task was released or was taken back by
-    ///   [`expire_leases`](Self::expire_leases). A claim takes ready tasks only: one whose lease has lapsed is not, until then.
-    /// - Each has a lease of the asked length, counted from now and live when the answer is made, and a fencing
-    ///   token greater than any that the task had before.
+    /// - Each ready task goes to exactly one claimer, however many processes ask at once.
+    /// - A claim returns fewer tasks than asked only if no other task was ready or another call holds the
+    ///   rest. Such a call is another claim, or a pause or cancellation of the run. The claim does not wait
+    ///   for it. Nor need it see what becomes ready while it is under way.
+    /// - The order is (`ready_at`, run id, index), in the answer too.
+    /// - `ready_at` is the latest of these moments: the run started or resumed, the last dependency
+    ///   succeeded, the retry time came, the task was released,
+    ///   [`expire_leases`](Self::expire_leases) took it back.
+    /// - A task whose lease has lapsed is not ready until [`expire_leases`](Self::expire_leases) takes it
+    ///   back.
+    /// - Each lease has the asked length, counted from now, and is live when the answer is made. Its fencing
+    ///   token is greater than any that the task had before.
     /// - The cost does not depend on how many tasks wait.
     ///
-    /// An attempt begins: `attempts` grows by one; `execution_name`, `retry_at`, `started_at` are emptied.
+    /// An attempt begins: `attempts` grows by one, and `execution_name`, `retry_at` and `started_at` are
+    /// emptied.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules). No ready task is an empty answer.
     ///
     /// # Cancel safety
-    /// Tasks whose answer is lost stay claimed until their leases lapse; then
+    /// If the answer is lost, the tasks stay claimed until their leases lapse. Then
     /// [`expire_leases`](Self::expire_leases) brings them back.
     ///
     /// # Example
@@ -487,9 +492,9 @@ pub trait TaskStore: Send + Sync {
 
     /// Renews leases.
     ///
-    /// **T3** A lease that is live and has this token lasts the asked time from now. Any other is lost: the token is not
-    /// the current one, the lease has lapsed (also if nobody has claimed the task since), the task has ended
-    /// or does not exist. Answers come in the order of the claims; a claim listed twice is
+    /// **T3** A live lease with this token lasts the asked time from now. Any other lease is lost: its token
+    /// is no longer current, it has lapsed (even if nobody has claimed the task since), or its task has
+    /// ended or does not exist. Answers come in the order of the claims. A claim that is listed twice is
     /// answered twice (**T6**).
     ///
     /// # Errors
@@ -501,11 +506,14 @@ pub trait TaskStore: Send + Sync {
 
     /// Takes back up to `limit` tasks whose leases have lapsed, the longest lapsed first, then by task id.
     ///
-    /// **T3** The attempt is spent. A task with attempts left is pending again, ready from now; one without fails,
-    /// and what depends on it too, as in [`update_tasks`](Self::update_tasks) (T5). Its error is
-    /// [`lease_lapsed_message`]. Tasks of paused runs are taken back likewise and wait for the
-    /// resumption. Several callers at once share the work: each task is taken back once. A call need not wait for others that are just at such
-    /// a task or its run, such as a heartbeat that comes too late: what they are at counts towards the limit and may be left to the next call.
+    /// **T3**
+    /// - The attempt is spent. A task with attempts left is pending again, ready from now. One without fails,
+    ///   and its dependents too, as in [`update_tasks`](Self::update_tasks) (T5). Its error is
+    ///   [`lease_lapsed_message`](crate::backend::lease_lapsed_message).
+    /// - Tasks of paused runs are taken back too, and wait for the run to resume.
+    /// - Several callers at once share the work: each task is taken back once.
+    /// - A call need not wait for another that holds such a task or its run, for example a late heartbeat.
+    ///   What the other call holds counts towards the limit and may be left to the next call.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
@@ -514,14 +522,18 @@ pub trait TaskStore: Send + Sync {
     /// All of it happened or none. Repeating it is safe.
     async fn expire_leases(&self, limit: Limit) -> Result<ExpiredTasks>;
 
-    /// Ends up to `limit` attempts that have run for longer than they may, the longest overdue first, then by task id.
+    /// Ends up to `limit` attempts that have run for too long, the longest overdue first, then by task id.
     ///
-    /// **T8** An attempt runs from the moment it was reported as `running`, or deferred, and may run for
-    /// [`timeout_seconds`](Task::timeout_seconds), if there are any: from that moment on it is overdue, whoever holds it and however
-    /// often the lease is renewed. This ends it as a failure that [`timed_out_message`] words: tried again, ready from now, or failed for
-    /// good with what depends on it, as in [`update_tasks`](Self::update_tasks) (T5). Its lease is over and its open jobs are
-    /// cancelled (D2). Until somebody calls this, an overdue attempt may still succeed. Several callers at once share the work, as in
-    /// [`expire_leases`](Self::expire_leases) (T3).
+    /// **T8**
+    /// - An attempt runs from the moment it was reported as `running`, or deferred. It may run for
+    ///   [`timeout_seconds`](Task::timeout_seconds), if the task has any. From then on it is overdue, whoever
+    ///   holds it and however often the lease was renewed.
+    /// - This ends the attempt as a failure with the error
+    ///   [`timed_out_message`](crate::backend::timed_out_message). With attempts left the task is ready
+    ///   again from now. Else it fails, and its dependents too, as in [`update_tasks`](Self::update_tasks)
+    ///   (T5). Its lease is over and its open jobs are cancelled (D2).
+    /// - Until somebody calls this, an overdue attempt may still succeed.
+    /// - Several callers at once share the work, as in [`expire_leases`](Self::expire_leases) (T3).
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
@@ -533,22 +545,26 @@ pub trait TaskStore: Send + Sync {
     /// Reports what became of claimed tasks.
     ///
     /// - **T4** An item is applied if its claim holds: its token is current and its lease is live. Else the
-    ///   task is left as it is and the answer says why, by the first of these that is so: it does not exist
-    ///   (`NotFound`), it has ended (`AlreadyTerminal`, whatever the claim), the lease is lost (`LeaseLost`).
-    ///   A status never moves back: `dispatched` on a running task records the execution name only.
-    /// - **T5** A failure with attempts left makes the task pending again, to be tried after the given delay. One
-    ///   without, or that asks for no retry, makes it `failed`; in the same transaction every task that depends on it, however
-    ///   far, fails with [`dependency_failed_message`] of this task (of the one with the lowest index if several fail at once).
-    /// - **T6** Each item stands for itself: one that is not applied does not touch the others. Items about one
-    ///   task have the effect of one after the other; [`TaskUpdates`] tells in which order. An empty batch is an empty answer.
-    /// - **T7** Repeating a batch after its answer was lost changes nothing more: what had ended is answered
-    ///   `AlreadyTerminal`, what had gone back to pending `LeaseLost`. So a success that is repeated reads
-    ///   `AlreadyTerminal { status: Success }`: who repeats takes that for done.
-    /// - **R3** A run ends in the very transaction in which its last task does: `success` if all succeeded, else
-    ///   `failed`. The answer names the runs that ended.
+    ///   task stays as it is, and the answer is the first of these that is true: the task does not exist
+    ///   (`NotFound`), it has ended (`AlreadyTerminal`, whatever the claim), the lease is lost
+    ///   (`LeaseLost`). A status never moves back: `dispatched` on a running task only records the execution
+    ///   name.
+    /// - **T5** A failure with attempts left makes the task pending again, to be tried after the given delay.
+    ///   A failure without, or one that asks for no retry, makes the task `failed`. In the same transaction
+    ///   every task that depends on it, however far, fails with the error
+    ///   [`dependency_failed_message`](crate::backend::dependency_failed_message). That error names this
+    ///   task, or the one with the lowest index if several fail at once.
+    /// - **T6** Each item stands for itself: one that is not applied does not touch the others. Items about
+    ///   one task take effect one after the other, in the order that [`TaskUpdates`] gives. An empty batch
+    ///   is an empty answer.
+    /// - **T7** Repeating a batch after its answer was lost changes nothing more. What had ended is answered
+    ///   `AlreadyTerminal`, what had gone back to pending `LeaseLost`. So a repeated success reads
+    ///   `AlreadyTerminal { status: Success }`, and whoever repeats takes that for done.
+    /// - **R3** A run ends in the very transaction in which its last task ends: `success` if all tasks
+    ///   succeeded, else `failed`. The answer names the runs that ended.
     ///
-    /// Success keeps the output, clears `error` and lets dependents become ready. A
-    /// release takes the attempt back and makes the task ready from now.
+    /// Success keeps the output, clears `error`, and lets dependents become ready. A release takes the
+    /// attempt back and makes the task ready from now.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules). An item that is not applied is an answer, not an error.
@@ -563,19 +579,21 @@ pub trait TaskStore: Send + Sync {
     /// `NotFound`.
     async fn get_task(&self, id: TaskId) -> Result<TaskDetail>;
 
-    /// The tasks of a run in the order of its DAG (**G6**); the key is the index. None before the run is started.
+    /// The tasks of a run in the order of its DAG (**G6**). The key is the index. A run has no tasks before
+    /// it is started.
     ///
     /// # Errors
     /// `NotFound` for the run.
     async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>>;
 
-    /// What these tasks of a run gave.
+    /// The outputs of these tasks of a run.
     ///
-    /// **L1** One call for any number of names. Every name that the run has is in the answer, with `None` if the
-    /// task has no output, so far or at all; JSON `null` is an output. A name that the run does not have is left
-    /// out; one listed twice is answered once.
+    /// **L1** One call for any number of names. Every name that the run has is in the answer, with `None` if
+    /// the task has no output. JSON `null` is an output. A name that the run does not have is left out. One
+    /// that is listed twice is answered once.
     ///
     /// # Errors
-    /// `NotFound` for the run; `InvalidInput` for more than [`MAX_BATCH_ITEMS`](crate::limits::MAX_BATCH_ITEMS) names.
+    /// `NotFound` for the run. `InvalidInput` for more than
+    /// [`MAX_BATCH_ITEMS`](crate::limits::MAX_BATCH_ITEMS) names.
     async fn task_outputs(&self, run: RunId, names: &[TaskName]) -> Result<BTreeMap<TaskName, Option<Json>>>;
 }

@@ -308,10 +308,15 @@ pub fn no_import() -> Error {
     Error::conflict("no import is under way")
 }
 
-/// Takes in what another store holds. Callers use [`copy`](crate::copy::copy); this is what it needs of the store it copies to.
+/// Takes in what another store holds. Callers use [`copy`](crate::copy::copy), which needs this of the
+/// store it copies to.
 ///
-/// **M6** Records are kept apart, page by page, and are seen by nothing else until the import is finished. Then all of them become what the store holds, in one
-/// transaction: every method answers as the store did that they were read from, and work goes on from there.
+/// **M6** Records are kept apart, page by page. Nothing else sees them until the import is finished. Then
+/// all of them become what the store holds, in one transaction. From then on every method answers as the
+/// store did that they came from, and work goes on.
+///
+/// A backend may opt out with [`Capability::Transfer`](crate::Capability::Transfer). All methods are then
+/// `Unsupported`, which is what they answer by default.
 #[async_trait]
 pub trait Transfer: Plugin {
     /// How far an import has come; `None` if none is under way.
@@ -337,11 +342,12 @@ pub trait Transfer: Plugin {
     /// Makes what was imported the content of the store. The import is over with it.
     ///
     /// # Errors
-    /// `Conflict` if none is under way, or if the store has a workflow by now; `Unsupported`. A failure has changed nothing (G7). That the records fit
-    /// each other is the care of [`copy`](crate::copy::copy); a backend need not ask.
+    /// `Conflict` if no import is under way, or if the store has a workflow by now. `Unsupported`. A failure
+    /// has changed nothing (G7). [`copy`](crate::copy::copy) sees to it that the records fit each other, so
+    /// a backend need not check.
     ///
     /// # Cancel safety
-    /// Finished or not: if no import is under way any more, it is.
+    /// Finished or not: it is if no import is under way any more.
     async fn finish_import(&self) -> Result<()> {
         Err(self.backend().lacks(Capability::Transfer))
     }

@@ -304,9 +304,8 @@ impl Snapshot {
 pub trait WorkflowStore: Send + Sync {
     /// Stores a workflow with its DAG.
     ///
-    /// **W1** The workflow and the snapshot of its DAG come into being together. A taken name is
-    /// refused, also when two callers create it at once: one of them gets it. Names are
-    /// case-sensitive.
+    /// **W1** The workflow and the snapshot of its DAG come into being together. A taken name is refused. If
+    /// two callers create it at once, one of them gets it. Names are case-sensitive.
     ///
     /// # Errors
     /// `AlreadyExists` for a taken name.
@@ -351,9 +350,9 @@ pub trait WorkflowStore: Send + Sync {
 
     /// Changes a workflow.
     ///
-    /// **W2** All that is given is replaced together. A DAG becomes the workflow's current snapshot: a new one, or the one that the
-    /// workflow has of the very same [content](Dag::content_hash) from before. Snapshots never change, and runs keep the one they
-    /// were created with.
+    /// **W2** Everything that is given is replaced together. A DAG becomes the workflow's current snapshot.
+    /// That is a new snapshot, or an earlier one of this workflow with the very same
+    /// [content](Dag::content_hash). Snapshots never change, and runs keep the one they were created with.
     ///
     /// # Errors
     /// `NotFound`.
@@ -384,11 +383,11 @@ pub trait WorkflowStore: Send + Sync {
 
     /// Deletes a workflow with its schedule, snapshots, runs, tasks, outputs, logs and deferred jobs.
     ///
-    /// **W3** All of it goes or none. While a run of it is pending, running or paused it is refused; a
-    /// run that is created meanwhile either stops the deletion or finds no workflow.
+    /// **W3** All of it goes or none. It is refused while a run of it is pending, running or paused. A run
+    /// that is created meanwhile either stops the deletion or finds no workflow.
     ///
     /// # Errors
-    /// `NotFound`; `Conflict` that names a run that has not ended.
+    /// `NotFound`. `Conflict` that names a run that has not ended.
     ///
     /// # Cancel safety
     /// The workflow is gone whole or not at all. Repeated after a lost answer it is `NotFound`.

@@ -10,9 +10,6 @@ use ork_state_api::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::state::{JobRow, TaskRow};
-use crate::transfer::LogLength;
-
 /// One entity as a transaction left it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -53,6 +50,9 @@ pub(crate) enum Change {
     ImportAbandoned,
 }
 
+/// How much of a task's log is there.
+pub(crate) type LogLength = (TaskId, u64);
+
 /// A deferred job as it is, with what it does not show.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NewJob {
@@ -84,11 +84,10 @@ pub(crate) struct JobPatch {
 
 impl JobPatch {
     /// The job as it is.
-    pub(crate) fn of(row: &JobRow) -> Self {
-        let job = &row.job;
+    pub(crate) fn of(job: &DeferredJob, token: Token) -> Self {
         Self {
             id: job.id,
-            token: row.token,
+            token,
             status: job.status,
             owner: job.owner.clone(),
             poll_at: job.poll_at,
@@ -101,9 +100,8 @@ impl JobPatch {
     }
 
     /// Makes the job so.
-    pub(crate) fn write_to(self, row: &mut JobRow) {
-        row.token = self.token;
-        let job = &mut row.job;
+    pub(crate) fn write_to(self, job: &mut DeferredJob, token: &mut Token) {
+        *token = self.token;
         job.status = self.status;
         job.owner = self.owner;
         job.poll_at = self.poll_at;
@@ -163,11 +161,7 @@ pub(crate) struct TaskPatch {
 
 impl TaskPatch {
     /// The task as it is.
-    pub(crate) fn of(row: &TaskRow) -> Self {
-        Self::of_task(&row.task, row.token)
-    }
-
-    pub(crate) fn of_task(task: &Task, token: Token) -> Self {
+    pub(crate) fn of(task: &Task, token: Token) -> Self {
         Self {
             id: task.id,
             status: task.status,
@@ -187,13 +181,12 @@ impl TaskPatch {
     }
 
     /// Makes the task so.
-    pub(crate) fn write_to(self, row: &mut TaskRow) {
-        let task = &mut row.task;
+    pub(crate) fn write_to(self, task: &mut Task, token: &mut Token) {
         task.status = self.status;
         task.unmet_dependencies = self.unmet_dependencies;
         task.open_jobs = self.open_jobs;
         task.attempts = self.attempts;
-        row.token = self.token;
+        *token = self.token;
         task.lease = self.lease;
         task.execution_name = self.execution_name;
         task.error = self.error;

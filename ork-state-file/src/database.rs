@@ -4,7 +4,7 @@ use ork_state_api::backend::{Backend, Plugin};
 use ork_state_api::{Result, Timestamp};
 
 use crate::engine::Handle;
-use crate::logs::Logs;
+use crate::log_files::Logs;
 use crate::state::State;
 use crate::transaction::Transaction;
 

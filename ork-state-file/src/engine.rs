@@ -18,10 +18,10 @@ use crate::change::Change;
 use crate::import::{Imported, import, is_orks};
 use crate::journal::{JOURNAL, Journal, Sync, VERSION};
 use crate::lock::Locked;
-use crate::logs::Logs;
+use crate::log_files::Logs;
 use crate::state::{News, State};
 use crate::transaction::Transaction;
-use crate::watch::{Hints, JournalWatcher, Source};
+use crate::watch::{Hints, JournalWatcher, LookSoon, Source};
 
 /// Most calls that share a commit: what one of them may have to wait for.
 const MAX_GROUP: usize = 256;
@@ -352,15 +352,20 @@ impl Handle {
     }
 
     /// Has the thread look at what other processes have written; it clears the flag when it does.
-    pub(crate) fn look(&self, flag: Arc<AtomicBool>) {
+    /// Puts a look into this queue, each time that it is called.
+    fn look_through(queue: Sender<Box<dyn Call>>) -> LookSoon {
         // If the thread has ended there is nothing to be seen.
-        let _ = self.queue.send(Box::new(Look(flag)));
+        Arc::new(move |flag| drop(queue.send(Box::new(Look(flag)))))
     }
 
     pub(crate) fn watch(&self, topic: Topic) -> Result<Watch> {
         let journal =
             self.directory.as_deref().map(|directory| self.journal_watcher(directory)).transpose()?;
-        Ok(Watch::new(Source { hints: self.hints.subscribe(topic), engine: self.clone(), journal }))
+        Ok(Watch::new(Source {
+            hints: self.hints.subscribe(topic),
+            look: Self::look_through(self.queue.clone()),
+            journal,
+        }))
     }
 
     fn journal_watcher(&self, directory: &Path) -> Result<Arc<JournalWatcher>> {
@@ -369,8 +374,8 @@ impl Handle {
             return Ok(watcher);
         }
         // With a queue end of its own: the watcher must not keep itself alive.
-        let engine = Self { watcher: Arc::default(), ..self.clone() };
-        let watcher = Arc::new(JournalWatcher::new(directory, JOURNAL, engine)?);
+        let look = Self::look_through(self.queue.clone());
+        let watcher = Arc::new(JournalWatcher::new(directory, JOURNAL, look)?);
         *shared = Arc::downgrade(&watcher);
         Ok(watcher)
     }

@@ -494,7 +494,7 @@ impl Import {
         for row in rows {
             let task = row.task.id;
             if row.token.get() != 0 {
-                changes.push(Change::Task(TaskPatch::of_task(&row.task, row.token)));
+                changes.push(Change::Task(TaskPatch::of(&row.task, row.token)));
             }
             if row.old.output.is_some() {
                 changes.push(Change::Output { task, output: row.old.output });

@@ -3,8 +3,8 @@ use std::ops::Bound;
 use async_trait::async_trait;
 use ork_state_api::backend::RetryPlan;
 use ork_state_api::{
-    CreatedRun, EndedRun, Entity, Error, ListRuns, NewRun, Page, Result, RetryRun, Run, RunFilter, RunId,
-    RunKey, RunStatus, RunStore, StartRun, Task, TaskCounts, TaskStatus,
+    CreatedRun, Entity, Error, ListRuns, NewRun, Page, Result, RetryRun, Run, RunFilter, RunId, RunKey,
+    RunStatus, RunStore, StartRun, Task, TaskCounts, TaskStatus,
 };
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use crate::change::{Change, NewTask};
 use crate::database::FileDatabase;
 use crate::state::{State, TaskRow};
 use crate::transaction::Transaction;
-use crate::updates::cancel_jobs;
+use crate::updates::{cancel_jobs, end_if_done};
 
 #[async_trait]
 impl RunStore for FileDatabase {
@@ -193,19 +193,4 @@ fn toggle(tx: &mut Transaction<'_>, id: RunId, from: RunStatus, to: RunStatus) -
     }
     tx.edit_run(id, |run| run.status = to);
     Ok(tx.state.run(id)?.run.clone())
-}
-
-/// Ends a live run that has no unfinished task (R3), and says so.
-pub(crate) fn end_if_done(tx: &mut Transaction<'_>, id: RunId) -> Option<EndedRun> {
-    let run = &tx.state.runs.get(&id)?.run;
-    if run.status.is_terminal() || run.tasks.unfinished > 0 {
-        return None;
-    }
-    let status = if run.tasks.failed > 0 { RunStatus::Failed } else { RunStatus::Success };
-    let now = tx.now;
-    tx.edit_run(id, |run| {
-        run.status = status;
-        run.finished_at = Some(now);
-    });
-    Some(EndedRun::new(id, status))
 }

@@ -3,7 +3,7 @@
 use ork_state_api::{Error, JobId, Result, Run, RunId, TaskId, Timestamp};
 
 use crate::change::{Change, JobPatch, NewTask, TaskPatch};
-use crate::logs::Logs;
+use crate::log_files::Logs;
 use crate::state::{JobRow, State, TaskRow};
 
 /// What one call works on. It first checks, then changes: an error after a change would leave it half done.
@@ -27,7 +27,7 @@ impl Transaction<'_> {
     /// Changes a task, which must be there.
     pub(crate) fn edit_task(&mut self, id: TaskId, edit: impl FnOnce(&mut TaskRow)) {
         if let Some(row) = self.state.edit_task(id, edit) {
-            self.changes.push(Change::Task(TaskPatch::of(row)));
+            self.changes.push(Change::Task(TaskPatch::of(&row.task, row.token)));
         }
     }
 
@@ -41,7 +41,7 @@ impl Transaction<'_> {
     /// Changes a deferred job, which must be there.
     pub(crate) fn edit_job(&mut self, id: JobId, edit: impl FnOnce(&mut JobRow)) {
         if let Some(row) = self.state.edit_job(id, edit) {
-            self.changes.push(Change::Job(JobPatch::of(row)));
+            self.changes.push(Change::Job(JobPatch::of(&row.job, row.token)));
         }
     }
 

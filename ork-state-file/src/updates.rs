@@ -6,12 +6,11 @@ use ork_state_api::backend::{
     UpdateStep, dependency_failed_message, lease_lapsed_message, task_failed_message, timed_out_message,
 };
 use ork_state_api::{
-    Claim, Delay, EndedRun, ExpiredTasks, JobStatus, Limit, Result, RunId, Task, TaskChange, TaskId,
-    TaskName, TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, UpdateReport,
+    Claim, Delay, EndedRun, ExpiredTasks, JobStatus, Limit, Result, RunId, RunStatus, Task, TaskChange,
+    TaskId, TaskName, TaskStatus, TaskUpdates, Text, Timestamp, UpdateOutcome, UpdateReport,
 };
 
 use crate::change::Change;
-use crate::runs::end_if_done;
 use crate::state::{JobRow, TaskRow};
 use crate::transaction::Transaction;
 
@@ -194,6 +193,21 @@ pub(crate) fn settle(tx: &mut Transaction<'_>, ended: &[TaskId]) -> Vec<EndedRun
         ended_runs.extend(end_if_done(tx, run));
     }
     ended_runs
+}
+
+/// Ends a live run that has no unfinished task (R3), and says so.
+pub(crate) fn end_if_done(tx: &mut Transaction<'_>, id: RunId) -> Option<EndedRun> {
+    let run = &tx.state.runs.get(&id)?.run;
+    if run.status.is_terminal() || run.tasks.unfinished > 0 {
+        return None;
+    }
+    let status = if run.tasks.failed > 0 { RunStatus::Failed } else { RunStatus::Success };
+    let now = tx.now;
+    tx.edit_run(id, |run| {
+        run.status = status;
+        run.finished_at = Some(now);
+    });
+    Some(EndedRun::new(id, status))
 }
 
 fn name_of(tx: &Transaction<'_>, run: RunId, index: u32) -> Option<TaskName> {

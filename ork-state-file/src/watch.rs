@@ -14,7 +14,6 @@ use ork_state_api::backend::WatchSource;
 use ork_state_api::{Error, Result, Topic};
 use tokio::sync::watch::{Receiver, Sender};
 
-use crate::engine::Handle;
 use crate::state::News;
 
 /// How often a watcher looks without a hint of the file system: it has none of writers on other machines, such as on NFS.
@@ -45,13 +44,16 @@ impl Hints {
     }
 }
 
+/// Puts a look at the journal into the engine's queue. The flag is cleared when it is done.
+pub(crate) type LookSoon = Arc<dyn Fn(Arc<AtomicBool>) + Send + Sync>;
+
 /// Has the engine look when the journal changes, for as long as this lives.
 pub(crate) struct JournalWatcher(
     #[expect(dead_code, reason = "it watches until it is dropped")] notify::RecommendedWatcher,
 );
 
 impl JournalWatcher {
-    pub(crate) fn new(directory: &Path, journal: &'static str, engine: Handle) -> Result<Self> {
+    pub(crate) fn new(directory: &Path, journal: &'static str, look: LookSoon) -> Result<Self> {
         let failed = |source| {
             Error::unavailable("the directory cannot be watched")
                 .with_hint("The system may be out of watches: see fs.inotify.max_user_instances")
@@ -59,14 +61,14 @@ impl JournalWatcher {
         };
         let path: PathBuf = directory.join(journal);
         let looking = Arc::new(AtomicBool::new(false));
-        let look = move |event: notify::Result<notify::Event>| {
+        let changed = move |event: notify::Result<notify::Event>| {
             let concerns = |event: notify::Event| !event.kind.is_access() && event.paths.contains(&path);
             // An error, such as a queue that ran over, may hide a change.
             if event.map_or(true, concerns) && !looking.swap(true, Ordering::AcqRel) {
-                engine.look(looking.clone());
+                look(looking.clone());
             }
         };
-        let mut watcher = notify::recommended_watcher(look).map_err(failed)?;
+        let mut watcher = notify::recommended_watcher(changed).map_err(failed)?;
         watcher.watch(directory, RecursiveMode::NonRecursive).map_err(failed)?;
         Ok(Self(watcher))
     }
@@ -81,7 +83,7 @@ impl std::fmt::Debug for JournalWatcher {
 /// A caller's watch.
 pub(crate) struct Source {
     pub(crate) hints: Receiver<()>,
-    pub(crate) engine: Handle,
+    pub(crate) look: LookSoon,
     /// There is none for a store in memory.
     pub(crate) journal: Option<Arc<JournalWatcher>>,
 }
@@ -96,7 +98,7 @@ impl WatchSource for Source {
         loop {
             match tokio::time::timeout(FALLBACK, self.hints.changed()).await {
                 Ok(changed) => return changed.map_err(ended),
-                Err(_) => self.engine.look(Arc::default()),
+                Err(_) => (self.look)(Arc::default()),
             }
         }
     }

@@ -20,9 +20,11 @@ use ork_state_api::{Error, Result};
 
 use crate::disk::{sync_directory, sync_file};
 use crate::error::io_at;
-use crate::journal::{SNAPSHOT, encode, stage, staged, wait_for_lock, write_header};
 use crate::lock::{self, Locked};
 use crate::state::Image;
+
+use super::files::{SNAPSHOT, stage, staged, wait_for_lock};
+use super::format::{encode, write_header};
 
 const FOLD: &str = "fold";
 const SEALED: &str = "sealed-";
@@ -33,11 +35,11 @@ const FREED_AT_ONCE: u64 = 16 << 20;
 
 /// A fold that is under way.
 #[derive(Debug)]
-pub(crate) struct Fold(JoinHandle<Result<()>>);
+pub(super) struct Fold(JoinHandle<Result<()>>);
 
 impl Fold {
     /// Starts to write what the state was after commit `seq`.
-    pub(crate) fn start(
+    pub(super) fn start(
         directory: &Path,
         only: Locked,
         lock_timeout: Duration,
@@ -54,12 +56,12 @@ impl Fold {
         thread.map(Self).map_err(|source| Error::unavailable("no thread can be started").with_source(source))
     }
 
-    pub(crate) fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.0.is_finished()
     }
 
     /// How it went, when it is over.
-    pub(crate) fn outcome(self) -> Result<()> {
+    pub(super) fn outcome(self) -> Result<()> {
         self.0.join().unwrap_or_else(|_| Err(Error::internal("the thread that folds the journal panicked")))
     }
 }
@@ -120,13 +122,13 @@ fn shorten(path: &Path) -> io::Result<()> {
 }
 
 /// Has a journal stay as it is for as long as this process has it open, also when others have folded it.
-pub(crate) fn keep(journal: &File) {
+pub(super) fn keep(journal: &File) {
     // Who does not get it reads the store anew when the journal has become shorter.
     let _ = journal.try_lock_shared();
 }
 
 /// Keeps other processes from folding, unless one does.
-pub(crate) fn lock_fold(directory: &Path) -> Result<Option<Locked>> {
+pub(super) fn lock_fold(directory: &Path) -> Result<Option<Locked>> {
     let path = directory.join(FOLD);
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = file.map_err(|source| io_at("open", &path, source))?;
@@ -134,7 +136,7 @@ pub(crate) fn lock_fold(directory: &Path) -> Result<Option<Locked>> {
 }
 
 /// Removes what a process that was killed had written of a snapshot, or not yet removed of the one before, unless one is under way.
-pub(crate) fn clean_up(directory: &Path) -> Result<()> {
+pub(super) fn clean_up(directory: &Path) -> Result<()> {
     let left = [staged(directory, SNAPSHOT), directory.join(OLD)];
     if left.iter().any(|path| path.exists())
         && let Some(_only) = lock_fold(directory)?
@@ -148,12 +150,12 @@ pub(crate) fn clean_up(directory: &Path) -> Result<()> {
 }
 
 /// The name of a journal that ends with this commit.
-pub(crate) fn sealed_name(last: u64) -> String {
+pub(super) fn sealed_name(last: u64) -> String {
     format!("{SEALED}{last}.jsonl")
 }
 
 /// The sealed journals, each with its last commit, in their order.
-pub(crate) fn sealed(directory: &Path) -> Result<Vec<(u64, PathBuf)>> {
+pub(super) fn sealed(directory: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let failed = |source| io_at("read", directory, source);
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed)? {
@@ -169,7 +171,7 @@ pub(crate) fn sealed(directory: &Path) -> Result<Vec<(u64, PathBuf)>> {
 }
 
 /// A journal is as long as all of it that no snapshot contains.
-pub(crate) fn sealed_bytes(directory: &Path) -> u64 {
+pub(super) fn sealed_bytes(directory: &Path) -> u64 {
     let lengths = sealed(directory).unwrap_or_default().into_iter().map(|(_, path)| fs::metadata(path));
     lengths.filter_map(|metadata| Some(metadata.ok()?.len())).sum()
 }

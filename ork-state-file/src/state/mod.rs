@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ork_state_api::backend::ImportProgress;
 use ork_state_api::{
     DeferredJob, Entity, Error, JobId, JobStatus, Json, Label, ReadyTask, Result, Run, RunId, RunKey,
     RunStatus, Schedule, Snapshot, SnapshotId, Task, TaskId, TaskName, TaskStatus, Timestamp, Token,
     Workflow, WorkflowId, WorkflowName,
 };
 
-use crate::change::{Change, JobPatch, NewJob, NewTask, TaskPatch};
-use crate::transfer::LogLength;
+use crate::change::{Change, NewJob, NewTask, TaskPatch};
+
+mod import;
+
+pub(crate) use self::import::Import;
 
 /// Everything that is stored.
 ///
@@ -50,15 +52,6 @@ pub(crate) struct State {
     pub(crate) import: Option<Import>,
     /// What has happened since somebody looked.
     pub(crate) news: News,
-}
-
-/// Records of another store that are not yet what this one holds.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Import {
-    pub(crate) progress: ImportProgress,
-    /// Encoded, without those of logs.
-    pub(crate) records: Vec<Arc<str>>,
-    pub(crate) logs: Vec<LogLength>,
 }
 
 /// How many there are of each status.
@@ -217,7 +210,8 @@ impl State {
             Change::Tasks { run, tasks } => self.put_tasks(run, tasks)?,
             Change::Task(patch) => {
                 let id = patch.id;
-                self.edit_task(id, |row| patch.write_to(row)).ok_or_else(|| format!("no task {id}"))?;
+                self.edit_task(id, |row| patch.write_to(&mut row.task, &mut row.token))
+                    .ok_or_else(|| format!("no task {id}"))?;
             }
             Change::Output { task, output } => {
                 self.task_mut(task).ok_or_else(|| format!("no task {task}"))?.output = output;
@@ -225,7 +219,7 @@ impl State {
             Change::Jobs(jobs) => self.put_jobs(jobs)?,
             Change::Job(patch) => {
                 let id = patch.id;
-                self.edit_job(id, |row| JobPatch::write_to(patch, row))
+                self.edit_job(id, |row| patch.write_to(&mut row.job, &mut row.token))
                     .ok_or_else(|| format!("no deferred job {id}"))?;
             }
             Change::LogLength { task, length } => {
@@ -548,7 +542,7 @@ impl Image {
             for row in &row.tasks {
                 // What a new task has not: the token of an earlier claim, an output, a log.
                 if row.token.get() != 0 {
-                    changes.push(Change::Task(TaskPatch::of(row)));
+                    changes.push(Change::Task(TaskPatch::of(&row.task, row.token)));
                 }
                 if row.output.is_some() {
                     changes.push(Change::Output { task: row.task.id, output: row.output.clone() });

@@ -3,10 +3,10 @@
 //! - `journal.jsonl`: a header, then a line a commit: `{"seq":7,"crc":"89abcdef","changes":[…]}`, with the changes of all transactions that
 //!   share the commit. The checksum is the CRC-32 of the sequence number in decimal, a space, and the text of the changes.
 //! - `snapshot.jsonl`: the same form, and a last line without changes, so that one that was cut short is known; made when the journal has
-//!   grown long. The journal goes on after it, and after the `sealed-SEQ.jsonl` that there may be: see [`fold`](crate::fold).
+//!   grown long. The journal goes on after it, and after the `sealed-SEQ.jsonl` that there may be: see [`fold`].
 //! - `lock`: locked while a process writes; shared while one reads what another wrote.
 //! - `turnstile`: locked by the one who is next to have the lock, so that a busy process cannot take it again and again.
-//! - `logs/`: see [`logs`](crate::logs).
+//! - `logs/`: see `log_files.rs`.
 //!
 //! A file with a complete header is whole: both come into being under another name, are synced, then
 //! renamed, and the directory is synced.
@@ -14,38 +14,32 @@
 //! **Loss of power** may take any pages of a write that was not synced, earlier ones and not later ones. Since a commit is one line, and no
 //! commit is written before the one before it is on disk, all that can be bad is the last line, and nothing of it was acknowledged: it is cut
 //! off. That takes that whoever finds lines that another process wrote, perhaps killed before its sync, syncs before it relies on them.
-//!
-//! **Line breaks** in a line are white space of JSON that callers gave, which comes back as it was: a CR stands as CR CR, an LF as CR TAB.
-//! So a line is one line, and still JSON that says the same.
 
-use std::borrow::Cow;
-use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
-use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+mod files;
+mod fold;
+mod format;
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use ork_state_api::{Error, ErrorKind, Result};
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use ork_state_api::{Error, Result};
 
 use crate::change::Change;
 use crate::disk::{make_directory, sync_directory, sync_file};
 use crate::error::io_at;
-use crate::fold::{self, Fold};
-use crate::lock::{self, Deadline, Locked};
+use crate::lock::Locked;
 use crate::state::State;
 
-/// The version of the format, which is the store's schema version.
-pub(crate) const VERSION: i64 = 1;
+pub(crate) use self::files::{JOURNAL, stage};
+pub(crate) use self::format::VERSION;
 
-pub(crate) const JOURNAL: &str = "journal.jsonl";
-pub(crate) const SNAPSHOT: &str = "snapshot.jsonl";
-const LOCK: &str = "lock";
-const TURNSTILE: &str = "turnstile";
-const LOGS: &str = "logs";
+use self::files::{LOCK, LOGS, SNAPSHOT, TURNSTILE, open_lock, staged, wait_in_turn};
+use self::fold::Fold;
+use self::format::{Header, Read, corrupt, encode, open_with_header, read_lines, write_header};
 
 /// A journal is worth folding into a snapshot when it is longer than this and than twice the snapshot. In unit tests it is
 /// soon: they look at what a crash leaves of the folding.
@@ -59,67 +53,6 @@ pub enum Sync {
     /// What is acknowledged survives a crash of the process; loss of power may take the latest writes, or leave a journal that is
     /// `Corrupt` where they begin.
     Off,
-}
-
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Header {
-    ork_state_file: i64,
-    /// The last commit that is folded into what comes before.
-    after: u64,
-}
-
-#[derive(Deserialize)]
-struct Line<'a> {
-    seq: u64,
-    crc: &'a str,
-    #[serde(borrow)]
-    changes: &'a RawValue,
-}
-
-fn checksum(seq: u64, changes: &str) -> String {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(seq.to_string().as_bytes());
-    hasher.update(b" ");
-    hasher.update(changes.as_bytes());
-    format!("{:08x}", hasher.finalize())
-}
-
-/// A commit as a line of the journal.
-pub(crate) fn encode(seq: u64, changes: &[Change]) -> Result<String> {
-    let changes = serde_json::to_string(changes)
-        .map_err(|source| Error::internal("a transaction does not serialise").with_source(source))?;
-    let changes = without_line_breaks(&changes);
-    Ok(format!("{{\"seq\":{seq},\"crc\":\"{}\",\"changes\":{changes}}}\n", checksum(seq, &changes)))
-}
-
-fn without_line_breaks(text: &str) -> Cow<'_, str> {
-    if !text.contains('\r') && !text.contains('\n') {
-        return text.into();
-    }
-    text.replace('\r', "\r\r").replace('\n', "\r\t").into()
-}
-
-fn with_line_breaks(text: &str) -> Result<Cow<'_, str>, String> {
-    let mut parts = text.split('\r');
-    let first = parts.next().unwrap_or_default();
-    if first.len() == text.len() {
-        return Ok(text.into());
-    }
-    let mut original = String::with_capacity(text.len());
-    original += first;
-    // What follows a CR: nothing, up to the other CR of a pair, or the TAB that makes it an LF.
-    while let Some(part) = parts.next() {
-        if let Some(rest) = part.strip_prefix('\t') {
-            original.push('\n');
-            original += rest;
-        } else if let ("", Some(rest)) = (part, parts.next()) {
-            original.push('\r');
-            original += rest;
-        } else {
-            return Err("has a CR that stands for nothing".to_owned());
-        }
-    }
-    Ok(original.into())
 }
 
 /// The directory of a store, opened by this process.
@@ -149,83 +82,6 @@ struct OpenJournal {
     sealed: u64,
     /// The length, with those, at which it is worth folding.
     fold_at: u64,
-}
-
-/// Waits for the lock for writing, through files of its own: not as the process that has it already.
-pub(crate) fn wait_for_lock(directory: &Path, timeout: Duration) -> Result<Locked> {
-    let (turnstile, lock) = (open_lock(directory, TURNSTILE)?, open_lock(directory, LOCK)?);
-    wait_in_turn(&turnstile, &lock, directory, File::try_lock, timeout)
-}
-
-/// Whoever waits for the lock waits in the turnstile, where there is room for one. So who has just let the lock go and
-/// wants it again comes after who waits already.
-fn wait_in_turn(
-    turnstile: &Arc<File>,
-    lock: &Arc<File>,
-    directory: &Path,
-    try_lock: fn(&File) -> Result<(), TryLockError>,
-    timeout: Duration,
-) -> Result<Locked> {
-    let (path, deadline) = (directory.join(LOCK), Deadline::after(timeout));
-    let _next = lock::wait(turnstile, &path, File::try_lock, deadline)?;
-    lock::wait(lock, &path, try_lock, deadline)
-}
-
-fn open_lock(directory: &Path, name: &str) -> Result<Arc<File>> {
-    let path = directory.join(name);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    file.map(Arc::new).map_err(|source| io_at("open", &path, source))
-}
-
-/// The name under which a file is written before it gets its own.
-pub(crate) fn staged(directory: &Path, name: &str) -> PathBuf {
-    directory.join(format!("{name}.new"))
-}
-
-/// So much is written before it is synced.
-const SYNC_BYTES: usize = 256 << 10;
-
-/// A file that has what is written on disk soon: a file system that is given much to write at the end keeps the syncs of others
-/// waiting meanwhile, those of the journal among them.
-#[derive(Debug)]
-pub(crate) struct InSteps {
-    file: File,
-    unsynced: usize,
-}
-
-impl Write for InSteps {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.unsynced += written;
-        if self.unsynced >= SYNC_BYTES {
-            sync_file(&self.file)?;
-            self.unsynced = 0;
-        }
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-/// Writes a file under another name and syncs it. If it fails, nothing is left of it.
-pub(crate) fn stage(
-    directory: &Path,
-    name: &str,
-    write: impl FnOnce(&mut BufWriter<InSteps>) -> io::Result<()>,
-) -> Result<()> {
-    let staged = staged(directory, name);
-    let stage = || {
-        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged)?;
-        let mut file = BufWriter::with_capacity(SYNC_BYTES, InSteps { file, unsynced: 0 });
-        write(&mut file)?;
-        sync_file(&file.into_inner().map_err(io::IntoInnerError::into_error)?.file)
-    };
-    stage().map_err(|source| {
-        let _ = fs::remove_file(&staged);
-        io_at("write", &directory.join(name), source)
-    })
 }
 
 impl Journal {
@@ -582,170 +438,5 @@ impl Sync {
             Self::Full => sync_directory(path).map_err(|source| io_at("sync", path, source)),
             Self::Off => Ok(()),
         }
-    }
-}
-
-pub(crate) fn write_header(file: &mut impl Write, after: u64) -> io::Result<()> {
-    serde_json::to_writer(&mut *file, &Header { ork_state_file: VERSION, after })?;
-    file.write_all(b"\n")
-}
-
-/// Opens a journal or snapshot; gives its metadata, its header and where its lines begin.
-fn open_with_header(path: &Path) -> Result<(File, Metadata, Header, u64)> {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).open(path).map_err(|source| io_at("open", path, source))?;
-    let there = file.metadata().map_err(|source| io_at("read", path, source))?;
-    let mut line = String::new();
-    let corrupt = |reason: &str| Error::corrupt(path.display().to_string(), "offset 0", "header", reason);
-    BufReader::new(&file)
-        .read_line(&mut line)
-        .map_err(|source| corrupt("is not text").with_source(source))?;
-    let header: Header = serde_json::from_str(&line)
-        .map_err(|source| corrupt("is not the header of an ork-state journal").with_source(source))?;
-    if header.ork_state_file != VERSION {
-        let kind = ErrorKind::SchemaMismatch { found: header.ork_state_file, needed: VERSION };
-        return Err(
-            Error::new(kind).with_hint(format!("Deploy the newer code that wrote {}", path.display()))
-        );
-    }
-    Ok((file, there, header, line.len() as u64))
-}
-
-fn corrupt(path: &Path, at: u64, reason: String) -> Error {
-    let hint = if path.ends_with(JOURNAL) {
-        "Restore the directory from a backup, or cut the file at this offset and lose what follows"
-    } else {
-        "Restore the directory from a backup"
-    };
-    Error::corrupt(path.display().to_string(), format!("offset {at}"), "line", reason).with_hint(hint)
-}
-
-/// How far a file was read.
-struct Read {
-    /// Where the last whole line ends.
-    end: u64,
-    /// Its number.
-    seq: u64,
-    /// Whether it has no changes, as the last of a snapshot.
-    is_closed: bool,
-}
-
-/// More than this is read by two threads: one decodes what the other applies.
-const MUCH: u64 = 4 << 20;
-/// So many lines are handed from one to the other at a time, and so often before one waits for the other.
-const LINES: usize = 64;
-const AHEAD: usize = 8;
-
-/// Applies the lines from an offset on that come after commit `seq`. A torn last line is left out.
-fn read_lines(path: &Path, file: &mut File, offset: u64, seq: u64, state: &mut State) -> Result<Read> {
-    let failed = |source| io_at("read", path, source);
-    file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-    let much = file.metadata().map_err(failed)?.len().saturating_sub(offset) > MUCH;
-    let mut lines = Lines(BufReader::with_capacity(1 << 20, file));
-    let mut read = Read { end: offset, seq, is_closed: false };
-    if !much {
-        while let Some(line) = lines.next().map_err(failed)? {
-            read.apply(path, line, state)?;
-        }
-        return Ok(read);
-    }
-    std::thread::scope(|scope| {
-        let (decoded, ready) = sync_channel::<io::Result<Vec<DecodedLine>>>(AHEAD);
-        scope.spawn(move || {
-            loop {
-                let some: io::Result<Vec<_>> =
-                    std::iter::from_fn(|| lines.next().transpose()).take(LINES).collect();
-                let is_last = some.as_ref().map_or(true, |some| some.len() < LINES);
-                // The other has stopped at an error.
-                if decoded.send(some).is_err() || is_last {
-                    return;
-                }
-            }
-        });
-        for some in ready {
-            for line in some.map_err(failed)? {
-                read.apply(path, line, state)?;
-            }
-        }
-        Ok(read)
-    })
-}
-
-/// The whole lines of a file, decoded.
-struct Lines<'a>(BufReader<&'a mut File>);
-
-struct DecodedLine {
-    length: u64,
-    commit: Result<(u64, Vec<Change>), String>,
-    /// Loss of power may leave a last line whose length is on disk and whose bytes are not.
-    is_torn: bool,
-}
-
-impl Lines<'_> {
-    fn next(&mut self) -> io::Result<Option<DecodedLine>> {
-        let mut line = Vec::new();
-        let length = self.0.read_until(b'\n', &mut line)? as u64;
-        if line.last() != Some(&b'\n') {
-            return Ok(None);
-        }
-        let commit = decode(&line);
-        let is_torn = commit.is_err() && line.contains(&0) && self.0.fill_buf()?.is_empty();
-        Ok(Some(DecodedLine { length, commit, is_torn }))
-    }
-}
-
-impl Read {
-    /// Goes on by a line. One that is torn is not counted: it is the last.
-    fn apply(&mut self, path: &Path, line: DecodedLine, state: &mut State) -> Result<()> {
-        if line.is_torn {
-            return Ok(());
-        }
-        let corrupt = |reason| corrupt(path, self.end, reason);
-        let (number, changes) = line.commit.map_err(corrupt)?;
-        if number > self.seq + 1 {
-            return Err(corrupt(format!("is commit {number}, {} is missing", self.seq + 1)));
-        }
-        // One that is not greater is in the snapshot already: a crash came between the two names of a fold.
-        if number == self.seq + 1 {
-            self.is_closed = changes.is_empty();
-            for change in changes {
-                state.apply(change).map_err(corrupt)?;
-            }
-            self.seq = number;
-        }
-        self.end += line.length;
-        Ok(())
-    }
-}
-
-fn decode(line: &[u8]) -> Result<(u64, Vec<Change>), String> {
-    let line: Line<'_> =
-        serde_json::from_slice(line).map_err(|error| format!("is not JSON of a commit: {error}"))?;
-    let expected = checksum(line.seq, line.changes.get());
-    if line.crc != expected {
-        return Err(format!("has checksum {}, its content has {expected}", line.crc));
-    }
-    let changes = serde_json::from_str(&with_line_breaks(line.changes.get())?)
-        .map_err(|error| format!("has an unknown change: {error}"))?;
-    Ok((line.seq, changes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn line_breaks_come_back_whatever_is_beside_them() {
-        let mut texts = vec![String::new()];
-        for _ in 0..6 {
-            let longer = |text: &String| ["\r", "\n", "\t", "x"].map(|next| format!("{text}{next}"));
-            texts = texts.iter().flat_map(longer).chain([String::new()]).collect();
-            for text in &texts {
-                let written = without_line_breaks(text);
-                assert!(!written.contains('\n'), "{text:?}");
-                assert_eq!(with_line_breaks(&written).as_deref(), Ok(text.as_str()));
-            }
-        }
-        assert!(with_line_breaks("x\r").is_err() && with_line_breaks("\rx").is_err());
     }
 }

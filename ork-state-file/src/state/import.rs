@@ -1,0 +1,75 @@
+//! Records of another store, and what they come to.
+
+use std::sync::Arc;
+
+use ork_state_api::backend::{ImportProgress, Record};
+use ork_state_api::{Error, Result, Run};
+
+use crate::change::{Change, LogLength, NewJob, NewTask, TaskPatch};
+
+use super::State;
+
+/// Records of another store that are not yet what this one holds.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Import {
+    pub(crate) progress: ImportProgress,
+    /// Encoded, without those of logs.
+    pub(crate) records: Vec<Arc<str>>,
+    pub(crate) logs: Vec<LogLength>,
+}
+
+impl Import {
+    /// What the store holds once it is finished.
+    pub(crate) fn finished(&self) -> Result<State> {
+        let mut state = State::default();
+        let mut tasks = RunTasks::default();
+        for record in &self.records {
+            match Record::decode(record)? {
+                Record::Snapshot(snapshot) => state.put_snapshot(snapshot),
+                Record::Workflow(workflow) => state.put_workflow(workflow),
+                Record::Run(run) => {
+                    std::mem::take(&mut tasks).put_into(&mut state)?;
+                    state.put_run(run.clone());
+                    tasks.run = Some(run);
+                }
+                Record::Task { detail, token } => {
+                    let id = detail.task.id;
+                    tasks.later.push(Change::Task(TaskPatch::of(&detail.task, token)));
+                    if detail.output.is_some() {
+                        tasks.later.push(Change::Output { task: id, output: detail.output });
+                    }
+                    tasks.new.push(NewTask { task: detail.task, params: detail.params });
+                }
+                Record::Job { job, token, .. } => tasks.later.push(Change::Jobs(vec![NewJob { job, token }])),
+                other => return Err(unfit(format!("an imported {} is of no known kind", other.kind()))),
+            }
+        }
+        tasks.put_into(&mut state)?;
+        for (task, length) in &self.logs {
+            state.apply(Change::LogLength { task: *task, length: *length }).map_err(unfit)?;
+        }
+        Ok(state)
+    }
+}
+
+/// The tasks of a run, which are put in at once, and what is said of each.
+#[derive(Default)]
+struct RunTasks {
+    run: Option<Run>,
+    new: Vec<NewTask>,
+    later: Vec<Change>,
+}
+
+impl RunTasks {
+    fn put_into(self, state: &mut State) -> Result<()> {
+        let Some(run) = self.run else { return Ok(()) };
+        if !self.new.is_empty() {
+            state.apply(Change::Tasks { run: run.id, tasks: self.new }).map_err(unfit)?;
+        }
+        self.later.into_iter().try_for_each(|change| state.apply(change)).map_err(unfit)
+    }
+}
+
+fn unfit(problem: String) -> Error {
+    Error::corrupt("import", "?", "record", problem)
+}
