@@ -14,6 +14,7 @@ mod rows;
 mod runs;
 mod schedules;
 mod schema;
+mod steps;
 mod tasks;
 mod transfer;
 mod updates;
@@ -22,6 +23,6 @@ mod workflows;
 
 pub use database::PostgresDatabase;
 pub use options::{BACKEND, PostgresOptions};
-pub use schema::MIGRATOR;
+pub use steps::MIGRATOR;
 
 ork_state_api::register_backend!(BACKEND);

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ork_state_api::{Dag, Error, Found as Store, MigrationReport, Result, Violation};
-use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Executor, Row, SqlStr, query};
 use uuid::Uuid;
@@ -13,11 +12,7 @@ use crate::database::{Inner, PostgresDatabase};
 use crate::error::{Access, of_statement};
 use crate::options::Schema;
 use crate::rows::Reader;
-
-/// The migrations of this crate, for programs that carry them themselves. Up to 014 they have the numbers, names and effects of Ork's own.
-///
-/// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate) applies them, and takes databases of Ork over, which takes more than these statements.
-pub static MIGRATOR: Migrator = sqlx::migrate!();
+use crate::steps::{FUNCTIONS_STEP, LAST_OF_ORK, MIGRATOR, functions_checksum, name, needed};
 
 /// How long to wait for another process that is migrating, and for locks that others hold on tables.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,8 +24,6 @@ const OLDEST_SERVER: i32 = 140_000;
 /// Tables that tell a store made by Ork before ork-state, or by sqlx's own migrations.
 const LEGACY: &[&str] =
     &["_sqlx_migrations", "workflows", "runs", "tasks", "workflow_tasks", "deferred_jobs"];
-/// The last version of Ork's own migrations. Ours bear the same numbers up to it.
-const LAST_OF_ORK: i64 = 14;
 /// How long to wait for what others, such as processes of Ork that still run, do in the tables of a database that is taken over.
 const TAKEOVER_PATIENCE: &str = "10s";
 
@@ -38,9 +31,8 @@ const TAKEOVER_PATIENCE: &str = "10s";
 pub(crate) struct Statements {
     versions: SqlStr,
     versions_of_ork: SqlStr,
-    create: SqlStr,
-    record: SqlStr,
     fence_ork: SqlStr,
+    record_for_sqlx: SqlStr,
     snapshots: SqlStr,
     forget_hashes: SqlStr,
     rewrite_snapshot: SqlStr,
@@ -62,6 +54,11 @@ impl Statements {
                  VALUES ($1, 'taken over by ork-state', true, '', 0)
                  ON CONFLICT DO NOTHING"
             )),
+            record_for_sqlx: sql(format!(
+                "INSERT INTO {schema}._sqlx_migrations (version, description, success, checksum, execution_time)
+                 VALUES ($1, $2, true, $3, 0)
+                 ON CONFLICT (version) DO UPDATE SET checksum = excluded.checksum"
+            )),
             snapshots: sql(format!(
                 "SELECT s.id, s.workflow_id, s.content_hash, s.tasks_json::text AS tasks_json
                  FROM {schema}.workflow_snapshots s
@@ -79,17 +76,6 @@ impl Statements {
                 "WITH w AS (UPDATE {schema}.workflows SET current_snapshot_id = $2 WHERE current_snapshot_id = $1),
                       r AS (UPDATE {schema}.runs SET snapshot_id = $2 WHERE snapshot_id = $1)
                  DELETE FROM {schema}.workflow_snapshots WHERE id = $1"
-            )),
-            create: sql(format!(
-                "CREATE TABLE IF NOT EXISTS {schema}.ork_state_migrations (
-                     version bigint PRIMARY KEY,
-                     name text NOT NULL,
-                     checksum bytea NOT NULL,
-                     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
-                 )"
-            )),
-            record: sql(format!(
-                "INSERT INTO {schema}.ork_state_migrations (version, name, checksum) VALUES ($1, $2, $3)"
             )),
         }
     }
@@ -109,6 +95,8 @@ enum Found {
     Foreign(String),
     /// A database of Ork before ork-state, at this version; the first of its migrations that did not succeed, if there is one.
     Ork { version: i64, failed: Option<i64> },
+    /// A store that `MIGRATOR` has begun to make, at this version.
+    Begun(i64),
     /// These migrations, with their checksums, in order.
     Migrations(Vec<(i64, Vec<u8>)>),
 }
@@ -169,6 +157,10 @@ impl Found {
             .map_err(|error| of_statement(&inner.place, Access::Read, error))?;
         let failed = versions.iter().find(|(_, success)| !success).map(|(version, _)| *version);
         Ok(match versions.last() {
+            // Ork's own begin with 1.
+            Some((version, _)) if versions.first().is_some_and(|(first, _)| *first == 0) => {
+                Self::Begun(*version)
+            }
             Some((version, _)) => Self::Ork { version: *version, failed },
             None => Self::Foreign("_sqlx_migrations".to_owned()),
         })
@@ -196,6 +188,10 @@ impl Found {
                 inner.schema, inner.place
             ))
             .with_hint("Deploy the newer code, which can take it over")),
+            Self::Begun(version) => {
+                Err(Error::new(ork_state_api::ErrorKind::SchemaMismatch { found: version, needed: needed() })
+                    .with_hint("`MIGRATOR` has not made all of the store yet: run it to its end"))
+            }
             // Nothing of ours is there yet.
             Self::Ork { .. } => Ok(Vec::new()),
             Self::Migrations(there) if last(&there) > needed() => Err(mismatch(last(&there))),
@@ -206,11 +202,6 @@ impl Found {
 
 fn last(migrations: &[(i64, Vec<u8>)]) -> i64 {
     migrations.last().map_or(0, |(version, _)| *version)
-}
-
-/// The version that this code reads and writes.
-fn needed() -> i64 {
-    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
 fn mismatch(found: i64) -> Error {
@@ -226,8 +217,25 @@ fn mismatch(found: i64) -> Error {
 /// Whether the store can be worked with.
 pub(crate) async fn check(inner: &Inner) -> Result<()> {
     let mut connection = inner.acquire().await?;
-    let found = last(&Found::look(inner, &mut connection).await?.migrations(inner)?);
-    if found == needed() { Ok(()) } else { Err(mismatch(found)) }
+    let there = Found::look(inner, &mut connection).await?.migrations(inner)?;
+    if last(&there) != needed() {
+        return Err(mismatch(last(&there)));
+    }
+    if has_our_functions(&there) { Ok(()) } else { Err(other_functions(inner)) }
+}
+
+/// Whether the functions are those of this code. Only builds of unreleased code differ in them under
+/// one version.
+fn has_our_functions(there: &[(i64, Vec<u8>)]) -> bool {
+    there.iter().any(|(version, checksum)| *version == FUNCTIONS_STEP && *checksum == functions_checksum())
+}
+
+fn other_functions(inner: &Inner) -> Error {
+    Error::conflict(format!(
+        "the functions of the schema {} at {} are those of another build of this version",
+        inner.schema, inner.place
+    ))
+    .with_hint("Call `migrate`: it installs those of this program")
 }
 
 /// Whether the server and the store can be worked with once it is migrated.
@@ -255,7 +263,7 @@ pub(crate) async fn check_at_connect(inner: &Inner, connection: &mut PgConnectio
     }
     match Found::look(inner, connection).await? {
         // Every method says so; connecting does not, so that there is something to ask.
-        Found::Foreign(_) | Found::Ork { .. } => Ok(()),
+        Found::Foreign(_) | Found::Ork { .. } | Found::Begun(_) => Ok(()),
         found => found.migrations(inner).map(drop),
     }
 }
@@ -265,7 +273,7 @@ impl PostgresDatabase {
         self.call_unmigrated(move |inner| async move {
             let mut connection = inner.acquire().await?;
             let there = Found::look(&inner, &mut connection).await?.migrations(&inner)?;
-            if last(&there) == needed() {
+            if last(&there) == needed() && has_our_functions(&there) {
                 check_checksums(&there)?;
                 let (found, applied, adjusted) = (Store::OrkState(needed()), Vec::new(), Vec::new());
                 return Ok(MigrationReport { found, to: needed(), applied, adjusted });
@@ -304,33 +312,34 @@ async fn migrate(inner: &Inner, connection: &mut PgConnection, intent: Intent) -
     let from = of_ork.unwrap_or(last(&there));
     if there.is_empty() {
         create_schema(inner, &mut transaction).await?;
-        transaction.execute(inner.sql.schema.create.clone()).await.map_err(failed)?;
     }
     if of_ork.is_some() {
         lock_tables(inner, &mut transaction).await?;
     }
+    let for_sqlx = is_made_by_migrator(inner, &mut transaction).await?;
     let mut applied = Vec::new();
-    for migration in MIGRATOR.iter() {
-        let name = name(migration);
-        if migration.version > from {
-            transaction.execute(sqlx::raw_sql(migration.sql.clone())).await.map_err(|error| {
-                let reason = of_statement(&inner.place, Access::Write, error);
-                Error::new(reason.kind().clone())
-                    .with_hint(format!("This was migration {name}"))
-                    .with_source(reason)
-            })?;
-            applied.push(name.clone());
+    for step in MIGRATOR.iter() {
+        let is_missing =
+            step.version > from || (step.version == FUNCTIONS_STEP && !has_our_functions(&there));
+        if !is_missing {
+            continue;
         }
-        // Those that Ork applied are recorded as ours, which have the same effect.
-        if migration.version > from || of_ork.is_some() {
-            query(inner.sql.schema.record.clone())
-                .bind(migration.version)
-                .bind(&name)
-                .bind(&*migration.checksum)
+        transaction.execute(sqlx::raw_sql(step.sql.clone())).await.map_err(|error| {
+            let reason = of_statement(&inner.place, Access::Write, error);
+            Error::new(reason.kind().clone())
+                .with_hint(format!("This was migration {}", name(step)))
+                .with_source(reason)
+        })?;
+        if for_sqlx {
+            query(inner.sql.schema.record_for_sqlx.clone())
+                .bind(step.version)
+                .bind(&*step.description)
+                .bind(&*step.checksum)
                 .execute(&mut *transaction)
                 .await
                 .map_err(failed)?;
         }
+        applied.push(name(step));
     }
     let mut adjusted = Vec::new();
     if of_ork.is_some() {
@@ -349,6 +358,28 @@ async fn migrate(inner: &Inner, connection: &mut PgConnection, intent: Intent) -
         (None, version) => Store::OrkState(version),
     };
     Ok(MigrationReport { found, to: needed(), applied, adjusted })
+}
+
+/// Whether `MIGRATOR` made the store. Then sqlx keeps a record of its own, which must not fall behind.
+async fn is_made_by_migrator(inner: &Inner, connection: &mut PgConnection) -> Result<bool> {
+    let failed = |error| of_statement(&inner.place, Access::Read, error);
+    let there = query(
+        "SELECT FROM pg_catalog.pg_class c
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname = $1 AND c.relname = '_sqlx_migrations'",
+    )
+    .bind(inner.schema.name())
+    .fetch_optional(&mut *connection)
+    .await
+    .map_err(failed)?;
+    if there.is_none() {
+        return Ok(false);
+    }
+    let versions = query(inner.sql.schema.versions_of_ork.clone()).fetch_all(connection).await;
+    // Only `MIGRATOR` begins with 0.
+    versions
+        .map(|rows| rows.first().is_some_and(|row| matches!(row.try_get::<i64, _>(0), Ok(0))))
+        .map_err(failed)
 }
 
 /// Keeps everybody else out of the tables of a database that is taken over, all at once, so that no other lock comes between.
@@ -474,6 +505,10 @@ async fn create_schema(inner: &Inner, connection: &mut PgConnection) -> Result<(
 /// The migrations that are there must be those of this code.
 fn check_checksums(there: &[(i64, Vec<u8>)]) -> Result<()> {
     for (version, checksum) in there {
+        // Functions are made anew whenever they differ.
+        if *version == FUNCTIONS_STEP {
+            continue;
+        }
         let ours = MIGRATOR.iter().find(|migration| migration.version == *version);
         if ours.is_none_or(|ours| *ours.checksum != **checksum) {
             let name = ours.map_or_else(|| version.to_string(), name);
@@ -486,9 +521,4 @@ fn check_checksums(there: &[(i64, Vec<u8>)]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Such as `001_init`.
-fn name(migration: &Migration) -> String {
-    format!("{:03}_{}", migration.version, migration.description.replace(' ', "_"))
 }

@@ -47,7 +47,7 @@ impl SqliteDatabase {
         let schema = schema::look(&mut connection).await.map_err(fail)?;
         let is_ours = match schema {
             Schema::Newer { .. } => return Err(schema.error()),
-            Schema::Current | Schema::Older { .. } | Schema::Changed { .. } => true,
+            Schema::Current | Schema::Older { .. } | Schema::Begun { .. } | Schema::Changed { .. } => true,
             // Of a database of Ork that cannot be taken over nothing is changed, not even the journal mode.
             Schema::Ork { .. } => schema.can_be_taken_over(),
             Schema::Foreign { .. } => false,

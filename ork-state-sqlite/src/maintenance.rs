@@ -22,17 +22,15 @@ use crate::watch::Source;
 #[async_trait]
 impl Maintenance for SqliteDatabase {
     async fn migrate(&self) -> Result<MigrationReport> {
-        let clock = self.clock();
-        self.write_alone(move |connection| {
-            Box::pin(async move { schema::migrate(connection, clock.as_ref(), Migrate::Commit).await })
+        self.write_alone(|connection| {
+            Box::pin(async move { schema::migrate(connection, Migrate::Commit).await })
         })
         .await
     }
 
     async fn plan_migration(&self) -> Result<MigrationReport> {
-        let clock = self.clock();
-        self.write_alone(move |connection| {
-            Box::pin(async move { schema::migrate(connection, clock.as_ref(), Migrate::Plan).await })
+        self.write_alone(|connection| {
+            Box::pin(async move { schema::migrate(connection, Migrate::Plan).await })
         })
         .await
     }

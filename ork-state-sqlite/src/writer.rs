@@ -397,7 +397,7 @@ mod tests {
 
     async fn start(options: &SqliteOptions) -> Writer {
         let mut connection = options.writer().connect().await.unwrap();
-        schema::migrate(&mut connection, options.clock.as_ref(), schema::Migrate::Commit).await.unwrap();
+        schema::migrate(&mut connection, schema::Migrate::Commit).await.unwrap();
         run_sql(&mut connection, "CREATE TABLE IF NOT EXISTS t (x)").await.unwrap();
         let signal = Signal::new(&options.location);
         Writer::start(options.location.clone(), options.writer(), connection, signal)
