@@ -2,6 +2,7 @@
 
 mod claims;
 mod connections;
+mod core;
 mod database;
 mod deferred_jobs;
 mod error;
@@ -14,7 +15,10 @@ mod rows;
 mod runs;
 mod schedules;
 mod schema;
+mod site;
+mod statement;
 mod steps;
+mod takeover;
 mod tasks;
 mod transfer;
 mod updates;

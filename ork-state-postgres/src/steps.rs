@@ -30,7 +30,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 /// # A schema other than `public`
 ///
 /// sqlx works in the first schema of the connection's `search_path`. That schema must exist. For
-/// [`PostgresOptions::with_schema("ork")`](crate::PostgresOptions::with_schema) connect with
+/// [`PostgresOptions::with_schema("ork")`](super::PostgresOptions::with_schema) connect with
 /// `PgConnectOptions::options([("search_path", "ork")])`. With the server's default,
 /// `"$user", public`, a schema that bears the user's name comes first.
 ///
