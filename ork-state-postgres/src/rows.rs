@@ -196,7 +196,11 @@ pub(crate) const RUN: &str = "r.id, r.workflow_id, r.snapshot_id, r.status, r.tr
      r.tasks_total, r.tasks_unfinished, r.tasks_failed, r.tasks_cancelled, r.created_at, r.started_at, r.finished_at";
 
 pub(crate) fn run(row: &PgRow) -> Result<Run> {
-    let row = Reader::of(row, "runs")?;
+    run_of(Reader::of(row, "runs")?)
+}
+
+/// The same, of a row that holds more than a run.
+pub(crate) fn run_of(row: Reader<'_>) -> Result<Run> {
     Ok(Run {
         id: RunId::from_uuid(row.id),
         workflow: WorkflowId::from_uuid(row.get("workflow_id")?),

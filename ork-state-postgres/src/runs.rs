@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ork_state_api::{
-    CreatedRun, Dag, Entity, Error, ListRuns, NewRun, Page, Result, RetryRun, Run, RunFilter, RunId, RunKey,
-    RunStatus, RunStore, StartRun, TaskId, TaskName,
+    CreatedRun, Dag, Entity, Error, ListRuns, NewRun, Page, Result, RetryPlan, RetryRun, Run, RunFilter,
+    RunId, RunKey, RunStatus, RunStore, StartRun, Task, TaskId, TaskName,
 };
 use uuid::Uuid;
 
@@ -187,33 +187,66 @@ fn statuses(filter: &RunFilter) -> Option<Vec<&'static str>> {
     filter.statuses.as_ref().map(|statuses| statuses.iter().map(|status| status.as_str()).collect())
 }
 
+/// Plans a retry from what is there, then sets the run going if nothing of it has changed meanwhile.
+///
+/// No lock is held between the two statements: every change of an ended run gives its row another
+/// version.
 async fn retry_run(db: Arc<Core>, retry: RetryRun) -> Result<Run> {
-    const RETRY: Statement = Statement::new(
-        "SELECT x.answer, x.task, x.blocker, x.blocker_status, {run}
-         FROM {schema}.ork_retry_run($1, $2, $3) x
-         CROSS JOIN LATERAL (SELECT (x.run).*) r",
+    const LOOK: Statement = Statement::new(
+        "SELECT x.*, {task}
+         FROM {schema}.runs r
+         LEFT JOIN {schema}.tasks t ON t.run_id = r.id
+         LEFT JOIN {schema}.task_leases l ON l.task_id = t.id
+         -- With the first row only: the run's fields may be long.
+         LEFT JOIN LATERAL (
+             SELECT r.xmin::text, {run}
+             WHERE t.task_index IS NOT DISTINCT FROM (
+                 SELECT min(k.task_index) FROM {schema}.tasks k WHERE k.run_id = $1
+             )
+         ) AS x (
+             version, of_run_id, of_run_workflow_id, of_run_snapshot_id, of_run_status, of_run_triggered_by,
+             of_run_idempotency_key, of_run_error, of_run_tasks_total, of_run_tasks_unfinished,
+             of_run_tasks_failed, of_run_tasks_cancelled, of_run_created_at, of_run_started_at,
+             of_run_finished_at
+         ) ON true
+         WHERE r.id = $1
+         ORDER BY t.task_index",
     );
+    const RETRY: Statement =
+        Statement::new("SELECT {run} FROM {schema}.ork_retry_run($1, $2, $3, $4, $5, $6, $7, $8) r");
     let id = retry.run;
-    let names: Option<Vec<String>> =
-        retry.tasks.as_ref().map(|names| names.iter().map(ToString::to_string).collect());
-    let retry = || db.query(RETRY).bind(id.as_uuid()).bind(names.clone()).bind(db.now());
-    let row = db.row(Access::Write, retry).await?.ok_or_else(|| Error::not_found(Entity::Run, id))?;
-    let answer = Reader::new(&row, "runs", id.as_uuid());
-    let status = || answer.text::<RunStatus>("blocker_status");
-    let refused = |from| Error::invalid_transition(Entity::Run, id, from, RunStatus::Running);
-    match answer.get("answer")? {
-        "retried" => rows::run(&row),
-        "live" => Err(refused(status()?).with_hint("Only a run that has ended is retried")),
-        "nothing" => Err(refused(status()?).with_hint("No task of it is to be done again")),
-        "unknown" => Err(Error::not_found(Entity::Task, answer.get::<&str>("task")?)),
-        _ => {
-            let (task, blocker) = (answer.get::<&str>("task")?, answer.get::<&str>("blocker")?);
-            let status: &str = answer.get("blocker_status")?;
-            Err(Error::conflict(format!(
-                "task {task:?} of run {id} depends on {blocker:?}, which is {status} and would not be done again"
-            ))
-            .with_hint("Name that task too"))
+    loop {
+        let rows = db.rows(Access::Read, || db.query(LOOK).bind(id.as_uuid())).await?;
+        let first = rows.first().ok_or_else(|| Error::not_found(Entity::Run, id))?;
+        let of_run = Reader::new(first, "runs", id.as_uuid());
+        let version: &str = of_run.get("version")?;
+        let run = rows::run_of(of_run.with_prefix("of_run_"))?;
+        // A run without tasks gives one row, whose task is null.
+        let none = of_run.get::<Option<Uuid>>("id")?.is_none();
+        let tasks: Vec<Task> = rows.iter().skip(usize::from(none)).map(rows::task).collect::<Result<_>>()?;
+        let plan = RetryPlan::new(&retry, &run, &tasks)?;
+        let (again, unmet) = plan
+            .again
+            .iter()
+            .copied()
+            .map(|(task, unmet)| Ok((int(task)?, int(unmet)?)))
+            .collect::<Result<(Vec<i32>, Vec<i32>)>>()?;
+        let (failed, cancelled) = (int(plan.counts.failed)?, int(plan.counts.cancelled)?);
+        let apply = || {
+            db.query(RETRY)
+                .bind(id.as_uuid())
+                .bind(version)
+                .bind(&again)
+                .bind(&unmet)
+                .bind(plan.error.as_deref())
+                .bind(failed)
+                .bind(cancelled)
+                .bind(db.now())
+        };
+        if let Some(row) = db.row(Access::Write, apply).await? {
+            return rows::run(&row);
         }
+        // Another call got on with the run: plan anew from where it stands now.
     }
 }
 
