@@ -12,7 +12,8 @@ CREATE TABLE ork_state_migrations (
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- Old rows that cannot stay as they are, and that no rule computes anew: the migration reports them.
+-- Old rows that cannot stay as they are, and that no rule computes anew: the migration reports
+-- them.
 CREATE TEMP TABLE ork_adjusted (rule text NOT NULL, entity text NOT NULL, problem text NOT NULL)
     ON COMMIT DROP;
 
@@ -111,8 +112,8 @@ DROP INDEX idx_runs_workflow_id;
 
 CREATE UNIQUE INDEX runs_idempotency_key ON runs (workflow_id, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
--- Lists are ordered by the id after these. It is not in the indexes: while there are few runs, a plan
--- could take one of them to look a run up by its id, and be kept when there are many.
+-- Lists are ordered by the id after these. It is not in the indexes: while there are few runs, a
+-- plan could take one of them to look a run up by its id, and be kept when there are many.
 CREATE INDEX runs_by_age ON runs (created_at);
 CREATE INDEX runs_of_workflow ON runs (workflow_id, created_at);
 CREATE INDEX runs_by_status ON runs (status, created_at);
@@ -156,9 +157,9 @@ SELECT id, 0, convert_to(logs, 'UTF8') FROM tasks WHERE logs <> '';
 -- What the tasks of deleted runs printed is freed in steps, of which the deletion itself makes the
 -- first: to free a log of some gigabytes in one statement would take longer than a call may.
 --
--- Tasks that are gone and whose chunks from `freed_to` on are still to be freed. Without it each step
--- would look at all chunks that were freed before, as long as any old transaction keeps them from
--- being vacuumed.
+-- Tasks that are gone and whose chunks from `freed_to` on are still to be freed. Without it each
+-- step would look at all chunks that were freed before, as long as any old transaction keeps them
+-- from being vacuumed.
 CREATE TABLE deleted_logs (
     task_id uuid PRIMARY KEY,
     freed_to bigint NOT NULL DEFAULT 0
@@ -167,8 +168,8 @@ CREATE TABLE deleted_logs (
 -- Tasks.
 --
 -- No column of `tasks` that changes stands in an index, so that every update of a task can stay on
--- its page (HOT). The fillfactor leaves room for that: a batch may claim all tasks of a page at once,
--- and then needs room for all of them again, a little longer.
+-- its page (HOT). The fillfactor leaves room for that: a batch may claim all tasks of a page at
+-- once, and then needs room for all of them again, a little longer.
 
 DROP INDEX idx_tasks_run_id;
 DROP INDEX idx_tasks_status;
@@ -196,8 +197,8 @@ ALTER TABLE tasks
 -- None of the tables below has foreign keys: each would cost every insert. Whoever deletes a run
 -- deletes its rows here; `verify` finds orphans.
 
--- The task at `task_index` must succeed before the one at `dependent_index`, whose id is here too: of
--- the three unique keys of `tasks` the id is the one that no plan can mistake for another.
+-- The task at `task_index` must succeed before the one at `dependent_index`, whose id is here too:
+-- of the three unique keys of `tasks` the id is the one that no plan can mistake for another.
 CREATE TABLE task_edges (
     run_id uuid NOT NULL,
     task_index int NOT NULL,
@@ -206,8 +207,8 @@ CREATE TABLE task_edges (
     PRIMARY KEY (run_id, task_index, dependent_index)
 );
 
--- The tasks of running runs that wait for nothing but, perhaps, their time. `tasks.ready_at` has the
--- same value, so that a task's row is found by its key.
+-- The tasks of running runs that wait for nothing but, perhaps, their time. `tasks.ready_at` has
+-- the same value, so that a task's row is found by its key.
 CREATE TABLE ready_tasks (
     ready_at timestamptz NOT NULL,
     run_id uuid NOT NULL,
@@ -237,8 +238,8 @@ CREATE TABLE task_timeouts (
 
 CREATE INDEX task_timeouts_by_deadline ON task_timeouts (deadline);
 
--- Rows come and go here all the time: vacuum by their number, not by a share of a table that is often
--- empty.
+-- Rows come and go here all the time: vacuum by their number, not by a share of a table that is
+-- often empty.
 ALTER TABLE ready_tasks
     SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 ALTER TABLE task_leases
@@ -248,9 +249,9 @@ ALTER TABLE task_timeouts
 
 -- Deferred jobs.
 
--- A job is to be polled from `poll_at` on. Whoever claims it sets that to the end of the lease, so a
--- job that nobody reports on is due again by itself. `deferral` is the token of the claim that the
--- task was deferred under: it tells the jobs of one attempt from those of another.
+-- A job is to be polled from `poll_at` on. Whoever claims it sets that to the end of the lease, so
+-- a job that nobody reports on is due again by itself. `deferral` is the token of the claim that
+-- the task was deferred under: it tells the jobs of one attempt from those of another.
 ALTER TABLE deferred_jobs
     ALTER COLUMN job_data TYPE json USING job_data::text::json,
     ADD COLUMN run_id uuid,
@@ -275,8 +276,8 @@ CREATE INDEX deferred_jobs_due ON deferred_jobs (poll_at) WHERE poll_at IS NOT N
 
 -- Imports.
 --
--- What another store holds comes as records, which are kept here, apart from all else, until the last
--- of them has come. `record` is one in its encoded form: an object with one key, the kind; the
+-- What another store holds comes as records, which are kept here, apart from all else, until the
+-- last of them has come. `record` is one in its encoded form: an object with one key, the kind; the
 -- payloads in it are strings that hold JSON.
 
 CREATE TABLE import_progress (

@@ -1,5 +1,5 @@
--- Rows of databases that Ork made before ork-state, as the rules want them. A new store has none, and
--- nothing happens here.
+-- Rows of databases that Ork made before ork-state, as the rules want them. A new store has none,
+-- and nothing happens here.
 
 -- The step before made it, unless it was applied in another transaction.
 CREATE TEMP TABLE IF NOT EXISTS ork_adjusted (
@@ -173,7 +173,8 @@ FROM (
 ) e
 WHERE e.id = t.id;
 
--- Deferred jobs: those that are open belong to the running attempt; of a task that does not run they are over.
+-- Deferred jobs: those that are open belong to the running attempt; of a task that does not run
+-- they are over.
 UPDATE deferred_jobs j
 SET job_index = p.place, deferral = t.token
 FROM tasks t,
@@ -198,7 +199,8 @@ SET open_jobs = j.open
 FROM (SELECT k.task_id, count(*)::int AS open FROM deferred_jobs k WHERE k.poll_at IS NOT NULL GROUP BY k.task_id) j
 WHERE j.task_id = t.id;
 
--- Nobody holds the claimed tasks as far as we know: their leases have lapsed, and whoever looks for such brings them back.
+-- Nobody holds the claimed tasks as far as we know: their leases have lapsed, and whoever looks for
+-- such brings them back.
 INSERT INTO task_leases (task_id, run_id, owner, token, expires_at)
 SELECT t.id, t.run_id, 'Ork before ork-state', t.token, clock_timestamp()
 FROM tasks t

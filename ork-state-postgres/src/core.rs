@@ -75,7 +75,8 @@ impl Core {
         self.site.query(statement)
     }
 
-    /// The injected clock's time, to be bound as the `now` of a statement; `None` leaves it to the server.
+    /// The injected clock's time, to be bound as the `now` of a statement; `None` leaves it to the
+    /// server.
     pub(crate) fn now(&self) -> Option<Stamp> {
         self.clock.as_ref().map(|clock| Stamp(clock.now()))
     }
@@ -93,8 +94,8 @@ impl Core {
         of_connecting(&self.site.place, &self.user, error)
     }
 
-    /// Refuses any schema but this code's. One that was it a moment ago is trusted: a newer program that migrates the store is noticed
-    /// soon, and what it takes away at once.
+    /// Refuses any schema but this code's. One that was it a moment ago is trusted: a newer program
+    /// that migrates the store is noticed soon, and what it takes away at once.
     pub(crate) async fn require_current(&self) -> Result<()> {
         let seen = *self.current_at.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.is_none_or(|seen| seen.elapsed() > TRUSTED_SCHEMA) {
@@ -129,8 +130,9 @@ impl Core {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(error)) => error,
                 Err(_) => {
-                    // The server may have gone without a word. The connection is in the middle of something: it does not go
-                    // back to the pool, and is not closed in order, which might wait as long again.
+                    // The server may have gone without a word. The connection is in the middle of
+                    // something: it does not go back to the pool, and is not closed in order, which
+                    // might wait as long again.
                     drop(Held::take(connection));
                     self.connections.distrust();
                     return Err(no_answer(&self.site.place, access, limit));

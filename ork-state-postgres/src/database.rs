@@ -14,8 +14,8 @@ use crate::watch::Listeners;
 
 /// A store in a PostgreSQL database. Cheap to clone; clones share its connections.
 ///
-/// Calls run to their end in tasks of their own, on the tokio runtime they are made on: dropping the
-/// future of a call interrupts nothing (rule G9).
+/// Calls run to their end in tasks of their own, on the tokio runtime they are made on: dropping
+/// the future of a call interrupts nothing (rule G9).
 #[derive(Clone)]
 pub struct PostgresDatabase {
     core: Arc<Core>,
@@ -47,8 +47,8 @@ impl PostgresOptions {
     /// Opens the store. It does not migrate.
     ///
     /// # Errors
-    /// `Unavailable` when the server does not answer; `Conflict` when it refuses the user, the database
-    /// or this version; `SchemaMismatch` when the store is newer than this code.
+    /// `Unavailable` when the server does not answer; `Conflict` when it refuses the user, the
+    /// database or this version; `SchemaMismatch` when the store is newer than this code.
     pub async fn connect(self) -> Result<PostgresDatabase> {
         let timeout = self.connect_timeout;
         let core = Arc::new(Core::new(self)?);

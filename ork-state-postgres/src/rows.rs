@@ -1,4 +1,4 @@
-//! Reading rows into the API's types. What does not parse is `Corrupt`, by table, id and column (rule G8).
+//! Reading rows into the API's types, and binding those. What does not parse is `Corrupt`, by table, id and column (rule G8).
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -45,8 +45,6 @@ impl Decode<'_, Postgres> for Stamp {
         Ok(Self(Timestamp::from_micros(micros)?))
     }
 }
-
-// How a call's arguments are bound.
 
 /// A limit as an `int`.
 pub(crate) fn int_limit(limit: Limit) -> i32 {

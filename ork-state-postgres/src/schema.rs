@@ -12,7 +12,8 @@ use crate::statement::Statement;
 use crate::steps::{FUNCTIONS_STEP, LAST_OF_ORK, MIGRATOR, functions_checksum, name, needed};
 use crate::takeover;
 
-/// How long to wait for another process that is migrating, and for locks that others hold on tables.
+/// How long to wait for another process that is migrating, and for locks that others hold on
+/// tables.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often to ask whether it is done.
 const POLL: Duration = Duration::from_millis(20);
@@ -33,7 +34,8 @@ enum Found {
     Empty,
     /// Tables of names like ours that nobody says the version of; one of them.
     Foreign(String),
-    /// A database of Ork before ork-state, at this version; the first of its migrations that did not succeed, if there is one.
+    /// A database of Ork before ork-state, at this version; the first of its migrations that did
+    /// not succeed, if there is one.
     Ork { version: i64, failed: Option<i64> },
     /// A store that `MIGRATOR` has begun to make, at this version.
     Begun(i64),
@@ -165,8 +167,8 @@ pub(crate) async fn check(site: &Site, connection: &mut PgConnection) -> Result<
     if has_our_functions(&there) { Ok(()) } else { Err(other_functions(site)) }
 }
 
-/// Whether the functions are those of this code. Only builds of unreleased code differ in them under
-/// one version.
+/// Whether the functions are those of this code. Only builds of unreleased code differ in them
+/// under one version.
 fn has_our_functions(there: &[(i64, Vec<u8>)]) -> bool {
     there.iter().any(|(version, checksum)| *version == FUNCTIONS_STEP && *checksum == functions_checksum())
 }
@@ -303,27 +305,26 @@ async fn apply(site: &Site, connection: &mut PgConnection, intent: Intent) -> Re
 
 /// Whether `MIGRATOR` made the store. Then sqlx keeps a record of its own, which must not fall behind.
 async fn is_made_by_migrator(site: &Site, connection: &mut PgConnection) -> Result<bool> {
+    // Ork's own begin with 1. A `MIGRATOR` that met another process may have come no further than 0.
+    const BY_MIGRATOR: Statement = Statement::new(
+        "SELECT (SELECT array_agg(m.version) FROM {schema}._sqlx_migrations m) @> ARRAY[0, $1::bigint]",
+    );
     let failed = |error| of_statement(&site.place, Access::Read, error);
-    let there = query(
-        "SELECT FROM pg_catalog.pg_class c
-         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-         WHERE n.nspname = $1 AND c.relname = '_sqlx_migrations'",
-    )
-    .bind(site.schema.name())
-    .fetch_optional(&mut *connection)
-    .await
-    .map_err(failed)?;
-    if there.is_none() {
+    let there = query("SELECT to_regclass($1 || '._sqlx_migrations') IS NOT NULL")
+        .bind(site.schema.to_string())
+        .fetch_one(&mut *connection)
+        .await
+        .and_then(|row| row.try_get::<bool, _>(0))
+        .map_err(failed)?;
+    if !there {
         return Ok(false);
     }
-    let versions = site.query(VERSIONS_OF_SQLX).fetch_all(connection).await;
-    // Only `MIGRATOR` begins with 0.
-    versions
-        .map(|rows| rows.first().is_some_and(|row| matches!(row.try_get::<i64, _>(0), Ok(0))))
-        .map_err(failed)
+    let by_migrator = site.query(BY_MIGRATOR).bind(LAST_OF_ORK + 1).fetch_one(connection).await;
+    by_migrator.and_then(|row| row.try_get::<Option<bool>, _>(0)).map(|by| by == Some(true)).map_err(failed)
 }
 
-/// Waits until no other process migrates this schema, and keeps others from it until the transaction ends.
+/// Waits until no other process migrates this schema, and keeps others from it until the
+/// transaction ends.
 async fn lock(site: &Site, connection: &mut PgConnection) -> Result<()> {
     let begun = Instant::now();
     loop {

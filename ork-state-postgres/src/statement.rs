@@ -1,8 +1,9 @@
 //! The statements that this crate sends.
 //!
 //! A statement is a constant beside the call that sends it, with places in braces for what a store
-//! puts there: the quoted name of its schema, and lists of columns. Nothing else ever comes into the
-//! text of a statement; data is bound. Each store renders a statement once, when it is first sent.
+//! puts there: the quoted name of its schema, and lists of columns. Nothing else ever comes into
+//! the text of a statement; data is bound. Each store renders a statement once, when it is first
+//! sent.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,7 +22,8 @@ const COLUMNS: [(&str, &str); 4] =
     [("workflow", rows::WORKFLOW), ("run", rows::RUN), ("task", rows::TASK), ("job", rows::JOB)];
 
 impl Statement {
-    /// Takes a text whose places are all known. Of a constant the compiler finds out that one is not.
+    /// Takes a text whose places are all known. Of a constant the compiler finds out that one is
+    /// not.
     pub(crate) const fn new(text: &'static str) -> Self {
         let mut at = 0;
         while at < text.len() {

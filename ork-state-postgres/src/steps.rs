@@ -1,5 +1,5 @@
-//! The steps of the schema: numbered migrations for tables and rows, and one last step that installs
-//! the functions.
+//! The steps of the schema: numbered migrations for tables and rows, and one last step that
+//! installs the functions.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -12,18 +12,19 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 /// sqlx: `MIGRATOR.run(&pool)`.
 ///
 /// On an empty schema it makes the same store as
-/// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate), in one transaction per step. Prefer
-/// `migrate` unless you need sqlx's bookkeeping: it is one transaction, says what it did, and takes
-/// databases of Ork over.
+/// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate), in one transaction per step.
+/// Prefer `migrate` unless you need sqlx's bookkeeping: it is one transaction, says what it did,
+/// and takes databases of Ork over.
 ///
 /// # With `migrate` on one store
 ///
 /// - **`MIGRATOR` made the store**: both work, in any order, also after an upgrade. `migrate` keeps
 ///   sqlx's table `_sqlx_migrations` up to date.
-/// - **`migrate` made the store**, or it is a database of Ork: `MIGRATOR` changes nothing and fails.
-///   The first line of its error says to call `migrate` instead.
-/// - **`MIGRATOR` stopped halfway**: calls and `migrate` refuse the store until `MIGRATOR` has run to
-///   its end.
+/// - **`migrate` made the store**, or it is a database of Ork: `MIGRATOR` changes nothing and
+///   fails. The first line of its error says to call `migrate` instead.
+/// - **`MIGRATOR` stopped halfway**: calls and `migrate` refuse the store until `MIGRATOR` has run
+///   to its end.
+/// - **Both at once on an empty schema**: one makes the store. The other fails, or finds it made.
 /// - **A newer version of this crate was there**: `MIGRATOR` of the older one fails, and so do all
 ///   calls.
 ///
@@ -50,15 +51,16 @@ pub static MIGRATOR: LazyLock<Migrator> =
 
 /// The number of the step that installs the functions: the last of all.
 ///
-/// Once a step is released, the next change of a function gives this the next free number, and so does
-/// a new numbered migration.
+/// Once a step is released, the next change of a function gives this the next free number, and so
+/// does a new numbered migration.
 pub(crate) const FUNCTIONS_STEP: i64 = 17;
 
 /// The steps of functions that were released, each with its checksum in hexadecimal. A release adds
 /// its own. Later steps replace them, so they do nothing any more; sqlx wants to know them all.
 const RELEASED: &[(i64, &str)] = &[];
 
-/// The last version of Ork's own migrations. Ours bear the same numbers, names and effects up to it.
+/// The last version of Ork's own migrations. Ours bear the same numbers, names and effects up to
+/// it.
 pub(crate) const LAST_OF_ORK: i64 = 14;
 
 /// The numbered migrations. A released one is never edited.
@@ -186,16 +188,16 @@ fn steps(functions: &str, number: i64, released: &[(i64, &str)]) -> Vec<Migratio
     steps.into_iter().zip(records).map(|(step, record)| with(step, record)).collect()
 }
 
-/// A step that does something more. Its checksum stays that of the file, so that it can be told beside
-/// the text.
+/// A step that does something more. Its checksum stays that of the file, so that it can be told
+/// beside the text.
 fn with(step: Migration, more: Option<String>) -> Migration {
     let Some(more) = more else { return step };
     let sql = AssertSqlSafe(format!("{}\n{more}", step.sql.as_str())).into_sql_str();
     Migration { sql, ..step }
 }
 
-/// The statement by which a step of ours says in the store that it was applied. The first one speaks
-/// for Ork's steps too, which ours have the same effect as.
+/// The statement by which a step of ours says in the store that it was applied. The first one
+/// speaks for Ork's steps too, which ours have the same effect as.
 fn record(step: &Migration, steps: &[Migration]) -> Option<String> {
     let first = LAST_OF_ORK + 1;
     let recorded = steps.iter().filter(|other| match step.version {

@@ -14,8 +14,8 @@ use crate::site::Site;
 use crate::statement::Statement;
 use crate::steps::needed;
 
-/// Finishes a takeover, after the last step of the schema and within its transaction. Answers what was
-/// adjusted.
+/// Finishes a takeover, after the last step of the schema and within its transaction. Answers what
+/// was adjusted.
 pub(crate) async fn finish(site: &Site, connection: &mut PgConnection) -> Result<Vec<Violation>> {
     // A program of Ork that starts finds a migration that it does not know, and refuses.
     const FENCE: Statement = Statement::new(
@@ -30,7 +30,8 @@ pub(crate) async fn finish(site: &Site, connection: &mut PgConnection) -> Result
     Ok(adjusted)
 }
 
-/// Keeps everybody else out of the tables of a database that is taken over, all at once, so that no other lock comes between.
+/// Keeps everybody else out of the tables of a database that is taken over, all at once, so that no
+/// other lock comes between.
 pub(crate) async fn lock_tables(site: &Site, connection: &mut PgConnection) -> Result<()> {
     // For what others do in the tables, such as processes of Ork that still run.
     const PATIENCE: &str = "SET LOCAL lock_timeout = '10s'";
@@ -51,7 +52,8 @@ pub(crate) async fn lock_tables(site: &Site, connection: &mut PgConnection) -> R
 
 /// What the last migration found in the old rows.
 async fn read_adjusted(site: &Site, connection: &mut PgConnection) -> Result<Vec<Violation>> {
-    // Made by that migration in this very transaction; none if another transaction applied it, as by sqlx's own means.
+    // Made by that migration in this very transaction; none if another transaction applied it, as
+    // by sqlx's own means.
     let read = query("SELECT rule, entity, problem FROM ork_adjusted ORDER BY rule, entity, problem");
     let rows =
         read.fetch_all(connection).await.map_err(|error| of_statement(&site.place, Access::Read, error))?;
@@ -72,7 +74,8 @@ fn rule_named(name: &str) -> &'static str {
     RULES.iter().find(|rule| **rule == name).copied().unwrap_or("G8")
 }
 
-/// Gives every snapshot its canonical form and hash: the old form went through `jsonb`, which rewrites numbers and the order of keys.
+/// Gives every snapshot its canonical form and hash: the old form went through `jsonb`, which
+/// rewrites numbers and the order of keys.
 async fn rewrite_snapshots(site: &Site, connection: &mut PgConnection) -> Result<Vec<Violation>> {
     const SNAPSHOTS: Statement = Statement::new(
         "SELECT s.id, s.workflow_id, s.content_hash, s.tasks_json::text AS tasks_json

@@ -48,8 +48,8 @@ async fn assert_usable(db: &PostgresDatabase) {
     WorkflowStore::delete_workflow(db, workflow).await.unwrap();
 }
 
-/// Everything that a schema consists of, a line a thing. Objects are told by name, so that two databases
-/// can be compared.
+/// Everything that a schema consists of, a line a thing. Objects are told by name, so that two
+/// databases can be compared.
 async fn catalog(store: &Store) -> Vec<String> {
     const CATALOG: &str = "
         SELECT format('column %s.%s %s %s %s %s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod),
@@ -162,6 +162,17 @@ async fn a_store_that_it_has_begun_is_refused_until_it_has_run_to_its_end() {
     assert_usable(&db).await;
 }
 
+async fn of_both_at_once_one_makes_the_store() {
+    for _ in 0..5 {
+        let store = empty().await;
+        let (pool, db) = (pool(&store).await, open(&store).await);
+        let (sqlx, ours) = tokio::join!(MIGRATOR.run(&pool), db.migrate());
+        assert!(sqlx.is_ok() || ours.is_ok(), "{sqlx:?} {ours:?}");
+        assert_usable(&db).await;
+        assert_eq!(db.migrate().await.unwrap().applied, Vec::<String>::new());
+    }
+}
+
 /// As an older version of this crate would have left it.
 async fn migrate_brings_its_store_up_to_date_for_both() {
     let store = empty().await;
@@ -176,8 +187,8 @@ async fn migrate_brings_its_store_up_to_date_for_both() {
     assert_eq!(catalog(&store).await, catalog(&by_migrator().await).await);
 }
 
-/// What a later version of this crate would have: a step for a table, then the functions anew. The step
-/// of functions that is released now does nothing any more.
+/// What a later version of this crate would have: a step for a table, then the functions anew. The
+/// step of functions that is released now does nothing any more.
 fn a_later_version() -> Migrator {
     let text = |text: String| AssertSqlSafe(text).into_sql_str();
     let mut steps: Vec<Migration> = MIGRATOR.iter().cloned().collect();
@@ -306,6 +317,7 @@ ork_state_conformance::own_tests!(
         it_refuses_a_store_of_migrate_and_changes_nothing,
         it_refuses_a_database_of_ork_and_changes_nothing,
         a_store_that_it_has_begun_is_refused_until_it_has_run_to_its_end,
+        of_both_at_once_one_makes_the_store,
         migrate_brings_its_store_up_to_date_for_both,
         after_an_upgrade_the_older_version_refuses_both_ways,
         functions_of_another_build_are_noticed_and_made_anew,

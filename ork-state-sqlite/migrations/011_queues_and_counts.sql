@@ -10,8 +10,8 @@ CREATE TABLE task_edges (
     PRIMARY KEY (run_id, task_index, dependent_index)
 ) STRICT, WITHOUT ROWID;
 
--- Exactly the pending tasks that wait for no other, of running runs; the order is that of handing out. A
--- ready_at to come is a retry's.
+-- Exactly the pending tasks that wait for no other, of running runs; the order is that of handing
+-- out. A ready_at to come is a retry's.
 CREATE TABLE ready_tasks (
     ready_at INTEGER NOT NULL,
     run_id BLOB NOT NULL,
@@ -55,9 +55,9 @@ CREATE INDEX idx_runs_workflow ON runs (workflow_id, created_at, id);
 CREATE INDEX idx_runs_status ON runs (status, created_at, id);
 CREATE INDEX idx_runs_finished_at ON runs (finished_at, id) WHERE finished_at IS NOT NULL;
 
--- How many runs have ended ('run') and how many of their tasks ('task'), by status, so that nobody need
--- count the history. And how many ends there ever were ('ever', of runs that are gone too): it tells
--- those who watch that there was another.
+-- How many runs have ended ('run') and how many of their tasks ('task'), by status, so that nobody
+-- need count the history. And how many ends there ever were ('ever', of runs that are gone too): it
+-- tells those who watch that there was another.
 CREATE TABLE ended_counts (
     kind TEXT NOT NULL CHECK (kind IN ('run', 'task', 'ever')),
     status TEXT NOT NULL,
@@ -65,16 +65,16 @@ CREATE TABLE ended_counts (
     PRIMARY KEY (kind, status)
 ) STRICT, WITHOUT ROWID;
 
--- Tasks that were deleted while chunks of their logs are still there. Those are freed in steps, after
--- the deletion: to free a gigabyte takes the write lock for many seconds and as much of the WAL.
--- Nothing else refers to them.
+-- Tasks that were deleted while chunks of their logs are still there. Those are freed in steps,
+-- after the deletion: to free a gigabyte takes the write lock for many seconds and as much of the
+-- WAL. Nothing else refers to them.
 CREATE TABLE deleted_logs (
     task_id BLOB NOT NULL PRIMARY KEY
 ) STRICT, WITHOUT ROWID;
 
--- What another store holds comes as records, which are kept here, apart from all else, until the last
--- of them has come. `record` is one in its encoded form: an object with one key, the kind; the payloads
--- in it are strings that hold JSON.
+-- What another store holds comes as records, which are kept here, apart from all else, until the
+-- last of them has come. `record` is one in its encoded form: an object with one key, the kind; the
+-- payloads in it are strings that hold JSON.
 
 CREATE TABLE import_progress (
     id INTEGER PRIMARY KEY CHECK (id = 1),

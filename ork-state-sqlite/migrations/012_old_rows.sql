@@ -1,5 +1,5 @@
--- Rows of databases that Ork made before ork-state, as the rules want them. A new store has none, and
--- nothing happens here.
+-- Rows of databases that Ork made before ork-state, as the rules want them. A new store has none,
+-- and nothing happens here.
 
 -- Step 010 made it, unless it was applied through another connection.
 CREATE TEMP TABLE IF NOT EXISTS ork_adjusted (
@@ -99,9 +99,10 @@ FROM temp.ork_over AS o
 WHERE o.id = tasks.id;
 DROP TABLE temp.ork_over;
 
--- Tasks of live runs that can never be ready: they, and what depends on them, fail. What waits for itself is what is left when
--- everything is taken away that can be reached from tasks that wait for nothing: the largest number of links before a task that is
--- no part of a circle is less than the number of tasks of its run.
+-- Tasks of live runs that can never be ready: they, and what depends on them, fail. What waits for
+-- itself is what is left when everything is taken away that can be reached from tasks that wait for
+-- nothing: the largest number of links before a task that is no part of a circle is less than the
+-- number of tasks of its run.
 CREATE TEMP TABLE ork_stuck AS
 SELECT t.id, 'depends on ' || substr(d.names, 1, 300) || ', which its run does not have' AS error
 FROM tasks AS t
@@ -188,7 +189,8 @@ FROM (
 ) AS e
 WHERE e.run_id = tasks.run_id AND e.dependent_index = tasks.task_index;
 
--- Deferred jobs: those that are open belong to the running attempt; of a task that does not run they are over.
+-- Deferred jobs: those that are open belong to the running attempt; of a task that does not run
+-- they are over.
 UPDATE deferred_jobs SET deferral = t.token FROM tasks AS t WHERE t.id = deferred_jobs.task_id;
 INSERT INTO temp.ork_adjusted
 SELECT 'D2', 'deferred job', j.id, 'was open though its task does not wait for it: it is cancelled'
@@ -208,7 +210,8 @@ SET open_jobs = j.open
 FROM (SELECT k.task_id, count(*) AS open FROM deferred_jobs AS k WHERE k.poll_at IS NOT NULL GROUP BY k.task_id) AS j
 WHERE j.task_id = tasks.id;
 
--- Nobody holds the claimed tasks as far as we know: their leases have lapsed, and whoever looks for such brings them back.
+-- Nobody holds the claimed tasks as far as we know: their leases have lapsed, and whoever looks for
+-- such brings them back.
 INSERT INTO task_leases (task_id, run_id, owner, token, expires_at)
 SELECT t.id, t.run_id, 'Ork before ork-state', t.token, (SELECT now FROM temp.ork_now)
 FROM tasks AS t

@@ -224,10 +224,10 @@ async fn lock(connection: &mut SqliteConnection) -> Attempt<()> {
 async fn is_made_by_migrator(connection: &mut SqliteConnection) -> Attempt<bool> {
     const IS_THERE: &str =
         "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = '_sqlx_migrations')";
-    // Only `MIGRATOR` begins with 0.
-    const BEGINS_WITH_0: &str = "SELECT EXISTS (SELECT 1 FROM _sqlx_migrations WHERE version = 0)";
+    // Ork's own begin with 1. A `MIGRATOR` that met another process may have come no further than 0.
+    const BY_MIGRATOR: &str = "SELECT count(*) = 2 FROM _sqlx_migrations WHERE version IN (0, ?1)";
     Ok(sqlx::query_scalar(IS_THERE).fetch_one(&mut *connection).await?
-        && sqlx::query_scalar(BEGINS_WITH_0).fetch_one(connection).await?)
+        && sqlx::query_scalar(BY_MIGRATOR).bind(LAST_OF_ORK + 1).fetch_one(connection).await?)
 }
 
 async fn record_for_sqlx(connection: &mut SqliteConnection, step: &'static Migration) -> Attempt<()> {

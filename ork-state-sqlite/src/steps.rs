@@ -10,29 +10,31 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 /// sqlx: `MIGRATOR.run(&pool)`.
 ///
 /// On an empty database it makes the same store as
-/// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate), in one transaction per step. Prefer
-/// `migrate` unless you need sqlx's bookkeeping: it is one transaction, says what it did, and takes
-/// databases of Ork over.
+/// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate), in one transaction per step.
+/// Prefer `migrate` unless you need sqlx's bookkeeping: it is one transaction, says what it did,
+/// and takes databases of Ork over.
 ///
 /// # With `migrate` on one store
 ///
 /// - **`MIGRATOR` made the store**: both work, in any order, also after an upgrade. `migrate` keeps
 ///   sqlx's table `_sqlx_migrations` up to date.
-/// - **`migrate` made the store**, or it is a database of Ork: `MIGRATOR` changes nothing and fails.
-///   The first line of its error says to call `migrate` instead.
-/// - **`MIGRATOR` stopped halfway**: calls and `migrate` refuse the store until `MIGRATOR` has run to
-///   its end.
+/// - **`migrate` made the store**, or it is a database of Ork: `MIGRATOR` changes nothing and
+///   fails. The first line of its error says to call `migrate` instead.
+/// - **`MIGRATOR` stopped halfway**: calls and `migrate` refuse the store until `MIGRATOR` has run
+///   to its end.
+/// - **Both at once on an empty database**: one makes the store. The other fails, or finds it made.
 /// - **A newer version of this crate was there**: `MIGRATOR` of the older one fails, and so do all
 ///   calls.
 ///
 /// SQLite has one schema only, so there is nothing to choose.
 pub static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| Migrator::with_migrations(steps()));
 
-/// The last version of Ork's own migrations. Ours bear the same numbers, names and effects up to it.
+/// The last version of Ork's own migrations. Ours bear the same numbers, names and effects up to
+/// it.
 pub(crate) const LAST_OF_ORK: i64 = 9;
 
-/// The numbered migrations. A released one is never edited. Each must be right with foreign keys on,
-/// as sqlx has them, on a store that the one before it left.
+/// The numbered migrations. A released one is never edited. Each must be right with foreign keys
+/// on, as sqlx has them, on a store that the one before it left.
 const NUMBERED: &[(i64, &str, &str)] = &[
     // Only sqlx applies this one.
     (0, "new stores only", include_str!("../migrations/000_new_stores_only.sql")),
@@ -76,8 +78,8 @@ fn with(step: Migration, more: Option<String>) -> Migration {
     Migration { sql, ..step }
 }
 
-/// The statement by which a step of ours says in the store that it was applied. The first one speaks
-/// for Ork's steps too, which ours have the same effect as.
+/// The statement by which a step of ours says in the store that it was applied. The first one
+/// speaks for Ork's steps too, which ours have the same effect as.
 fn record(step: &Migration, steps: &[Migration]) -> Option<String> {
     let first = LAST_OF_ORK + 1;
     let recorded = steps.iter().filter(|other| match step.version {

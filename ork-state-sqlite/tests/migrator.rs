@@ -1,4 +1,5 @@
-//! `MIGRATOR`, run by sqlx, and `migrate`: on one database, in either order, now and after an upgrade.
+//! `MIGRATOR`, run by sqlx, and `migrate`: on one database, in either order, now and after an
+//! upgrade.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
 
