@@ -13,7 +13,7 @@ use crate::error::{self, Fault, Stage};
 use crate::gather::Gather;
 use crate::options::{BACKEND, Location, SqliteOptions};
 use crate::schema::{self, Schema};
-use crate::watch::{FileWatcher, Signal};
+use crate::signal::{FileWatcher, Signal};
 use crate::writer::{Work, Writer, guarded, reading};
 
 /// Older versions can corrupt the file when two connections reset the WAL at the same moment.
@@ -36,8 +36,19 @@ pub struct SqliteDatabase {
     watcher: Arc<Mutex<Weak<FileWatcher>>>,
 }
 
+impl SqliteOptions {
+    /// Opens the store. It does not migrate.
+    ///
+    /// # Errors
+    /// `Unavailable` when the file cannot be opened, `Corrupt` when it is no database, `SchemaMismatch`
+    /// when it is newer than this code.
+    pub async fn connect(self) -> Result<SqliteDatabase> {
+        SqliteDatabase::open(self).await
+    }
+}
+
 impl SqliteDatabase {
-    pub(crate) async fn open(options: SqliteOptions) -> Result<Self> {
+    async fn open(options: SqliteOptions) -> Result<Self> {
         if let Location::File(path) = &options.location {
             create_private(path)?;
         }

@@ -20,6 +20,8 @@ mod runs;
 mod schedules;
 mod schema;
 mod settle;
+mod signal;
+mod sql;
 mod steps;
 mod takeover;
 mod tasks;

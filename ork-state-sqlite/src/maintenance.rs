@@ -10,9 +10,9 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
-use crate::SqliteDatabase;
 use crate::batch;
 use crate::counts::count_ended;
+use crate::database::SqliteDatabase;
 use crate::error::Attempt;
 use crate::rows::{Cells, hex};
 use crate::runs::delete_runs_sql;

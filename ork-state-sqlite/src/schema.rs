@@ -7,9 +7,9 @@ use sqlx::migrate::Migration;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::error::{Attempt, is_busy};
+use crate::sql::run_sql;
 use crate::steps::{LAST_OF_ORK, MIGRATOR, name, needed};
 use crate::takeover;
-use crate::writer::run_sql;
 
 /// How long a migration waits for another's, and how often it looks: each look waits for `busy_timeout` itself.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use ork_state_api::{Error, ImportPage, ImportProgress, Result, Transfer, no_import, not_empty};
 use sqlx::sqlite::SqliteConnection;
 
-use crate::SqliteDatabase;
 use crate::counts::count_ended_sql;
+use crate::database::SqliteDatabase;
 use crate::error::Attempt;
 use crate::rows::Cells;
 

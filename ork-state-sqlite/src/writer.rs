@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::error::{self, Attempt, Fault, Stage};
 use crate::options::Location;
 use crate::schema;
-use crate::watch::Signal;
+use crate::signal::Signal;
+use crate::sql::run_sql;
 
 /// Most calls in one transaction: bounds how long the first of them waits for the last.
 const MAX_CALLS: usize = 128;
@@ -361,12 +362,6 @@ impl Serving {
             Location::File(_) => drop(connection.close().await),
         }
     }
-}
-
-/// Runs statements that give no rows. They are not kept prepared, which makes the driver drop what the last such
-/// statement was given: batches can be large.
-pub(crate) async fn run_sql(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(sql).execute(connection).await.map(drop)
 }
 
 impl std::fmt::Debug for dyn Job {

@@ -126,7 +126,11 @@ async fn page(backend: &str, url: &str, query: &'static str) -> Result<String, B
     let functions: Vec<&str> =
         rest.iter().filter(|(kind, ..)| kind == "function").map(|(.., line)| line.as_str()).collect();
     if !functions.is_empty() {
-        write!(page, "\n## Functions\n\nTheir texts are in [functions](functions).\n\n{}\n", functions.join("\n"))?;
+        write!(
+            page,
+            "\n## Functions\n\nTheir texts are in [functions](functions).\n\n{}\n",
+            functions.join("\n")
+        )?;
     }
     Ok(page)
 }
