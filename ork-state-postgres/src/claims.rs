@@ -2,74 +2,31 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ork_state_api::{
-    Claim, ClaimTasks, ClaimedTask, DependencyOutputs, Error, Heartbeat, HeartbeatOutcome, Json, Limit,
-    Result, RunId, Target, TaskId, TaskName, Timestamp, Token, WorkflowId, WorkflowName,
+    Claim, ClaimTasks, ClaimedTask, DependencyOutputs, Error, Heartbeat, HeartbeatOutcome, Json, Result,
+    RunId, Target, TaskId, TaskName, Timestamp, Token, WorkflowId, WorkflowName,
 };
 use sqlx::postgres::PgRow;
-use sqlx::postgres::types::PgInterval;
-use sqlx::{SqlStr, query};
 use uuid::Uuid;
 
-use crate::database::Inner;
+use crate::core::Core;
 use crate::error::Access;
-use crate::options::Schema;
-use crate::rows::{self, Reader};
-use crate::schema::sql;
+use crate::queue::Queue;
+use crate::rows::{self, Reader, int_limit, interval};
+use crate::statement::Statement;
 
-pub(crate) struct Statements {
-    claim: SqlStr,
-    set_aside: SqlStr,
-    heartbeat: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            claim: sql(format!("SELECT * FROM {schema}.ork_claim_tasks($1, $2, $3, $4, $5, $6)")),
-            // Gives claims back, but not to the ready tasks.
-            set_aside: sql(format!(
-                "WITH given_back AS (
-                     DELETE FROM {schema}.task_leases l
-                     USING unnest($1::uuid[], $2::bigint[]) AS c (task_id, token)
-                     WHERE l.task_id = c.task_id AND l.token = c.token
-                     RETURNING l.task_id
-                 )
-                 UPDATE {schema}.tasks t
-                 SET status = 'pending', attempts = t.attempts - 1, dispatched_at = NULL
-                 FROM given_back g
-                 WHERE t.id = g.task_id"
-            )),
-            heartbeat: sql(format!(
-                "SELECT task_id, token, expires_at FROM {schema}.ork_heartbeat($1, $2, $3, $4)"
-            )),
-        }
-    }
-}
-
-pub(crate) fn int_limit(limit: Limit) -> i32 {
-    // At most 10,000 by its type.
-    i32::try_from(limit.get()).unwrap_or(i32::MAX)
-}
-
-/// Whole microseconds, as everywhere.
-pub(crate) fn interval(duration: Duration) -> PgInterval {
-    // At most 366 days by the API's types.
-    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
-}
-
-pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<ClaimedTask>> {
+pub(crate) async fn claim(db: Arc<Core>, queue: Arc<Queue>, claim: ClaimTasks) -> Result<Vec<ClaimedTask>> {
+    const CLAIM: Statement = Statement::new("SELECT * FROM {schema}.ork_claim_tasks($1, $2, $3, $4, $5, $6)");
     let include_outputs = claim.dependency_outputs == DependencyOutputs::Include;
     let mut claimed = Vec::new();
     let mut left = int_limit(claim.limit);
-    let mut from = db.queue.start(&db).await?;
+    let mut from = queue.start(&db).await?;
     // How many had been found when all of the queue was looked at.
     let mut seen = usize::MAX;
     while left > 0 {
         let claim_left = || {
-            query(db.sql.claims.claim.clone())
+            db.query(CLAIM)
                 .bind(claim.owner.as_str())
                 .bind(interval(claim.lease.get()))
                 .bind(left)
@@ -101,14 +58,14 @@ pub(crate) async fn claim(db: Arc<Inner>, claim: ClaimTasks) -> Result<Vec<Claim
                 Err(_) => break,
                 Ok(()) => {}
             }
-        } else if left == 0 || from.take().is_none() || !db.queue.is_to_be_looked_at() {
+        } else if left == 0 || from.take().is_none() || !queue.is_to_be_looked_at() {
             break;
         } else {
             seen = claimed.len();
         }
     }
     if claimed.len() > seen {
-        db.queue.forget();
+        queue.forget();
     }
     Ok(claimed)
 }
@@ -145,14 +102,27 @@ fn read_outputs(rows: &[&PgRow]) -> Outputs {
     outputs
 }
 
-async fn set_aside(db: &Inner, unreadable: &[&PgRow]) -> Result<()> {
+async fn set_aside(db: &Core, unreadable: &[&PgRow]) -> Result<()> {
+    // Gives claims back, but not to the ready tasks.
+    const SET_ASIDE: Statement = Statement::new(
+        "WITH given_back AS (
+             DELETE FROM {schema}.task_leases l
+             USING unnest($1::uuid[], $2::bigint[]) AS c (task_id, token)
+             WHERE l.task_id = c.task_id AND l.token = c.token
+             RETURNING l.task_id
+         )
+         UPDATE {schema}.tasks t
+         SET status = 'pending', attempts = t.attempts - 1, dispatched_at = NULL
+         FROM given_back g
+         WHERE t.id = g.task_id",
+    );
     let (mut tasks, mut tokens) = (Vec::new(), Vec::new());
     for row in unreadable {
         let row = Reader::of(row, "tasks")?;
         tasks.push(row.get::<Uuid>("id")?);
         tokens.push(row.get::<i64>("lease_token")?);
     }
-    db.rows(Access::Write, || query(db.sql.claims.set_aside.clone()).bind(&tasks).bind(&tokens)).await?;
+    db.rows(Access::Write, || db.query(SET_ASIDE).bind(&tasks).bind(&tokens)).await?;
     Ok(())
 }
 
@@ -188,18 +158,16 @@ fn claimed_task(row: &PgRow, workflows: &mut Workflows, outputs: Option<&Outputs
     Ok(claimed)
 }
 
-pub(crate) async fn heartbeat(db: Arc<Inner>, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>> {
+pub(crate) async fn heartbeat(db: Arc<Core>, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>> {
+    const HEARTBEAT: Statement =
+        Statement::new("SELECT task_id, token, expires_at FROM {schema}.ork_heartbeat($1, $2, $3, $4)");
     if heartbeat.claims().is_empty() {
         return Ok(Vec::new());
     }
     let (tasks, tokens): (Vec<Uuid>, Vec<i64>) =
         heartbeat.claims().iter().map(|claim| (claim.task.as_uuid(), claim.token.get())).unzip();
     let renew = || {
-        query(db.sql.claims.heartbeat.clone())
-            .bind(&tasks)
-            .bind(&tokens)
-            .bind(interval(heartbeat.lease().get()))
-            .bind(db.now())
+        db.query(HEARTBEAT).bind(&tasks).bind(&tokens).bind(interval(heartbeat.lease().get())).bind(db.now())
     };
     let rows = db.rows(Access::Write, renew).await?;
     let renewed: HashMap<Claim, Timestamp> = rows.iter().map(renewed).collect::<Result<_>>()?;

@@ -8,53 +8,23 @@ use ork_state_api::{
 };
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;
-use sqlx::{SqlStr, query};
 use uuid::Uuid;
 
-use crate::PostgresDatabase;
-use crate::claims::{int_limit, interval};
+use crate::database::PostgresDatabase;
 use crate::error::Access;
-use crate::options::Schema;
-use crate::rows::{self, JOB, Reader};
-use crate::schema::sql;
+use crate::rows::{self, Reader, int_limit, interval};
+use crate::statement::Statement;
 use crate::updates::ended_run;
-
-pub(crate) struct Statements {
-    defer: SqlStr,
-    claim: SqlStr,
-    update: SqlStr,
-    list: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            defer: sql(format!(
-                "SELECT x.answer, x.status AS task_status, {JOB}
-                 FROM {schema}.ork_defer_task($1, $2, $3, $4, $5, $6, $7, $8) x
-                 CROSS JOIN LATERAL (SELECT (x.job).*) j
-                 ORDER BY j.job_index"
-            )),
-            claim: sql(format!("SELECT {JOB} FROM {schema}.ork_claim_jobs($1, $2, $3, $4) j")),
-            update: sql(format!(
-                "SELECT answer, item, status, run_id
-                 FROM {schema}.ork_update_jobs($1, $2, $3, $4, $5, $6, $7)"
-            )),
-            // A task without jobs gives one row, whose `id` is null; no row means no such task.
-            list: sql(format!(
-                "SELECT {JOB}
-                 FROM {schema}.tasks t
-                 LEFT JOIN {schema}.deferred_jobs j ON j.task_id = t.id
-                 WHERE t.id = $1
-                 ORDER BY j.created_at, j.deferral, j.job_index, j.id"
-            )),
-        }
-    }
-}
 
 #[async_trait]
 impl DeferredJobStore for PostgresDatabase {
     async fn defer_task(&self, defer: DeferTask) -> Result<Vec<DeferredJob>> {
+        const DEFER: Statement = Statement::new(
+            "SELECT x.answer, x.status AS task_status, {job}
+             FROM {schema}.ork_defer_task($1, $2, $3, $4, $5, $6, $7, $8) x
+             CROSS JOIN LATERAL (SELECT (x.job).*) j
+             ORDER BY j.job_index",
+        );
         self.call(|db| async move {
             let (claim, jobs) = (defer.claim(), defer.jobs());
             let ids: Vec<Uuid> = jobs.iter().map(|_| JobId::generate().as_uuid()).collect();
@@ -63,7 +33,7 @@ impl DeferredJobStore for PostgresDatabase {
             let data: Vec<&str> = jobs.iter().map(|job| job.job_data.as_str()).collect();
             let delays: Vec<PgInterval> = jobs.iter().map(|job| interval(job.poll_after.get())).collect();
             let statement = || {
-                query(db.sql.deferred_jobs.defer.clone())
+                db.query(DEFER)
                     .bind(claim.task.as_uuid())
                     .bind(claim.token.get())
                     .bind(&ids)
@@ -86,9 +56,11 @@ impl DeferredJobStore for PostgresDatabase {
     }
 
     async fn claim_jobs(&self, claim: ClaimJobs) -> Result<Vec<ClaimedJob>> {
+        const CLAIM: Statement =
+            Statement::new("SELECT {job} FROM {schema}.ork_claim_jobs($1, $2, $3, $4) j");
         self.call(|db| async move {
             let statement = || {
-                query(db.sql.deferred_jobs.claim.clone())
+                db.query(CLAIM)
                     .bind(claim.owner.as_str())
                     .bind(interval(claim.lease.get()))
                     .bind(int_limit(claim.limit))
@@ -102,6 +74,10 @@ impl DeferredJobStore for PostgresDatabase {
     }
 
     async fn update_jobs(&self, updates: JobUpdates) -> Result<UpdateReport<JobStatus>> {
+        const UPDATE: Statement = Statement::new(
+            "SELECT answer, item, status, run_id
+             FROM {schema}.ork_update_jobs($1, $2, $3, $4, $5, $6, $7)",
+        );
         self.call(|db| async move {
             let items = updates.items();
             if items.is_empty() {
@@ -114,7 +90,7 @@ impl DeferredJobStore for PostgresDatabase {
             let errors: Vec<Option<&str>> = items.iter().map(|item| error(&item.change)).collect();
             let delays: Vec<Option<PgInterval>> = items.iter().map(|item| delay(&item.change)).collect();
             let statement = || {
-                query(db.sql.deferred_jobs.update.clone())
+                db.query(UPDATE)
                     .bind(&jobs)
                     .bind(&tokens)
                     .bind(&changes)
@@ -135,8 +111,16 @@ impl DeferredJobStore for PostgresDatabase {
     }
 
     async fn list_jobs(&self, task: TaskId) -> Result<Vec<DeferredJob>> {
+        // A task without jobs gives one row, whose `id` is null; no row means no such task.
+        const LIST: Statement = Statement::new(
+            "SELECT {job}
+             FROM {schema}.tasks t
+             LEFT JOIN {schema}.deferred_jobs j ON j.task_id = t.id
+             WHERE t.id = $1
+             ORDER BY j.created_at, j.deferral, j.job_index, j.id",
+        );
         self.call(move |db| async move {
-            let list = || query(db.sql.deferred_jobs.list.clone()).bind(task.as_uuid());
+            let list = || db.query(LIST).bind(task.as_uuid());
             let rows = db.rows(Access::Read, list).await?;
             let first = rows.first().ok_or_else(|| Error::not_found(Entity::Task, task))?;
             let none = Reader::new(first, "tasks", task.as_uuid()).get::<Option<Uuid>>("id")?.is_none();

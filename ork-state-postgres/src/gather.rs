@@ -4,13 +4,13 @@
 //! held back for it: only calls that find so many others under way wait for one of these, and go together when it is done.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ork_state_api::backend::UpdateStep;
 use ork_state_api::{Error, Result, TaskChange, TaskUpdates, UpdateReport};
 use tokio::sync::oneshot;
 
-use crate::database::Inner;
+use crate::core::Core;
 use crate::updates::{apply, apply_alone};
 
 /// Statements under way at once. One alone would let what one of them waits for, such as a run that is just being cancelled,
@@ -61,35 +61,42 @@ fn payload(step: &UpdateStep) -> usize {
     }
 }
 
-/// Applies an update of one task, perhaps together with others.
-pub(crate) async fn update(db: Arc<Inner>, updates: TaskUpdates) -> Result<UpdateReport> {
-    let (reply, answer) = oneshot::channel();
-    let begin = {
-        let mut state = db.gather.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.waiting.push_back(Waiting { updates, reply });
-        let begin = state.serving < AT_ONCE;
-        state.serving += usize::from(begin);
-        begin
-    };
-    if begin {
-        tokio::spawn(serve(Serving { db, done: false }));
+impl Gather {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    answer.await.unwrap_or_else(|_| {
-        Err(Error::unknown_effect("the store was closed before it answered")
-            .with_hint("Keep the tokio runtime that the call was made on until it has answered"))
-    })
+
+    /// Applies an update of one task, perhaps together with others.
+    pub(crate) async fn update(self: Arc<Self>, db: Arc<Core>, updates: TaskUpdates) -> Result<UpdateReport> {
+        let (reply, answer) = oneshot::channel();
+        let begin = {
+            let mut state = self.state();
+            state.waiting.push_back(Waiting { updates, reply });
+            let begin = state.serving < AT_ONCE;
+            state.serving += usize::from(begin);
+            begin
+        };
+        if begin {
+            tokio::spawn(serve(Serving { db, gather: self, done: false }));
+        }
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::unknown_effect("the store was closed before it answered")
+                .with_hint("Keep the tokio runtime that the call was made on until it has answered"))
+        })
+    }
 }
 
 /// Clears up when the serving ends before its time, with the runtime: nobody waits for ever.
 struct Serving {
-    db: Arc<Inner>,
+    db: Arc<Core>,
+    gather: Arc<Gather>,
     done: bool,
 }
 
 impl Serving {
     /// With none the serving ends.
     fn next(&mut self) -> Vec<Waiting> {
-        let mut state = self.db.gather.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.gather.state();
         let calls = state.next();
         if calls.is_empty() {
             state.serving -= 1;
@@ -102,7 +109,7 @@ impl Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         if !self.done {
-            let mut state = self.db.gather.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.gather.state();
             state.serving -= 1;
             if state.serving == 0 {
                 for call in state.waiting.drain(..) {

@@ -2,6 +2,7 @@
 
 mod claims;
 mod connections;
+mod core;
 mod database;
 mod deferred_jobs;
 mod error;
@@ -14,6 +15,10 @@ mod rows;
 mod runs;
 mod schedules;
 mod schema;
+mod site;
+mod statement;
+mod steps;
+mod takeover;
 mod tasks;
 mod transfer;
 mod updates;
@@ -22,6 +27,6 @@ mod workflows;
 
 pub use database::PostgresDatabase;
 pub use options::{BACKEND, PostgresOptions};
-pub use schema::MIGRATOR;
+pub use steps::MIGRATOR;
 
 ork_state_api::register_backend!(BACKEND);

@@ -5,89 +5,36 @@ use ork_state_api::backend::log_cap_note;
 use ork_state_api::{
     Entity, Error, LogAppended, LogChunk, LogPosition, LogRange, LogSlice, LogStore, Result, TaskId,
 };
-use sqlx::{Row, SqlStr, query};
+use sqlx::Row;
 
-use crate::PostgresDatabase;
-use crate::database::Inner;
+use crate::core::Core;
+use crate::database::PostgresDatabase;
 use crate::error::Access;
-use crate::options::Schema;
 use crate::rows::Reader;
-use crate::schema::sql;
+use crate::statement::Statement;
 
-pub(crate) struct Statements {
-    append: SqlStr,
-    read: SqlStr,
-    free: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            append: sql(format!("SELECT new_length, dropped FROM {schema}.ork_append_log($1, $2, $3, $4)")),
-            // $2: an offset, or null; $3: bytes before the end, or null; $4: how many at most. The chunk that holds the first
-            // byte is the last that begins at or before it. Nothing of chunks before it and after the range is read.
-            read: sql(format!(
-                "SELECT b.length, b.first, c.data
-                 FROM {schema}.tasks t
-                 LEFT JOIN {schema}.task_logs l ON l.task_id = t.id
-                 CROSS JOIN LATERAL (
-                     SELECT
-                         coalesce(l.length, 0) AS length,
-                         CASE WHEN $3 IS NULL
-                             THEN least($2, coalesce(l.length, 0))
-                             ELSE greatest(coalesce(l.length, 0) - $3, 0)
-                         END AS first
-                     OFFSET 0
-                 ) b
-                 CROSS JOIN LATERAL (
-                     SELECT string_agg(
-                         substring(
-                             k.data
-                             FROM (greatest(b.first - k.start_offset, 0) + 1)::int
-                             FOR (b.first + $4 - greatest(b.first, k.start_offset))::int
-                         ),
-                         ''::bytea ORDER BY k.start_offset
-                     ) AS data
-                     FROM {schema}.task_log_chunks k
-                     WHERE k.task_id = t.id
-                         AND k.start_offset < b.first + $4
-                         AND k.start_offset >= (
-                             SELECT max(f.start_offset)
-                             FROM {schema}.task_log_chunks f
-                             WHERE f.task_id = t.id AND f.start_offset <= b.first
-                         )
-                 ) c
-                 WHERE t.id = $1"
-            )),
-            free: sql(format!("SELECT {schema}.ork_free_logs() AS logs_left")),
-        }
-    }
-}
-
-impl Inner {
-    /// Frees the logs of deleted tasks, step by step, if any are left. It stops where a step fails: the deletion itself is done, and the next
-    /// one frees what is left.
-    pub(crate) async fn free_logs(&self, mut left: bool) {
-        while left {
-            let row = self.row(Access::Write, || query(self.sql.logs.free.clone())).await;
-            left = row.ok().flatten().is_some_and(|row| row.try_get("logs_left").unwrap_or(false));
-        }
+/// Frees the logs of deleted tasks, step by step, if any are left.
+///
+/// It stops where a step fails: the deletion itself is done, and the next one frees what is left.
+pub(crate) async fn free(db: &Core, mut left: bool) {
+    const FREE: Statement = Statement::new("SELECT {schema}.ork_free_logs() AS logs_left");
+    while left {
+        let row = db.row(Access::Write, || db.query(FREE)).await;
+        left = row.ok().flatten().is_some_and(|row| row.try_get("logs_left").unwrap_or(false));
     }
 }
 
 #[async_trait]
 impl LogStore for PostgresDatabase {
     async fn append_log(&self, task: TaskId, chunk: LogChunk<'_>) -> Result<LogAppended> {
+        const APPEND: Statement =
+            Statement::new("SELECT new_length, dropped FROM {schema}.ork_append_log($1, $2, $3, $4)");
         let chunk = chunk.bytes().to_vec();
         self.call(move |db| async move {
             let cap = db.max_log_bytes;
             let note = cap.map(log_cap_note).unwrap_or_default();
             let append = || {
-                query(db.sql.logs.append.clone())
-                    .bind(task.as_uuid())
-                    .bind(&chunk)
-                    .bind(cap.map(signed))
-                    .bind(note.as_bytes())
+                db.query(APPEND).bind(task.as_uuid()).bind(&chunk).bind(cap.map(signed)).bind(note.as_bytes())
             };
             let row = db.row(Access::Write, append).await?;
             let row = row.ok_or_else(|| Error::not_found(Entity::Task, task))?;
@@ -98,17 +45,48 @@ impl LogStore for PostgresDatabase {
     }
 
     async fn read_log(&self, task: TaskId, range: LogRange) -> Result<LogSlice> {
+        // $2: an offset, or null; $3: bytes before the end, or null; $4: how many at most. The chunk that holds the first
+        // byte is the last that begins at or before it. Nothing of chunks before it and after the range is read.
+        const READ: Statement = Statement::new(
+            "SELECT b.length, b.first, c.data
+             FROM {schema}.tasks t
+             LEFT JOIN {schema}.task_logs l ON l.task_id = t.id
+             CROSS JOIN LATERAL (
+                 SELECT
+                     coalesce(l.length, 0) AS length,
+                     CASE WHEN $3 IS NULL
+                         THEN least($2, coalesce(l.length, 0))
+                         ELSE greatest(coalesce(l.length, 0) - $3, 0)
+                     END AS first
+                 OFFSET 0
+             ) b
+             CROSS JOIN LATERAL (
+                 SELECT string_agg(
+                     substring(
+                         k.data
+                         FROM (greatest(b.first - k.start_offset, 0) + 1)::int
+                         FOR (b.first + $4 - greatest(b.first, k.start_offset))::int
+                     ),
+                     ''::bytea ORDER BY k.start_offset
+                 ) AS data
+                 FROM {schema}.task_log_chunks k
+                 WHERE k.task_id = t.id
+                     AND k.start_offset < b.first + $4
+                     AND k.start_offset >= (
+                         SELECT max(f.start_offset)
+                         FROM {schema}.task_log_chunks f
+                         WHERE f.task_id = t.id AND f.start_offset <= b.first
+                     )
+             ) c
+             WHERE t.id = $1",
+        );
         self.call(move |db| async move {
             let (offset, before_end) = match range.from {
                 LogPosition::Offset(offset) => (Some(signed(offset)), None),
                 LogPosition::BeforeEnd(bytes) => (None, Some(signed(bytes))),
             };
             let read = || {
-                query(db.sql.logs.read.clone())
-                    .bind(task.as_uuid())
-                    .bind(offset)
-                    .bind(before_end)
-                    .bind(i64::from(range.max()))
+                db.query(READ).bind(task.as_uuid()).bind(offset).bind(before_end).bind(i64::from(range.max()))
             };
             let row = db.row(Access::Read, read).await?;
             let row = row.ok_or_else(|| Error::not_found(Entity::Task, task))?;

@@ -9,8 +9,6 @@ use ork_state_api::{Clock, ConnectOptions, Database, Error, Result};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use sqlx::postgres::PgConnectOptions;
 
-use crate::PostgresDatabase;
-
 /// The plugin.
 pub static BACKEND: Backend = Backend {
     name: "postgres",
@@ -212,15 +210,6 @@ impl PostgresOptions {
         self
     }
 
-    /// Opens the store. It does not migrate.
-    ///
-    /// # Errors
-    /// `Unavailable` when the server does not answer; `Conflict` when it refuses the user, the database or this version;
-    /// `SchemaMismatch` when the store is newer than this code.
-    pub async fn connect(self) -> Result<PostgresDatabase> {
-        PostgresDatabase::open(self).await
-    }
-
     /// What to call the store in messages.
     pub(crate) fn place(&self) -> String {
         let server = match self.driver.get_socket() {
@@ -278,7 +267,7 @@ fn bad_url() -> Error {
 }
 
 /// The name of a schema.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Schema(String);
 
 impl Schema {

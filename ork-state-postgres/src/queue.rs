@@ -13,14 +13,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ork_state_api::Result;
-use sqlx::{SqlStr, query};
 use uuid::Uuid;
 
-use crate::database::Inner;
+use crate::core::Core;
 use crate::error::Access;
-use crate::options::Schema;
 use crate::rows::{Reader, Stamp};
-use crate::schema::sql;
+use crate::statement::Statement;
 
 /// How long what was seen is used.
 const TRUSTED: Duration = Duration::from_millis(100);
@@ -28,23 +26,6 @@ const TRUSTED: Duration = Duration::from_millis(100);
 const LOOK_AT_ALL: Duration = Duration::from_secs(1);
 /// Clocks may differ by so much, such as those of a server and of the standby that takes over.
 const MARGIN: Duration = Duration::from_secs(1);
-
-pub(crate) struct Statements {
-    look: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            look: sql(format!(
-                "SELECT statement_timestamp() AS at, pg_snapshot_xmin(s)::text::bigint AS xmin,
-                     pg_snapshot_xmax(s)::text::bigint AS xmax,
-                     (SELECT min(q.ready_at) FROM {schema}.ready_tasks q WHERE q.ready_at >= coalesce($1, '-infinity')) AS first
-                 FROM pg_current_snapshot() s"
-            )),
-        }
-    }
-}
 
 /// What is known of the queue.
 #[derive(Debug, Default)]
@@ -70,7 +51,13 @@ impl Queue {
     }
 
     /// From where on a claim is to look.
-    pub(crate) async fn start(&self, db: &Inner) -> Result<Option<Stamp>> {
+    pub(crate) async fn start(&self, db: &Core) -> Result<Option<Stamp>> {
+        const LOOK: Statement = Statement::new(
+            "SELECT statement_timestamp() AS at, pg_snapshot_xmin(s)::text::bigint AS xmin,
+                 pg_snapshot_xmax(s)::text::bigint AS xmax,
+                 (SELECT min(q.ready_at) FROM {schema}.ready_tasks q WHERE q.ready_at >= coalesce($1, '-infinity')) AS first
+             FROM pg_current_snapshot() s",
+        );
         // The times of an injected clock say nothing about transactions.
         if db.now().is_some() {
             return Ok(None);
@@ -84,7 +71,7 @@ impl Queue {
             known.looked = Some(Instant::now());
             known.from
         };
-        let look = || query(db.sql.queue.look.clone()).bind(from);
+        let look = || db.query(LOOK).bind(from);
         let Some(row) = db.row(Access::Read, look).await? else { return Ok(from) };
         let row = Reader::new(&row, "ready_tasks", Uuid::nil());
         let (at, first) = (row.get::<Stamp>("at")?, row.get::<Option<Stamp>>("first")?);

@@ -1,15 +1,17 @@
-//! Reading rows into the API's types. What does not parse is `Corrupt`, by table, id and column (rule G8).
+//! Reading rows into the API's types, and binding those. What does not parse is `Corrupt`, by table, id and column (rule G8).
 
 use std::fmt::Display;
 use std::str::FromStr;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use ork_state_api::{
-    DeferredJob, Error, JobId, Json, Lease, NewDeferredJob, Result, Run, RunId, Schedule, SnapshotId, Target,
-    Task, TaskCounts, TaskId, TaskName, Timestamp, Token, Workflow, WorkflowId,
+    DeferredJob, Error, JobId, Json, Lease, Limit, NewDeferredJob, Result, Run, RunId, Schedule, SnapshotId,
+    Target, Task, TaskCounts, TaskId, TaskName, Timestamp, Token, Workflow, WorkflowId,
 };
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
+use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgArgumentBuffer, PgRow, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Row, Type};
 use uuid::Uuid;
@@ -42,6 +44,32 @@ impl Decode<'_, Postgres> for Stamp {
         let micros = micros.checked_add(POSTGRES_EPOCH).ok_or("is no point in time")?;
         Ok(Self(Timestamp::from_micros(micros)?))
     }
+}
+
+/// A limit as an `int`.
+pub(crate) fn int_limit(limit: Limit) -> i32 {
+    // At most 10,000 by its type.
+    i32::try_from(limit.get()).unwrap_or(i32::MAX)
+}
+
+/// Whole microseconds, as everywhere.
+pub(crate) fn interval(duration: Duration) -> PgInterval {
+    // At most 366 days by the API's types.
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
+}
+
+/// One row more than is asked for shows that there is a next page.
+pub(crate) fn fetch_limit(limit: Limit) -> i64 {
+    // At most 10,000 by its type.
+    i64::try_from(limit.get()).unwrap_or(i64::MAX).saturating_add(1)
+}
+
+/// The number that a statement counted.
+pub(crate) fn number(row: Option<PgRow>) -> Result<u64> {
+    let unexpected = |source| Error::internal("a count gave no number").with_source(source);
+    let row = row.ok_or_else(|| Error::internal("a count gave no row"))?;
+    u64::try_from(row.try_get::<i64, _>(0).map_err(unexpected)?)
+        .map_err(|source| Error::internal("a count is negative").with_source(source))
 }
 
 /// A row of one table, or the part of a joined row that comes from it.
@@ -165,7 +193,11 @@ pub(crate) const RUN: &str = "r.id, r.workflow_id, r.snapshot_id, r.status, r.tr
      r.tasks_total, r.tasks_unfinished, r.tasks_failed, r.tasks_cancelled, r.created_at, r.started_at, r.finished_at";
 
 pub(crate) fn run(row: &PgRow) -> Result<Run> {
-    let row = Reader::of(row, "runs")?;
+    run_of(Reader::of(row, "runs")?)
+}
+
+/// The same, of a row that holds more than a run.
+pub(crate) fn run_of(row: Reader<'_>) -> Result<Run> {
     let mut run = Run::from_stored(
         RunId::from_uuid(row.id),
         WorkflowId::from_uuid(row.get("workflow_id")?),

@@ -3,115 +3,30 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use ork_state_api::backend::RetryPlan;
 use ork_state_api::{
-    CreatedRun, Dag, Entity, Error, Limit, ListRuns, NewRun, Page, Result, RetryRun, Run, RunFilter, RunId,
-    RunKey, RunStatus, RunStore, StartRun, TaskId, TaskName,
+    CreatedRun, Dag, Entity, Error, ListRuns, NewRun, Page, Result, RetryRun, Run, RunFilter, RunId, RunKey,
+    RunStatus, RunStore, StartRun, Task, TaskId, TaskName,
 };
-use sqlx::postgres::PgRow;
-use sqlx::{Row, SqlStr, query};
 use uuid::Uuid;
 
-use crate::PostgresDatabase;
-use crate::database::{Inner, Query};
+use crate::core::Core;
+use crate::database::PostgresDatabase;
 use crate::error::Access;
-use crate::options::Schema;
-use crate::rows::{self, RUN, Reader, Stamp};
-use crate::schema::sql;
+use crate::rows::{self, Reader, Stamp, fetch_limit, number};
+use crate::site::Query;
+use crate::statement::Statement;
 use crate::workflows::dag;
-
-pub(crate) struct Statements {
-    create: SqlStr,
-    get: SqlStr,
-    list: SqlStr,
-    list_of_workflow: SqlStr,
-    list_by_status: SqlStr,
-    count: SqlStr,
-    count_of_workflow: SqlStr,
-    pinned: SqlStr,
-    start: SqlStr,
-    cancel: SqlStr,
-    pause: SqlStr,
-    resume: SqlStr,
-    retry: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        // $1 to $3: the page, its greatest id being $4; $5 to $7: the filter, each part null if it does not matter.
-        let filter = "r.created_at >= coalesce($5, '-infinity') AND r.created_at < coalesce($6, 'infinity')
-                 AND ($7::text IS NULL OR r.triggered_by = $7)";
-        let page = "(r.created_at, r.id) < (coalesce($1, 'infinity'), coalesce($2, $4))";
-        let list = |kind: &str| {
-            sql(format!(
-                "SELECT {RUN} FROM {schema}.runs r
-                 WHERE {page} AND {filter} {kind}
-                 ORDER BY r.created_at DESC, r.id DESC
-                 LIMIT $3"
-            ))
-        };
-        let count = |kind: &str| {
-            sql(format!(
-                "SELECT count(*) FROM {schema}.runs r
-                 WHERE r.created_at >= coalesce($1, '-infinity') AND r.created_at < coalesce($2, 'infinity')
-                     AND ($3::text IS NULL OR r.triggered_by = $3) AND ($4::text[] IS NULL OR r.status = ANY ($4)) {kind}"
-            ))
-        };
-        Self {
-            create: sql(format!("SELECT {RUN} FROM {schema}.ork_create_run($1, $2, $3, $4, $5) r")),
-            get: sql(format!("SELECT {RUN} FROM {schema}.runs r WHERE r.id = $1")),
-            list: list(""),
-            list_of_workflow: list("AND ($8::text[] IS NULL OR r.status = ANY ($8)) AND r.workflow_id = $9"),
-            // A range of the index by status each, merged: of a rare status nobody reads past the others.
-            list_by_status: sql(format!(
-                "SELECT r.*
-                 FROM unnest($8::text[]) AS s (status)
-                 CROSS JOIN LATERAL (
-                     SELECT {RUN} FROM {schema}.runs r
-                     WHERE r.status = s.status AND {page} AND {filter}
-                     ORDER BY r.created_at DESC, r.id DESC
-                     LIMIT $3
-                 ) r
-                 ORDER BY r.created_at DESC, r.id DESC
-                 LIMIT $3"
-            )),
-            count: count(""),
-            count_of_workflow: count("AND r.workflow_id = $5"),
-            // The DAG is long, and of use only to a run that is not started.
-            pinned: sql(format!(
-                "SELECT {RUN}, s.id AS pinned_id, s.tasks_json::text AS pinned_tasks_json
-                 FROM {schema}.runs r
-                 LEFT JOIN {schema}.workflow_snapshots s ON s.id = r.snapshot_id AND r.status = 'pending'
-                 WHERE r.id = $1"
-            )),
-            start: sql(format!(
-                "SELECT {RUN}
-                 FROM {schema}.ork_start_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) r"
-            )),
-            cancel: sql(format!("SELECT {RUN} FROM {schema}.ork_cancel_run($1, $2) r")),
-            pause: sql(format!("SELECT {RUN} FROM {schema}.ork_pause_run($1) r")),
-            resume: sql(format!("SELECT {RUN} FROM {schema}.ork_resume_run($1, $2) r")),
-            retry: sql(format!(
-                "SELECT x.answer, x.task, x.blocker, x.blocker_status, {RUN}
-                 FROM {schema}.ork_retry_run($1, $2, $3) x
-                 CROSS JOIN LATERAL (SELECT (x.run).*) r"
-            )),
-        }
-    }
-}
-
-/// One row more than is asked for shows that there is a next page.
-pub(crate) fn fetch_limit(limit: Limit) -> i64 {
-    // At most 10,000 by its type.
-    i64::try_from(limit.get()).unwrap_or(i64::MAX).saturating_add(1)
-}
 
 #[async_trait]
 impl RunStore for PostgresDatabase {
     async fn create_run(&self, new: NewRun) -> Result<CreatedRun> {
+        const CREATE: Statement =
+            Statement::new("SELECT {run} FROM {schema}.ork_create_run($1, $2, $3, $4, $5) r");
         self.call(|db| async move {
             let id = RunId::generate();
             let create = || {
-                query(db.sql.runs.create.clone())
+                db.query(CREATE)
                     .bind(id.as_uuid())
                     .bind(new.workflow.as_uuid())
                     .bind(new.triggered_by.as_str())
@@ -126,24 +41,60 @@ impl RunStore for PostgresDatabase {
     }
 
     async fn get_run(&self, id: RunId) -> Result<Run> {
-        self.call(move |db| async move {
-            one(&db, Access::Read, id, || query(db.sql.runs.get.clone()).bind(id.as_uuid())).await
-        })
+        const GET: Statement = Statement::new("SELECT {run} FROM {schema}.runs r WHERE r.id = $1");
+        self.call(
+            move |db| async move { one(&db, Access::Read, id, || db.query(GET).bind(id.as_uuid())).await },
+        )
         .await
     }
 
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>> {
+        // $1 to $3: the page, its greatest id being $4. $5 to $7: the filter, each part null if it does
+        // not matter. $8: the statuses. $9: the workflow.
+        const LIST: Statement = Statement::new(
+            "SELECT {run} FROM {schema}.runs r
+             WHERE (r.created_at, r.id) < (coalesce($1, 'infinity'), coalesce($2, $4))
+                 AND r.created_at >= coalesce($5, '-infinity') AND r.created_at < coalesce($6, 'infinity')
+                 AND ($7::text IS NULL OR r.triggered_by = $7)
+             ORDER BY r.created_at DESC, r.id DESC
+             LIMIT $3",
+        );
+        const LIST_OF_WORKFLOW: Statement = Statement::new(
+            "SELECT {run} FROM {schema}.runs r
+             WHERE (r.created_at, r.id) < (coalesce($1, 'infinity'), coalesce($2, $4))
+                 AND r.created_at >= coalesce($5, '-infinity') AND r.created_at < coalesce($6, 'infinity')
+                 AND ($7::text IS NULL OR r.triggered_by = $7)
+                 AND ($8::text[] IS NULL OR r.status = ANY ($8)) AND r.workflow_id = $9
+             ORDER BY r.created_at DESC, r.id DESC
+             LIMIT $3",
+        );
+        // A range of the index by status each, merged: of a rare status nobody reads past the others.
+        const LIST_BY_STATUS: Statement = Statement::new(
+            "SELECT r.*
+             FROM unnest($8::text[]) AS s (status)
+             CROSS JOIN LATERAL (
+                 SELECT {run} FROM {schema}.runs r
+                 WHERE r.status = s.status
+                     AND (r.created_at, r.id) < (coalesce($1, 'infinity'), coalesce($2, $4))
+                     AND r.created_at >= coalesce($5, '-infinity') AND r.created_at < coalesce($6, 'infinity')
+                     AND ($7::text IS NULL OR r.triggered_by = $7)
+                 ORDER BY r.created_at DESC, r.id DESC
+                 LIMIT $3
+             ) r
+             ORDER BY r.created_at DESC, r.id DESC
+             LIMIT $3",
+        );
         self.call(|db| async move {
             let ListRuns { filter, page, .. } = list;
             let statuses = statuses(&filter);
             let select = || {
-                let statements = &db.sql.runs;
                 let statement = match (filter.workflow, &statuses) {
-                    (Some(_), _) => &statements.list_of_workflow,
-                    (None, Some(_)) => &statements.list_by_status,
-                    (None, None) => &statements.list,
+                    (Some(_), _) => LIST_OF_WORKFLOW,
+                    (None, Some(_)) => LIST_BY_STATUS,
+                    (None, None) => LIST,
                 };
-                let query = query(statement.clone())
+                let query = db
+                    .query(statement)
                     .bind(page.after.map(|key| Stamp(key.created_at)))
                     .bind(page.after.map(|key| key.id.as_uuid()))
                     .bind(fetch_limit(page.limit))
@@ -165,12 +116,24 @@ impl RunStore for PostgresDatabase {
     }
 
     async fn count_runs(&self, filter: RunFilter) -> Result<u64> {
+        // $1 to $4: the filter, each part null if it does not matter. $5: the workflow.
+        const COUNT: Statement = Statement::new(
+            "SELECT count(*) FROM {schema}.runs r
+             WHERE r.created_at >= coalesce($1, '-infinity') AND r.created_at < coalesce($2, 'infinity')
+                 AND ($3::text IS NULL OR r.triggered_by = $3)
+                 AND ($4::text[] IS NULL OR r.status = ANY ($4))",
+        );
+        const COUNT_OF_WORKFLOW: Statement = Statement::new(
+            "SELECT count(*) FROM {schema}.runs r
+             WHERE r.created_at >= coalesce($1, '-infinity') AND r.created_at < coalesce($2, 'infinity')
+                 AND ($3::text IS NULL OR r.triggered_by = $3)
+                 AND ($4::text[] IS NULL OR r.status = ANY ($4)) AND r.workflow_id = $5",
+        );
         self.call(|db| async move {
             let count = || {
-                let statements = &db.sql.runs;
-                let statement =
-                    if filter.workflow.is_some() { &statements.count_of_workflow } else { &statements.count };
-                let query = query(statement.clone())
+                let statement = if filter.workflow.is_some() { COUNT_OF_WORKFLOW } else { COUNT };
+                let query = db
+                    .query(statement)
                     .bind(filter.created_from.map(Stamp))
                     .bind(filter.created_before.map(Stamp))
                     .bind(filter.triggered_by.as_deref())
@@ -190,24 +153,27 @@ impl RunStore for PostgresDatabase {
     }
 
     async fn cancel_run(&self, id: RunId) -> Result<Run> {
+        const CANCEL: Statement = Statement::new("SELECT {run} FROM {schema}.ork_cancel_run($1, $2) r");
         self.call(move |db| async move {
-            let cancel = || query(db.sql.runs.cancel.clone()).bind(id.as_uuid()).bind(db.now());
+            let cancel = || db.query(CANCEL).bind(id.as_uuid()).bind(db.now());
             became(one(&db, Access::Write, id, cancel).await?, RunStatus::Cancelled)
         })
         .await
     }
 
     async fn pause_run(&self, id: RunId) -> Result<Run> {
+        const PAUSE: Statement = Statement::new("SELECT {run} FROM {schema}.ork_pause_run($1) r");
         self.call(move |db| async move {
-            let pause = || query(db.sql.runs.pause.clone()).bind(id.as_uuid());
+            let pause = || db.query(PAUSE).bind(id.as_uuid());
             became(one(&db, Access::Write, id, pause).await?, RunStatus::Paused)
         })
         .await
     }
 
     async fn resume_run(&self, id: RunId) -> Result<Run> {
+        const RESUME: Statement = Statement::new("SELECT {run} FROM {schema}.ork_resume_run($1, $2) r");
         self.call(move |db| async move {
-            let resume = || query(db.sql.runs.resume.clone()).bind(id.as_uuid()).bind(db.now());
+            let resume = || db.query(RESUME).bind(id.as_uuid()).bind(db.now());
             became(one(&db, Access::Write, id, resume).await?, RunStatus::Running)
         })
         .await
@@ -222,41 +188,71 @@ fn statuses(filter: &RunFilter) -> Option<Vec<&'static str>> {
     filter.statuses.as_ref().map(|statuses| statuses.iter().map(|status| status.as_str()).collect())
 }
 
-/// The number that a statement counted.
-pub(crate) fn number(row: Option<PgRow>) -> Result<u64> {
-    let unexpected = |source| Error::internal("a count gave no number").with_source(source);
-    let row = row.ok_or_else(|| Error::internal("a count gave no row"))?;
-    u64::try_from(row.try_get::<i64, _>(0).map_err(unexpected)?)
-        .map_err(|source| Error::internal("a count is negative").with_source(source))
-}
-
-async fn retry_run(db: Arc<Inner>, retry: RetryRun) -> Result<Run> {
+/// Plans a retry from what is there, then sets the run going if nothing of it has changed meanwhile.
+///
+/// No lock is held between the two statements: every change of an ended run gives its row another
+/// version.
+async fn retry_run(db: Arc<Core>, retry: RetryRun) -> Result<Run> {
+    const LOOK: Statement = Statement::new(
+        "SELECT x.*, {task}
+         FROM {schema}.runs r
+         LEFT JOIN {schema}.tasks t ON t.run_id = r.id
+         LEFT JOIN {schema}.task_leases l ON l.task_id = t.id
+         -- With the first row only: the run's fields may be long.
+         LEFT JOIN LATERAL (
+             SELECT r.xmin::text, {run}
+             WHERE t.task_index IS NOT DISTINCT FROM (
+                 SELECT min(k.task_index) FROM {schema}.tasks k WHERE k.run_id = $1
+             )
+         ) AS x (
+             version, of_run_id, of_run_workflow_id, of_run_snapshot_id, of_run_status, of_run_triggered_by,
+             of_run_idempotency_key, of_run_error, of_run_tasks_total, of_run_tasks_unfinished,
+             of_run_tasks_failed, of_run_tasks_cancelled, of_run_created_at, of_run_started_at,
+             of_run_finished_at
+         ) ON true
+         WHERE r.id = $1
+         ORDER BY t.task_index",
+    );
+    const RETRY: Statement =
+        Statement::new("SELECT {run} FROM {schema}.ork_retry_run($1, $2, $3, $4, $5, $6, $7, $8) r");
     let id = retry.run;
-    let names: Option<Vec<String>> =
-        retry.tasks.as_ref().map(|names| names.iter().map(ToString::to_string).collect());
-    let retry = || query(db.sql.runs.retry.clone()).bind(id.as_uuid()).bind(names.clone()).bind(db.now());
-    let row = db.row(Access::Write, retry).await?.ok_or_else(|| Error::not_found(Entity::Run, id))?;
-    let answer = Reader::new(&row, "runs", id.as_uuid());
-    let status = || answer.text::<RunStatus>("blocker_status");
-    let refused = |from| Error::invalid_transition(Entity::Run, id, from, RunStatus::Running);
-    match answer.get("answer")? {
-        "retried" => rows::run(&row),
-        "live" => Err(refused(status()?).with_hint("Only a run that has ended is retried")),
-        "nothing" => Err(refused(status()?).with_hint("No task of it is to be done again")),
-        "unknown" => Err(Error::not_found(Entity::Task, answer.get::<&str>("task")?)),
-        _ => {
-            let (task, blocker) = (answer.get::<&str>("task")?, answer.get::<&str>("blocker")?);
-            let status: &str = answer.get("blocker_status")?;
-            Err(Error::conflict(format!(
-                "task {task:?} of run {id} depends on {blocker:?}, which is {status} and would not be done again"
-            ))
-            .with_hint("Name that task too"))
+    loop {
+        let rows = db.rows(Access::Read, || db.query(LOOK).bind(id.as_uuid())).await?;
+        let first = rows.first().ok_or_else(|| Error::not_found(Entity::Run, id))?;
+        let of_run = Reader::new(first, "runs", id.as_uuid());
+        let version: &str = of_run.get("version")?;
+        let run = rows::run_of(of_run.with_prefix("of_run_"))?;
+        // A run without tasks gives one row, whose task is null.
+        let none = of_run.get::<Option<Uuid>>("id")?.is_none();
+        let tasks: Vec<Task> = rows.iter().skip(usize::from(none)).map(rows::task).collect::<Result<_>>()?;
+        let plan = RetryPlan::new(&retry, &run, &tasks)?;
+        let (again, unmet) = plan
+            .again
+            .iter()
+            .copied()
+            .map(|(task, unmet)| Ok((int(task)?, int(unmet)?)))
+            .collect::<Result<(Vec<i32>, Vec<i32>)>>()?;
+        let (failed, cancelled) = (int(plan.counts.failed)?, int(plan.counts.cancelled)?);
+        let apply = || {
+            db.query(RETRY)
+                .bind(id.as_uuid())
+                .bind(version)
+                .bind(&again)
+                .bind(&unmet)
+                .bind(plan.error.as_deref())
+                .bind(failed)
+                .bind(cancelled)
+                .bind(db.now())
+        };
+        if let Some(row) = db.row(Access::Write, apply).await? {
+            return rows::run(&row);
         }
+        // Another call got on with the run: plan anew from where it stands now.
     }
 }
 
 /// The run that a statement gives, if there is such a run.
-async fn one(db: &Inner, access: Access, id: RunId, query: impl Fn() -> Query + Send) -> Result<Run> {
+async fn one(db: &Core, access: Access, id: RunId, query: impl Fn() -> Query + Send) -> Result<Run> {
     let row = db.row(access, query).await?;
     rows::run(&row.ok_or_else(|| Error::not_found(Entity::Run, id))?)
 }
@@ -269,7 +265,7 @@ fn became(run: Run, wanted: RunStatus) -> Result<Run> {
     Err(Error::invalid_transition(Entity::Run, run.id, run.status, wanted))
 }
 
-async fn start_run(db: Arc<Inner>, start: StartRun) -> Result<Run> {
+async fn start_run(db: Arc<Core>, start: StartRun) -> Result<Run> {
     let id = start.run;
     let dag = match start.dag {
         Some(dag) => dag,
@@ -296,8 +292,15 @@ enum Pinned {
 }
 
 /// The DAG that a run was created with, or the run if it is past needing it.
-async fn pinned(db: &Inner, id: RunId) -> Result<Pinned> {
-    let row = db.row(Access::Read, || query(db.sql.runs.pinned.clone()).bind(id.as_uuid())).await?;
+async fn pinned(db: &Core, id: RunId) -> Result<Pinned> {
+    // The DAG is long, and of use only to a run that is not started.
+    const PINNED: Statement = Statement::new(
+        "SELECT {run}, s.id AS pinned_id, s.tasks_json::text AS pinned_tasks_json
+         FROM {schema}.runs r
+         LEFT JOIN {schema}.workflow_snapshots s ON s.id = r.snapshot_id AND r.status = 'pending'
+         WHERE r.id = $1",
+    );
+    let row = db.row(Access::Read, || db.query(PINNED).bind(id.as_uuid())).await?;
     let row = row.ok_or_else(|| Error::not_found(Entity::Run, id))?;
     let run = rows::run(&row)?;
     if run.status != RunStatus::Pending {
@@ -356,8 +359,12 @@ impl<'a> TaskArrays<'a> {
         })
     }
 
-    fn bind(&self, db: &Inner, run: RunId) -> Query {
-        query(db.sql.runs.start.clone())
+    fn bind(&self, db: &Core, run: RunId) -> Query {
+        const START: Statement = Statement::new(
+            "SELECT {run}
+             FROM {schema}.ork_start_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) r",
+        );
+        db.query(START)
             .bind(run.as_uuid())
             .bind(&self.ids)
             .bind(&self.names)

@@ -6,56 +6,27 @@ use ork_state_api::{
     Schedule, ScheduleStore, Workflow, WorkflowId,
 };
 use sqlx::postgres::PgRow;
-use sqlx::{SqlStr, query};
 use uuid::Uuid;
 
-use crate::PostgresDatabase;
-use crate::claims::int_limit;
+use crate::database::PostgresDatabase;
 use crate::error::Access;
-use crate::options::Schema;
-use crate::rows::{self, RUN, Reader, Stamp, WORKFLOW};
-use crate::schema::sql;
-
-pub(crate) struct Statements {
-    set: SqlStr,
-    due: SqlStr,
-    fire: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            set: sql(format!(
-                "UPDATE {schema}.workflows w
-                 SET schedule = $2, schedule_enabled = $3, last_scheduled_at = $4, next_scheduled_at = $5,
-                     updated_at = coalesce($6, clock_timestamp())
-                 WHERE w.id = $1
-                 RETURNING {WORKFLOW}"
-            )),
-            // `now()` and not `clock_timestamp()`, which no index could be searched by.
-            due: sql(format!(
-                "SELECT w.id, w.schedule, w.next_scheduled_at
-                 FROM {schema}.workflows w
-                 WHERE w.schedule_enabled AND w.next_scheduled_at <= coalesce($1, now()) AND w.schedule IS NOT NULL
-                 ORDER BY w.next_scheduled_at, w.id
-                 LIMIT $2"
-            )),
-            fire: sql(format!(
-                "SELECT x.answer, {RUN}
-                 FROM {schema}.ork_fire_schedule($1, $2, $3, $4, $5, $6) x
-                 CROSS JOIN LATERAL (SELECT (x.run).*) r"
-            )),
-        }
-    }
-}
+use crate::rows::{self, Reader, Stamp, int_limit};
+use crate::statement::Statement;
 
 #[async_trait]
 impl ScheduleStore for PostgresDatabase {
     async fn set_schedule(&self, workflow: WorkflowId, schedule: Option<Schedule>) -> Result<Workflow> {
+        const SET: Statement = Statement::new(
+            "UPDATE {schema}.workflows w
+             SET schedule = $2, schedule_enabled = $3, last_scheduled_at = $4, next_scheduled_at = $5,
+                 updated_at = coalesce($6, clock_timestamp())
+             WHERE w.id = $1
+             RETURNING {workflow}",
+        );
         self.call(move |db| async move {
             let set = || {
                 let schedule = schedule.as_ref();
-                query(db.sql.schedules.set.clone())
+                db.query(SET)
                     .bind(workflow.as_uuid())
                     .bind(schedule.map(|schedule| schedule.expression.as_str()))
                     .bind(schedule.is_some_and(|schedule| schedule.enabled))
@@ -70,18 +41,31 @@ impl ScheduleStore for PostgresDatabase {
     }
 
     async fn due_schedules(&self, limit: Limit) -> Result<Vec<DueSchedule>> {
+        // `now()` and not `clock_timestamp()`, which no index could be searched by.
+        const DUE: Statement = Statement::new(
+            "SELECT w.id, w.schedule, w.next_scheduled_at
+             FROM {schema}.workflows w
+             WHERE w.schedule_enabled AND w.next_scheduled_at <= coalesce($1, now()) AND w.schedule IS NOT NULL
+             ORDER BY w.next_scheduled_at, w.id
+             LIMIT $2",
+        );
         self.call(move |db| async move {
-            let due = || query(db.sql.schedules.due.clone()).bind(db.now()).bind(int_limit(limit));
+            let due = || db.query(DUE).bind(db.now()).bind(int_limit(limit));
             db.rows(Access::Read, due).await?.iter().map(due_schedule).collect()
         })
         .await
     }
 
     async fn fire_schedule(&self, fire: FireSchedule) -> Result<FiredSchedule> {
+        const FIRE: Statement = Statement::new(
+            "SELECT x.answer, {run}
+             FROM {schema}.ork_fire_schedule($1, $2, $3, $4, $5, $6) x
+             CROSS JOIN LATERAL (SELECT (x.run).*) r",
+        );
         self.call(move |db| async move {
             let id = RunId::generate();
             let statement = || {
-                query(db.sql.schedules.fire.clone())
+                db.query(FIRE)
                     .bind(id.as_uuid())
                     .bind(fire.workflow().as_uuid())
                     .bind(SCHEDULE_TRIGGER)

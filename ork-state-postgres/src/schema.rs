@@ -1,106 +1,32 @@
 //! Which version of the schema a database has, and bringing it to ours.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ork_state_api::ork::read_dag;
-use ork_state_api::{Error, Found as Store, MigrationReport, Result, Rule, Violation};
-use sqlx::migrate::{Migration, Migrator};
+use ork_state_api::{Error, Found as Store, MigrationReport, Result};
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Connection, Executor, Row, SqlStr, query};
-use uuid::Uuid;
+use sqlx::{Connection, Executor, Row, query};
 
-use crate::database::{Inner, PostgresDatabase};
 use crate::error::{Access, of_statement};
-use crate::options::Schema;
-use crate::rows::Reader;
+use crate::site::Site;
+use crate::statement::Statement;
+use crate::steps::{FUNCTIONS_STEP, LAST_OF_ORK, MIGRATOR, functions_checksum, name, needed};
+use crate::takeover;
 
-/// The migrations of this crate, for programs that carry them themselves. Up to 014 they have the numbers, names and effects of Ork's own.
-///
-/// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate) applies them, and takes databases of Ork over, which takes more than these statements.
-pub static MIGRATOR: Migrator = sqlx::migrate!();
-
-/// How long to wait for another process that is migrating, and for locks that others hold on tables.
+/// How long to wait for another process that is migrating, and for locks that others hold on
+/// tables.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often to ask whether it is done.
 const POLL: Duration = Duration::from_millis(20);
 /// Older servers lack what the migrations use.
 const OLDEST_SERVER: i32 = 140_000;
 
+/// What sqlx recorded of its migrations: Ork's, or those of `MIGRATOR`.
+const VERSIONS_OF_SQLX: Statement =
+    Statement::new("SELECT version, success FROM {schema}._sqlx_migrations ORDER BY version");
+
 /// Tables that tell a store made by Ork before ork-state, or by sqlx's own migrations.
 const LEGACY: &[&str] =
     &["_sqlx_migrations", "workflows", "runs", "tasks", "workflow_tasks", "deferred_jobs"];
-/// The last version of Ork's own migrations. Ours bear the same numbers up to it.
-const LAST_OF_ORK: i64 = 14;
-/// How long to wait for what others, such as processes of Ork that still run, do in the tables of a database that is taken over.
-const TAKEOVER_PATIENCE: &str = "10s";
-
-/// Statements about the schema itself.
-pub(crate) struct Statements {
-    versions: SqlStr,
-    versions_of_ork: SqlStr,
-    create: SqlStr,
-    record: SqlStr,
-    fence_ork: SqlStr,
-    snapshots: SqlStr,
-    forget_hashes: SqlStr,
-    rewrite_snapshot: SqlStr,
-    merge_snapshot: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            versions: sql(format!(
-                "SELECT version, checksum FROM {schema}.ork_state_migrations ORDER BY version"
-            )),
-            versions_of_ork: sql(format!(
-                "SELECT version, success FROM {schema}._sqlx_migrations ORDER BY version"
-            )),
-            // A program of Ork that starts finds a migration that it does not know, and refuses.
-            fence_ork: sql(format!(
-                "INSERT INTO {schema}._sqlx_migrations (version, description, success, checksum, execution_time)
-                 VALUES ($1, 'taken over by ork-state', true, '', 0)
-                 ON CONFLICT DO NOTHING"
-            )),
-            snapshots: sql(format!(
-                "SELECT s.id, s.workflow_id, s.content_hash, s.tasks_json::text AS tasks_json
-                 FROM {schema}.workflow_snapshots s
-                 ORDER BY s.created_at, s.id"
-            )),
-            // No hash is to stand in the way of another's.
-            forget_hashes: sql(format!(
-                "UPDATE {schema}.workflow_snapshots SET content_hash = 'of ' || id::text"
-            )),
-            rewrite_snapshot: sql(format!(
-                "UPDATE {schema}.workflow_snapshots SET content_hash = $2, tasks_json = $3::text::json WHERE id = $1"
-            )),
-            // Into another of the same content.
-            merge_snapshot: sql(format!(
-                "WITH w AS (UPDATE {schema}.workflows SET current_snapshot_id = $2 WHERE current_snapshot_id = $1),
-                      r AS (UPDATE {schema}.runs SET snapshot_id = $2 WHERE snapshot_id = $1)
-                 DELETE FROM {schema}.workflow_snapshots WHERE id = $1"
-            )),
-            create: sql(format!(
-                "CREATE TABLE IF NOT EXISTS {schema}.ork_state_migrations (
-                     version bigint PRIMARY KEY,
-                     name text NOT NULL,
-                     checksum bytea NOT NULL,
-                     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
-                 )"
-            )),
-            record: sql(format!(
-                "INSERT INTO {schema}.ork_state_migrations (version, name, checksum) VALUES ($1, $2, $3)"
-            )),
-        }
-    }
-}
-
-/// Takes a statement of this crate's own making. All that is ever put into one is the quoted name of the schema and lists of
-/// columns; data is bound.
-pub(crate) fn sql(text: String) -> SqlStr {
-    sqlx::SqlSafeStr::into_sql_str(AssertSqlSafe(text))
-}
 
 /// What a schema holds.
 enum Found {
@@ -108,23 +34,28 @@ enum Found {
     Empty,
     /// Tables of names like ours that nobody says the version of; one of them.
     Foreign(String),
-    /// A database of Ork before ork-state, at this version; the first of its migrations that did not succeed, if there is one.
+    /// A database of Ork before ork-state, at this version; the first of its migrations that did
+    /// not succeed, if there is one.
     Ork { version: i64, failed: Option<i64> },
+    /// A store that `MIGRATOR` has begun to make, at this version.
+    Begun(i64),
     /// These migrations, with their checksums, in order.
     Migrations(Vec<(i64, Vec<u8>)>),
 }
 
 impl Found {
-    async fn look(inner: &Inner, connection: &mut PgConnection) -> Result<Self> {
-        Self::look_once(inner, connection, false).await
+    async fn look(site: &Site, connection: &mut PgConnection) -> Result<Self> {
+        Self::look_once(site, connection, false).await
     }
 
-    async fn look_again(inner: &Inner, connection: &mut PgConnection) -> Result<Self> {
-        Self::look_once(inner, connection, true).await
+    async fn look_again(site: &Site, connection: &mut PgConnection) -> Result<Self> {
+        Self::look_once(site, connection, true).await
     }
 
-    async fn look_once(inner: &Inner, connection: &mut PgConnection, again: bool) -> Result<Self> {
-        let failed = |error| of_statement(&inner.place, Access::Read, error);
+    async fn look_once(site: &Site, connection: &mut PgConnection, again: bool) -> Result<Self> {
+        const VERSIONS: Statement =
+            Statement::new("SELECT version, checksum FROM {schema}.ork_state_migrations ORDER BY version");
+        let failed = |error| of_statement(&site.place, Access::Read, error);
         // The tables that a store of ours, or an older one, would have.
         let tables: Vec<String> = query(
             "SELECT c.relname::text
@@ -133,7 +64,7 @@ impl Found {
              WHERE n.nspname = $1 AND c.relname = ANY ($2) AND c.relkind IN ('r', 'p')
              ORDER BY c.relname",
         )
-        .bind(inner.schema.name())
+        .bind(site.schema.name())
         .bind([LEGACY, &["ork_state_migrations"]].concat())
         .fetch_all(&mut *connection)
         .await
@@ -143,10 +74,10 @@ impl Found {
             if tables.iter().any(|table| table == "_sqlx_migrations")
                 && tables.iter().any(|table| table == "runs")
             {
-                match Self::look_at_ork(inner, connection).await? {
+                match Self::look_at_ork(site, connection).await? {
                     // Perhaps it was taken over between these two looks.
                     Self::Ork { version, .. } if version == needed() && !again => {
-                        return Box::pin(Self::look_again(inner, connection)).await;
+                        return Box::pin(Self::look_again(site, connection)).await;
                     }
                     found => return Ok(found),
                 }
@@ -154,7 +85,7 @@ impl Found {
             return Ok(tables.into_iter().next().map_or(Self::Empty, Self::Foreign));
         }
         let version = |row: &PgRow| Ok((row.try_get("version")?, row.try_get("checksum")?));
-        query(inner.sql.schema.versions.clone())
+        site.query(VERSIONS)
             .fetch_all(connection)
             .await
             .and_then(|rows| rows.iter().map(version).collect())
@@ -162,14 +93,18 @@ impl Found {
             .map_err(failed)
     }
 
-    async fn look_at_ork(inner: &Inner, connection: &mut PgConnection) -> Result<Self> {
-        let rows = query(inner.sql.schema.versions_of_ork.clone()).fetch_all(connection).await;
+    async fn look_at_ork(site: &Site, connection: &mut PgConnection) -> Result<Self> {
+        let rows = site.query(VERSIONS_OF_SQLX).fetch_all(connection).await;
         let version = |row: &PgRow| Ok::<(i64, bool), sqlx::Error>((row.try_get(0)?, row.try_get(1)?));
         let versions: Vec<(i64, bool)> = rows
             .and_then(|rows| rows.iter().map(version).collect())
-            .map_err(|error| of_statement(&inner.place, Access::Read, error))?;
+            .map_err(|error| of_statement(&site.place, Access::Read, error))?;
         let failed = versions.iter().find(|(_, success)| !success).map(|(version, _)| *version);
         Ok(match versions.last() {
+            // Ork's own begin with 1.
+            Some((version, _)) if versions.first().is_some_and(|(first, _)| *first == 0) => {
+                Self::Begun(*version)
+            }
             Some((version, _)) => Self::Ork { version: *version, failed },
             None => Self::Foreign("_sqlx_migrations".to_owned()),
         })
@@ -179,24 +114,28 @@ impl Found {
     ///
     /// # Errors
     /// `Conflict` for a store that is not ours, `SchemaMismatch` for a newer one.
-    fn migrations(self, inner: &Inner) -> Result<Vec<(i64, Vec<u8>)>> {
+    fn migrations(self, site: &Site) -> Result<Vec<(i64, Vec<u8>)>> {
         match self {
             Self::Empty => Ok(Vec::new()),
             Self::Foreign(table) => Err(Error::conflict(format!(
                 "the schema {} at {} has a table {table:?} and was made neither by ork-state nor by Ork",
-                inner.schema, inner.place
+                site.schema, site.place
             ))
             .with_hint("Use another schema by the option `schema`, or another database")),
             Self::Ork { failed: Some(failed), .. } => Err(Error::conflict(format!(
                 "Ork's own migration {failed} of the schema {} at {} did not succeed",
-                inner.schema, inner.place
+                site.schema, site.place
             ))
             .with_hint("Finish or undo it with the Ork that began it, then migrate again")),
             Self::Ork { version, .. } if version > LAST_OF_ORK => Err(Error::conflict(format!(
                 "the schema {} at {} is at version {version} of Ork, this code knows it up to {LAST_OF_ORK}",
-                inner.schema, inner.place
+                site.schema, site.place
             ))
             .with_hint("Deploy the newer code, which can take it over")),
+            Self::Begun(version) => {
+                Err(Error::new(ork_state_api::ErrorKind::SchemaMismatch { found: version, needed: needed() })
+                    .with_hint("`MIGRATOR` has not made all of the store yet: run it to its end"))
+            }
             // Nothing of ours is there yet.
             Self::Ork { .. } => Ok(Vec::new()),
             Self::Migrations(there) if last(&there) > needed() => Err(mismatch(last(&there))),
@@ -207,11 +146,6 @@ impl Found {
 
 fn last(migrations: &[(i64, Vec<u8>)]) -> i64 {
     migrations.last().map_or(0, |(version, _)| *version)
-}
-
-/// The version that this code reads and writes.
-fn needed() -> i64 {
-    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
 fn mismatch(found: i64) -> Error {
@@ -225,14 +159,30 @@ fn mismatch(found: i64) -> Error {
 }
 
 /// Whether the store can be worked with.
-pub(crate) async fn check(inner: &Inner) -> Result<()> {
-    let mut connection = inner.acquire().await?;
-    let found = last(&Found::look(inner, &mut connection).await?.migrations(inner)?);
-    if found == needed() { Ok(()) } else { Err(mismatch(found)) }
+pub(crate) async fn check(site: &Site, connection: &mut PgConnection) -> Result<()> {
+    let there = Found::look(site, connection).await?.migrations(site)?;
+    if last(&there) != needed() {
+        return Err(mismatch(last(&there)));
+    }
+    if has_our_functions(&there) { Ok(()) } else { Err(other_functions(site)) }
+}
+
+/// Whether the functions are those of this code. Only builds of unreleased code differ in them
+/// under one version.
+fn has_our_functions(there: &[(i64, Vec<u8>)]) -> bool {
+    there.iter().any(|(version, checksum)| *version == FUNCTIONS_STEP && *checksum == functions_checksum())
+}
+
+fn other_functions(site: &Site) -> Error {
+    Error::conflict(format!(
+        "the functions of the schema {} at {} are those of another build of this version",
+        site.schema, site.place
+    ))
+    .with_hint("Call `migrate`: it installs those of this program")
 }
 
 /// Whether the server and the store can be worked with once it is migrated.
-pub(crate) async fn check_at_connect(inner: &Inner, connection: &mut PgConnection) -> Result<()> {
+pub(crate) async fn check_at_connect(site: &Site, connection: &mut PgConnection) -> Result<()> {
     let server = query(
         "SELECT current_setting('server_version_num')::int, current_setting('server_version'),
                 current_setting('server_encoding')",
@@ -243,42 +193,21 @@ pub(crate) async fn check_at_connect(inner: &Inner, connection: &mut PgConnectio
         Ok((row.try_get::<i32, _>(0)?, row.try_get::<String, _>(1)?, row.try_get::<String, _>(2)?))
     });
     let (number, version, encoding) =
-        server.map_err(|error| of_statement(&inner.place, Access::Read, error))?;
+        server.map_err(|error| of_statement(&site.place, Access::Read, error))?;
     if number < OLDEST_SERVER {
-        return Err(Error::conflict(format!("the server at {} is PostgreSQL {version}", inner.place))
+        return Err(Error::conflict(format!("the server at {} is PostgreSQL {version}", site.place))
             .with_hint(format!("PostgreSQL {} or newer is needed", OLDEST_SERVER / 10_000)));
     }
     if encoding != "UTF8" {
-        return Err(Error::conflict(format!("the database at {} has the encoding {encoding}", inner.place))
+        return Err(Error::conflict(format!("the database at {} has the encoding {encoding}", site.place))
             .with_hint(
                 "Text of any script needs UTF8: create the database with `createdb --encoding=UTF8`",
             ));
     }
-    match Found::look(inner, connection).await? {
+    match Found::look(site, connection).await? {
         // Every method says so; connecting does not, so that there is something to ask.
-        Found::Foreign(_) | Found::Ork { .. } => Ok(()),
-        found => found.migrations(inner).map(drop),
-    }
-}
-
-impl PostgresDatabase {
-    pub(crate) async fn bring_up_to_date(&self, intent: Intent) -> Result<MigrationReport> {
-        self.call_unmigrated(move |inner| async move {
-            let mut connection = inner.acquire().await?;
-            let there = Found::look(&inner, &mut connection).await?.migrations(&inner)?;
-            if last(&there) == needed() {
-                check_checksums(&there)?;
-                let (found, applied, adjusted) = (Store::OrkState(needed()), Vec::new(), Vec::new());
-                return Ok({
-                    let mut report = MigrationReport::new(found, needed());
-                    report.applied = applied;
-                    report.adjusted = adjusted;
-                    report
-                });
-            }
-            migrate(&inner, &mut connection, intent).await
-        })
-        .await
+        Found::Foreign(_) | Found::Ork { .. } | Found::Begun(_) => Ok(()),
+        found => found.migrations(site).map(drop),
     }
 }
 
@@ -290,60 +219,82 @@ pub(crate) enum Intent {
     Plan,
 }
 
+/// Brings the schema to this code's version, and says what that took.
+pub(crate) async fn migrate(
+    site: &Site,
+    connection: &mut PgConnection,
+    intent: Intent,
+) -> Result<MigrationReport> {
+    let there = Found::look(site, connection).await?.migrations(site)?;
+    if last(&there) == needed() && has_our_functions(&there) {
+        check_checksums(&there)?;
+        let (found, applied, adjusted) = (Store::OrkState(needed()), Vec::new(), Vec::new());
+        return Ok({
+            let mut report = MigrationReport::new(found, needed());
+            report.applied = applied;
+            report.adjusted = adjusted;
+            report
+        });
+    }
+    apply(site, connection, intent).await
+}
+
 /// Applies what is missing, in one transaction.
-async fn migrate(inner: &Inner, connection: &mut PgConnection, intent: Intent) -> Result<MigrationReport> {
-    let failed = |error| of_statement(&inner.place, Access::Write, error);
-    let mut transaction = connection.begin().await.map_err(failed)?;
-    let settings = format!(
-        "SET LOCAL search_path TO {}, pg_temp; SET LOCAL lock_timeout = '{}s'; SET LOCAL statement_timeout = 0",
-        inner.schema,
-        PATIENCE.as_secs()
+async fn apply(site: &Site, connection: &mut PgConnection, intent: Intent) -> Result<MigrationReport> {
+    const RECORD_FOR_SQLX: Statement = Statement::new(
+        "INSERT INTO {schema}._sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES ($1, $2, true, $3, 0)
+         ON CONFLICT (version) DO UPDATE SET checksum = excluded.checksum",
     );
-    transaction.execute(sqlx::raw_sql(sql(settings))).await.map_err(failed)?;
-    lock(inner, &mut transaction).await?;
+    let failed = |error| of_statement(&site.place, Access::Write, error);
+    let mut transaction = connection.begin().await.map_err(failed)?;
+    // The locks are waited for as long as another migration is.
+    const SETTINGS: Statement = Statement::new(
+        "SET LOCAL search_path TO {schema}, pg_temp; SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0",
+    );
+    transaction.execute(sqlx::raw_sql(site.text(SETTINGS))).await.map_err(failed)?;
+    lock(site, &mut transaction).await?;
 
     // What was there before the lock was had, may have been another process's work in progress.
-    let store = Found::look(inner, &mut transaction).await?;
+    let store = Found::look(site, &mut transaction).await?;
     let of_ork = if let Found::Ork { version, .. } = store { Some(version) } else { None };
-    let there = store.migrations(inner)?;
+    let there = store.migrations(site)?;
     check_checksums(&there)?;
     let from = of_ork.unwrap_or(last(&there));
     if there.is_empty() {
-        create_schema(inner, &mut transaction).await?;
-        transaction.execute(inner.sql.schema.create.clone()).await.map_err(failed)?;
+        create_schema(site, &mut transaction).await?;
     }
     if of_ork.is_some() {
-        lock_tables(inner, &mut transaction).await?;
+        takeover::lock_tables(site, &mut transaction).await?;
     }
+    let for_sqlx = is_made_by_migrator(site, &mut transaction).await?;
     let mut applied = Vec::new();
-    for migration in MIGRATOR.iter() {
-        let name = name(migration);
-        if migration.version > from {
-            transaction.execute(sqlx::raw_sql(migration.sql.clone())).await.map_err(|error| {
-                let reason = of_statement(&inner.place, Access::Write, error);
-                Error::new(reason.kind().clone())
-                    .with_hint(format!("This was migration {name}"))
-                    .with_source(reason)
-            })?;
-            applied.push(name.clone());
+    for step in MIGRATOR.iter() {
+        let is_missing =
+            step.version > from || (step.version == FUNCTIONS_STEP && !has_our_functions(&there));
+        if !is_missing {
+            continue;
         }
-        // Those that Ork applied are recorded as ours, which have the same effect.
-        if migration.version > from || of_ork.is_some() {
-            query(inner.sql.schema.record.clone())
-                .bind(migration.version)
-                .bind(&name)
-                .bind(&*migration.checksum)
+        transaction.execute(sqlx::raw_sql(step.sql.clone())).await.map_err(|error| {
+            let reason = of_statement(&site.place, Access::Write, error);
+            Error::new(reason.kind().clone())
+                .with_hint(format!("This was migration {}", name(step)))
+                .with_source(reason)
+        })?;
+        if for_sqlx {
+            site.query(RECORD_FOR_SQLX)
+                .bind(step.version)
+                .bind(&*step.description)
+                .bind(&*step.checksum)
                 .execute(&mut *transaction)
                 .await
                 .map_err(failed)?;
         }
+        applied.push(name(step));
     }
     let mut adjusted = Vec::new();
     if of_ork.is_some() {
-        adjusted = read_adjusted(inner, &mut transaction).await?;
-        adjusted.extend(rewrite_snapshots(inner, &mut transaction).await?);
-        let fence = query(inner.sql.schema.fence_ork.clone()).bind(needed());
-        fence.execute(&mut *transaction).await.map_err(failed)?;
+        adjusted = takeover::finish(site, &mut transaction).await?;
     }
     match intent {
         Intent::Migrate => transaction.commit().await.map_err(failed)?,
@@ -360,98 +311,44 @@ async fn migrate(inner: &Inner, connection: &mut PgConnection, intent: Intent) -
     Ok(report)
 }
 
-/// Keeps everybody else out of the tables of a database that is taken over, all at once, so that no other lock comes between.
-async fn lock_tables(inner: &Inner, connection: &mut PgConnection) -> Result<()> {
-    let patience = format!("SET LOCAL lock_timeout = '{TAKEOVER_PATIENCE}'");
-    let locked = async {
-        connection.execute(sqlx::raw_sql(sql(patience))).await?;
-        // The tables that every version has.
-        connection
-            .execute("LOCK TABLE workflows, runs, tasks, _sqlx_migrations IN ACCESS EXCLUSIVE MODE")
-            .await
-    };
-    locked.await.map(drop).map_err(|error| {
-        let error = of_statement(&inner.place, Access::Read, error);
-        Error::new(error.kind().clone())
-            .with_hint("Stop the programs of Ork that still use the database, then migrate again")
-            .with_source(error)
-    })
-}
-
-/// What the last migration found in the old rows.
-async fn read_adjusted(inner: &Inner, connection: &mut PgConnection) -> Result<Vec<Violation>> {
-    // Made by that migration in this very transaction; none if another transaction applied it, as by sqlx's own means.
-    let read = query("SELECT rule, entity, problem FROM ork_adjusted ORDER BY rule, entity, problem");
-    let rows =
-        read.fetch_all(connection).await.map_err(|error| of_statement(&inner.place, Access::Read, error))?;
-    rows.iter()
-        .map(|row| {
-            let text = |column| {
-                row.try_get::<String, _>(column)
-                    .map_err(|source| Error::internal("an adjustment that is no text").with_source(source))
-            };
-            Ok(Violation::new(text("rule")?.parse()?, text("entity")?, text("problem")?))
-        })
-        .collect()
-}
-
-/// Gives every snapshot its canonical form and hash: the old form went through `jsonb`, which rewrites numbers and the order of keys.
-async fn rewrite_snapshots(inner: &Inner, connection: &mut PgConnection) -> Result<Vec<Violation>> {
-    let failed = |error| of_statement(&inner.place, Access::Write, error);
-    let statements = &inner.sql.schema;
-    let rows = query(statements.snapshots.clone()).fetch_all(&mut *connection).await.map_err(failed)?;
-    connection.execute(statements.forget_hashes.clone()).await.map_err(failed)?;
-    let mut adjusted = Vec::new();
-    let mut kept: HashMap<(Uuid, String), Uuid> = HashMap::new();
-    for row in &rows {
-        let row = Reader::of(row, "workflow_snapshots")?;
-        let (id, workflow): (Uuid, Uuid) = (row.get("id")?, row.get("workflow_id")?);
-        let dag = match read_dag(row.get("tasks_json")?) {
-            Ok((dag, problems)) => {
-                let entity = format!("snapshot {id}");
-                adjusted
-                    .extend(problems.into_iter().map(|problem| Violation::new(Rule::W2, &*entity, problem)));
-                dag
-            }
-            Err(error) => {
-                let problem = format!("is no DAG and cannot be run: {error}");
-                adjusted.push(Violation::new(Rule::G8, format!("snapshot {id}"), problem));
-                continue;
-            }
-        };
-        let hash = dag.content_hash();
-        match kept.get(&(workflow, hash.clone())) {
-            Some(same) => {
-                query(statements.merge_snapshot.clone()).bind(id).bind(same).execute(&mut *connection).await
-            }
-            None => {
-                kept.insert((workflow, hash.clone()), id);
-                let rewrite = query(statements.rewrite_snapshot.clone());
-                rewrite.bind(id).bind(hash).bind(dag.to_json().as_str()).execute(&mut *connection).await
-            }
-        }
+/// Whether `MIGRATOR` made the store. Then sqlx keeps a record of its own, which must not fall behind.
+async fn is_made_by_migrator(site: &Site, connection: &mut PgConnection) -> Result<bool> {
+    // Ork's own begin with 1. A `MIGRATOR` that met another process may have come no further than 0.
+    const BY_MIGRATOR: Statement = Statement::new(
+        "SELECT (SELECT array_agg(m.version) FROM {schema}._sqlx_migrations m) @> ARRAY[0, $1::bigint]",
+    );
+    let failed = |error| of_statement(&site.place, Access::Read, error);
+    let there = query("SELECT to_regclass($1 || '._sqlx_migrations') IS NOT NULL")
+        .bind(site.schema.to_string())
+        .fetch_one(&mut *connection)
+        .await
+        .and_then(|row| row.try_get::<bool, _>(0))
         .map_err(failed)?;
+    if !there {
+        return Ok(false);
     }
-    Ok(adjusted)
+    let by_migrator = site.query(BY_MIGRATOR).bind(LAST_OF_ORK + 1).fetch_one(connection).await;
+    by_migrator.and_then(|row| row.try_get::<Option<bool>, _>(0)).map(|by| by == Some(true)).map_err(failed)
 }
 
-/// Waits until no other process migrates this schema, and keeps others from it until the transaction ends.
-async fn lock(inner: &Inner, connection: &mut PgConnection) -> Result<()> {
+/// Waits until no other process migrates this schema, and keeps others from it until the
+/// transaction ends.
+async fn lock(site: &Site, connection: &mut PgConnection) -> Result<()> {
     let begun = Instant::now();
     loop {
         let locked = query("SELECT pg_try_advisory_xact_lock(hashtextextended('ork-state ' || $1, 0))")
-            .bind(inner.schema.name())
+            .bind(site.schema.name())
             .fetch_one(&mut *connection)
             .await
             .and_then(|row| row.try_get(0))
-            .map_err(|error| of_statement(&inner.place, Access::Read, error))?;
+            .map_err(|error| of_statement(&site.place, Access::Read, error))?;
         if locked {
             return Ok(());
         }
         if begun.elapsed() > PATIENCE {
             return Err(Error::unavailable(format!(
                 "another process has been migrating the schema {} at {} for {PATIENCE:?}",
-                inner.schema, inner.place
+                site.schema, site.place
             ))
             .with_hint("Wait for it; `pg_locks` shows whose advisory lock it is"));
         }
@@ -460,17 +357,17 @@ async fn lock(inner: &Inner, connection: &mut PgConnection) -> Result<()> {
     }
 }
 
-async fn create_schema(inner: &Inner, connection: &mut PgConnection) -> Result<()> {
-    let failed = |error| of_statement(&inner.place, Access::Write, error);
+async fn create_schema(site: &Site, connection: &mut PgConnection) -> Result<()> {
+    let failed = |error| of_statement(&site.place, Access::Write, error);
     // `IF NOT EXISTS` asks for the privilege to create one even where there is one.
     let there = query("SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1")
-        .bind(inner.schema.name())
+        .bind(site.schema.name())
         .fetch_optional(&mut *connection)
         .await
         .map_err(failed)?;
     if there.is_none() {
-        let create = sql(format!("CREATE SCHEMA IF NOT EXISTS {}", inner.schema));
-        connection.execute(create).await.map_err(failed)?;
+        const CREATE: Statement = Statement::new("CREATE SCHEMA IF NOT EXISTS {schema}");
+        connection.execute(site.text(CREATE)).await.map_err(failed)?;
     }
     Ok(())
 }
@@ -478,6 +375,10 @@ async fn create_schema(inner: &Inner, connection: &mut PgConnection) -> Result<(
 /// The migrations that are there must be those of this code.
 fn check_checksums(there: &[(i64, Vec<u8>)]) -> Result<()> {
     for (version, checksum) in there {
+        // Functions are made anew whenever they differ.
+        if *version == FUNCTIONS_STEP {
+            continue;
+        }
         let ours = MIGRATOR.iter().find(|migration| migration.version == *version);
         if ours.is_none_or(|ours| *ours.checksum != **checksum) {
             let name = ours.map_or_else(|| version.to_string(), name);
@@ -490,9 +391,4 @@ fn check_checksums(there: &[(i64, Vec<u8>)]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Such as `001_init`.
-fn name(migration: &Migration) -> String {
-    format!("{:03}_{}", migration.version, migration.description.replace(' ', "_"))
 }

@@ -10,79 +10,35 @@ use ork_state_api::{
     UpdateReport,
 };
 use sqlx::postgres::PgRow;
-use sqlx::{SqlStr, query};
 use uuid::Uuid;
 
 use crate::database::PostgresDatabase;
 use crate::error::Access;
-use crate::options::Schema;
-use crate::rows::{self, Reader, TASK};
-use crate::runs::fetch_limit;
-use crate::schema::sql;
+use crate::rows::{self, Reader, fetch_limit, int_limit};
+use crate::statement::Statement;
 use crate::{claims, updates};
-
-pub(crate) struct Statements {
-    ready: SqlStr,
-    get: SqlStr,
-    list: SqlStr,
-    outputs: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            // `now()` and not `clock_timestamp()`, which no index could be searched by.
-            ready: sql(format!(
-                "SELECT q.ready_at, q.run_id, q.task_index, q.task_id
-                 FROM {schema}.ready_tasks q
-                 WHERE q.ready_at <= coalesce($1, now())
-                 ORDER BY q.ready_at, q.run_id, q.task_index
-                 LIMIT $2"
-            )),
-            get: sql(format!(
-                "SELECT {TASK}, t.params::text AS params, t.output::text AS output
-                 FROM {schema}.tasks t
-                 LEFT JOIN {schema}.task_leases l ON l.task_id = t.id
-                 WHERE t.id = $1"
-            )),
-            // A run without tasks on this page gives one row, whose `id` is null; no row means no such run.
-            list: sql(format!(
-                "SELECT t.*
-                 FROM {schema}.runs r
-                 LEFT JOIN LATERAL (
-                     SELECT {TASK}
-                     FROM {schema}.tasks t
-                     LEFT JOIN {schema}.task_leases l ON l.task_id = t.id
-                     WHERE t.run_id = r.id AND t.task_index > $2 AND ($4::text[] IS NULL OR t.status = ANY ($4))
-                     ORDER BY t.task_index
-                     LIMIT $3
-                 ) t ON true
-                 WHERE r.id = $1
-                 ORDER BY t.task_index"
-            )),
-            // As above: a run that has none of these names gives one row, whose name is null.
-            outputs: sql(format!(
-                "SELECT t.id, t.task_name, t.output::text AS output
-                 FROM {schema}.runs r
-                 LEFT JOIN {schema}.tasks t ON t.run_id = r.id AND t.task_name = ANY ($2)
-                 WHERE r.id = $1"
-            )),
-        }
-    }
-}
 
 #[async_trait]
 impl TaskStore for PostgresDatabase {
     async fn ready_tasks(&self, limit: Limit) -> Result<Vec<ReadyTask>> {
+        // `now()` and not `clock_timestamp()`, which no index could be searched by.
+        const READY: Statement = Statement::new(
+            "SELECT q.ready_at, q.run_id, q.task_index, q.task_id
+             FROM {schema}.ready_tasks q
+             WHERE q.ready_at <= coalesce($1, now())
+             ORDER BY q.ready_at, q.run_id, q.task_index
+             LIMIT $2",
+        );
         self.call(move |db| async move {
-            let ready = || query(db.sql.tasks.ready.clone()).bind(db.now()).bind(claims::int_limit(limit));
+            let ready = || db.query(READY).bind(db.now()).bind(int_limit(limit));
             db.rows(Access::Read, ready).await?.iter().map(ready_task).collect()
         })
         .await
     }
 
     async fn claim_tasks(&self, claim: ClaimTasks) -> Result<Vec<ClaimedTask>> {
-        self.call(|db| claims::claim(db, claim)).await
+        let queue = self.queue.clone();
+        self.call(|db| claims::claim(db, queue, claim)).await
     }
 
     async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>> {
@@ -98,12 +54,26 @@ impl TaskStore for PostgresDatabase {
     }
 
     async fn update_tasks(&self, updates: TaskUpdates) -> Result<UpdateReport> {
-        self.call(|db| updates::update(db, updates)).await
+        let gather = self.gather.clone();
+        self.call(|db| async move {
+            match updates.steps().len() {
+                0 => Ok(UpdateReport::new(Vec::new(), Vec::new())),
+                1 => gather.update(db, updates).await,
+                _ => updates::apply_alone(&db, &updates).await,
+            }
+        })
+        .await
     }
 
     async fn get_task(&self, id: TaskId) -> Result<TaskDetail> {
+        const GET: Statement = Statement::new(
+            "SELECT {task}, t.params::text AS params, t.output::text AS output
+             FROM {schema}.tasks t
+             LEFT JOIN {schema}.task_leases l ON l.task_id = t.id
+             WHERE t.id = $1",
+        );
         self.call(move |db| async move {
-            let row = db.row(Access::Read, || query(db.sql.tasks.get.clone()).bind(id.as_uuid())).await?;
+            let row = db.row(Access::Read, || db.query(GET).bind(id.as_uuid())).await?;
             let row = row.ok_or_else(|| Error::not_found(Entity::Task, id))?;
             let payloads = Reader::new(&row, "tasks", id.as_uuid());
             Ok(TaskDetail::new(rows::task(&row)?, payloads.json("params")?, payloads.json("output")?))
@@ -112,6 +82,21 @@ impl TaskStore for PostgresDatabase {
     }
 
     async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>> {
+        // A run without tasks on this page gives one row, whose `id` is null; no row means no such run.
+        const LIST: Statement = Statement::new(
+            "SELECT t.*
+             FROM {schema}.runs r
+             LEFT JOIN LATERAL (
+                 SELECT {task}
+                 FROM {schema}.tasks t
+                 LEFT JOIN {schema}.task_leases l ON l.task_id = t.id
+                 WHERE t.run_id = r.id AND t.task_index > $2 AND ($4::text[] IS NULL OR t.status = ANY ($4))
+                 ORDER BY t.task_index
+                 LIMIT $3
+             ) t ON true
+             WHERE r.id = $1
+             ORDER BY t.task_index",
+        );
         self.call(move |db| async move {
             let ListTasks { run, statuses, page, .. } = list;
             // No task has an index beyond what fits.
@@ -119,7 +104,7 @@ impl TaskStore for PostgresDatabase {
             let statuses: Option<Vec<&str>> =
                 statuses.map(|statuses| statuses.iter().map(|status| status.as_str()).collect());
             let list = || {
-                query(db.sql.tasks.list.clone())
+                db.query(LIST)
                     .bind(run.as_uuid())
                     .bind(after)
                     .bind(fetch_limit(page.limit))
@@ -136,10 +121,17 @@ impl TaskStore for PostgresDatabase {
     }
 
     async fn task_outputs(&self, run: RunId, names: &[TaskName]) -> Result<BTreeMap<TaskName, Option<Json>>> {
+        // As above: a run that has none of these names gives one row, whose name is null.
+        const OUTPUTS: Statement = Statement::new(
+            "SELECT t.id, t.task_name, t.output::text AS output
+             FROM {schema}.runs r
+             LEFT JOIN {schema}.tasks t ON t.run_id = r.id AND t.task_name = ANY ($2)
+             WHERE r.id = $1",
+        );
         check_batch_len("task names", names.len())?;
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         self.call(move |db| async move {
-            let outputs = || query(db.sql.tasks.outputs.clone()).bind(run.as_uuid()).bind(&names);
+            let outputs = || db.query(OUTPUTS).bind(run.as_uuid()).bind(&names);
             let rows = db.rows(Access::Read, outputs).await?;
             there(&rows, run)?.map(output).collect()
         })

@@ -4,57 +4,38 @@ use async_trait::async_trait;
 use ork_state_api::backend::{ImportPage, ImportProgress, Transfer, no_import, not_empty};
 use ork_state_api::{Error, Result};
 use sqlx::postgres::PgRow;
-use sqlx::{SqlStr, query};
 use uuid::Uuid;
 
-use crate::PostgresDatabase;
+use crate::database::PostgresDatabase;
 use crate::error::Access;
-use crate::options::{LONGEST_STATEMENT, Schema};
+use crate::options::LONGEST_STATEMENT;
 use crate::rows::Reader;
-use crate::schema::sql;
-
-pub(crate) struct Statements {
-    progress: SqlStr,
-    import: SqlStr,
-    finish: SqlStr,
-    abandon: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            progress: sql(format!(
-                "SELECT i.records AS found_records, i.digest AS found_digest FROM {schema}.import_progress i"
-            )),
-            import: sql(format!(
-                "SELECT x.answer, x.found_records, x.found_digest FROM {schema}.ork_import($1, $2, $3, $4, $5) x"
-            )),
-            finish: sql(format!("SELECT {schema}.ork_finish_import($1) AS answer")),
-            abandon: sql(format!(
-                "WITH records AS (DELETE FROM {schema}.import_records) DELETE FROM {schema}.import_progress"
-            )),
-        }
-    }
-}
+use crate::statement::Statement;
 
 #[async_trait]
 impl Transfer for PostgresDatabase {
     async fn import_progress(&self) -> Result<Option<ImportProgress>> {
+        const PROGRESS: Statement = Statement::new(
+            "SELECT i.records AS found_records, i.digest AS found_digest FROM {schema}.import_progress i",
+        );
         self.call(|db| async move {
-            let progress = || query(db.sql.transfer.progress.clone());
+            let progress = || db.query(PROGRESS);
             db.row(Access::Read, progress).await?.as_ref().map(found).transpose().map(Option::flatten)
         })
         .await
     }
 
     async fn import(&self, page: ImportPage) -> Result<()> {
+        const IMPORT: Statement = Statement::new(
+            "SELECT x.answer, x.found_records, x.found_digest FROM {schema}.ork_import($1, $2, $3, $4, $5) x",
+        );
         self.call(move |db| async move {
             let (kinds, texts): (Vec<&str>, Vec<&str>) =
                 page.records().iter().map(|(kind, text)| (*kind, text.as_str())).unzip();
             let records = i64::try_from(page.after().records)
                 .map_err(|source| Error::invalid("import", "has too many records").with_source(source))?;
             let import = || {
-                query(db.sql.transfer.import.clone())
+                db.query(IMPORT)
                     .bind(records)
                     .bind(page.after().digest.clone())
                     .bind(kinds.iter().map(|kind| (*kind).to_owned()).collect::<Vec<_>>())
@@ -73,8 +54,9 @@ impl Transfer for PostgresDatabase {
     }
 
     async fn finish_import(&self) -> Result<()> {
+        const FINISH: Statement = Statement::new("SELECT {schema}.ork_finish_import($1) AS answer");
         self.call(|db| async move {
-            let finish = || query(db.sql.transfer.finish.clone()).bind(db.now());
+            let finish = || db.query(FINISH).bind(db.now());
             let rows = db.rows_within(LONGEST_STATEMENT, Access::Write, finish).await?;
             let row = rows.first().ok_or_else(|| Error::internal("an import without an answer"))?;
             match Reader::new(row, "import_progress", Uuid::nil()).get("answer")? {
@@ -87,8 +69,11 @@ impl Transfer for PostgresDatabase {
     }
 
     async fn abandon_import(&self) -> Result<()> {
+        const ABANDON: Statement = Statement::new(
+            "WITH records AS (DELETE FROM {schema}.import_records) DELETE FROM {schema}.import_progress",
+        );
         self.call(|db| async move {
-            let abandon = || query(db.sql.transfer.abandon.clone());
+            let abandon = || db.query(ABANDON);
             db.rows_within(LONGEST_STATEMENT, Access::Write, abandon).await.map(drop)
         })
         .await

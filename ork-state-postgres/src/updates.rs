@@ -10,22 +10,13 @@ use ork_state_api::{
 };
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;
-use sqlx::{SqlStr, query};
 use uuid::Uuid;
 
-use crate::claims::{int_limit, interval};
-use crate::database::{Inner, Query};
+use crate::core::Core;
 use crate::error::Access;
-use crate::gather;
-use crate::options::Schema;
-use crate::rows::Reader;
-use crate::schema::sql;
-
-pub(crate) struct Statements {
-    update: SqlStr,
-    expire_leases: SqlStr,
-    expire_timeouts: SqlStr,
-}
+use crate::rows::{Reader, int_limit, interval};
+use crate::site::Query;
+use crate::statement::Statement;
 
 /// Why attempts end that nobody reports on.
 #[derive(Debug, Clone, Copy)]
@@ -34,37 +25,14 @@ pub(crate) enum Expiry {
     Timeout,
 }
 
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            update: sql(format!(
-                "SELECT answer, step, status, run_id
-                 FROM {schema}.ork_update_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-            )),
-            expire_leases: sql(format!("SELECT answer, id, status FROM {schema}.ork_expire_leases($1, $2)")),
-            expire_timeouts: sql(format!(
-                "SELECT answer, id, status FROM {schema}.ork_expire_timeouts($1, $2)"
-            )),
-        }
-    }
-}
-
-pub(crate) async fn update(db: Arc<Inner>, updates: TaskUpdates) -> Result<UpdateReport> {
-    match updates.steps().len() {
-        0 => Ok(UpdateReport::new(Vec::new(), Vec::new())),
-        1 => gather::update(db, updates).await,
-        _ => apply_alone(&db, &updates).await,
-    }
-}
-
-pub(crate) async fn apply_alone(db: &Inner, updates: &TaskUpdates) -> Result<UpdateReport> {
+pub(crate) async fn apply_alone(db: &Core, updates: &TaskUpdates) -> Result<UpdateReport> {
     let report = apply(db, &[updates]).await?.pop();
     report.unwrap_or_else(|| Err(Error::internal("no answer to a call")))
 }
 
 /// Applies batches by one statement: several only if no two steps are about one task. An answer that cannot be read is an error of its own
 /// batch: what it is about was done.
-pub(crate) async fn apply(db: &Inner, batches: &[&TaskUpdates]) -> Result<Vec<Result<UpdateReport>>> {
+pub(crate) async fn apply(db: &Core, batches: &[&TaskUpdates]) -> Result<Vec<Result<UpdateReport>>> {
     let steps: Vec<&UpdateStep> = batches.iter().flat_map(|batch| batch.steps()).collect();
     let arrays = StepArrays::new(&steps);
     let rows = db.rows(Access::Write, || arrays.bind(db)).await?;
@@ -171,8 +139,12 @@ impl<'a> StepArrays<'a> {
         }
     }
 
-    fn bind(&self, db: &Inner) -> Query {
-        query(db.sql.updates.update.clone())
+    fn bind(&self, db: &Core) -> Query {
+        const UPDATE: Statement = Statement::new(
+            "SELECT answer, step, status, run_id
+             FROM {schema}.ork_update_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        );
+        db.query(UPDATE)
             .bind(&self.tasks)
             .bind(&self.tokens)
             .bind(&self.names)
@@ -195,12 +167,16 @@ fn kind(end: &TaskChange) -> Option<&'static str> {
     }
 }
 
-pub(crate) async fn expire(db: Arc<Inner>, limit: Limit, why: Expiry) -> Result<ExpiredTasks> {
+pub(crate) async fn expire(db: Arc<Core>, limit: Limit, why: Expiry) -> Result<ExpiredTasks> {
+    const LEASES: Statement =
+        Statement::new("SELECT answer, id, status FROM {schema}.ork_expire_leases($1, $2)");
+    const TIMEOUTS: Statement =
+        Statement::new("SELECT answer, id, status FROM {schema}.ork_expire_timeouts($1, $2)");
     let statement = match why {
-        Expiry::Lease => &db.sql.updates.expire_leases,
-        Expiry::Timeout => &db.sql.updates.expire_timeouts,
+        Expiry::Lease => LEASES,
+        Expiry::Timeout => TIMEOUTS,
     };
-    let expire = || query(statement.clone()).bind(int_limit(limit)).bind(db.now());
+    let expire = || db.query(statement).bind(int_limit(limit)).bind(db.now());
     let rows = db.rows(Access::Write, expire).await?;
     let mut expired = ExpiredTasks::default();
     for row in &rows {

@@ -7,35 +7,17 @@ use async_trait::async_trait;
 use ork_state_api::backend::WatchSource;
 use ork_state_api::{Error, Result, Topic, Watch};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{Row, SqlStr, query};
+use sqlx::{Row, query};
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
-use crate::PostgresDatabase;
-use crate::database::Inner;
+use crate::core::Core;
 use crate::error::Access;
-use crate::options::Schema;
-use crate::schema::sql;
+use crate::statement::Statement;
 
 /// How long to wait before the next try to listen again, and how often a watcher of ready tasks looks without having been told: a
 /// task that becomes ready beside another one gives no notification, and that other one may have been claimed just then.
 const PAUSE: Duration = Duration::from_secs(1);
-
-pub(crate) struct Statements {
-    channel: SqlStr,
-    ready: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            channel: sql("SELECT 'ork_' || $1 || '_' || md5($2)".to_owned()),
-            ready: sql(format!(
-                "SELECT EXISTS (SELECT FROM {schema}.ready_tasks q WHERE q.ready_at <= coalesce($1, now()))"
-            )),
-        }
-    }
-}
 
 /// The listeners of a store that somebody needs.
 #[derive(Debug, Default)]
@@ -57,21 +39,19 @@ impl Drop for Listener {
     }
 }
 
-impl PostgresDatabase {
-    pub(crate) async fn watch_topic(&self, topic: Topic) -> Result<Watch> {
-        self.call(move |db| async move {
-            let listener = listener(&db, topic).await?;
-            Ok(Watch::new(Source { hints: listener.hints.clone(), topic, db, _listener: listener }))
-        })
-        .await
+impl Listeners {
+    /// Watches a topic.
+    pub(crate) async fn watch(&self, db: Arc<Core>, topic: Topic) -> Result<Watch> {
+        let listener = listener(&db, self, topic).await?;
+        Ok(Watch::new(Source { hints: listener.hints.clone(), topic, db, _listener: listener }))
     }
 }
 
 /// The listener of this topic, a new one if there is none.
-async fn listener(db: &Arc<Inner>, topic: Topic) -> Result<Arc<Listener>> {
+async fn listener(db: &Core, listeners: &Listeners, topic: Topic) -> Result<Arc<Listener>> {
     let shared = match topic {
-        Topic::Ready => &db.listeners.ready,
-        Topic::RunEnded => &db.listeners.ended,
+        Topic::Ready => &listeners.ready,
+        Topic::RunEnded => &listeners.ended,
     };
     let there = shared.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
     if let Some(listener) = there {
@@ -90,12 +70,13 @@ async fn listener(db: &Arc<Inner>, topic: Topic) -> Result<Arc<Listener>> {
     Ok(listener)
 }
 
-async fn channel(db: &Inner, topic: Topic) -> Result<String> {
+async fn channel(db: &Core, topic: Topic) -> Result<String> {
+    const CHANNEL: Statement = Statement::new("SELECT 'ork_' || $1 || '_' || md5($2)");
     let topic = match topic {
         Topic::Ready => "ready",
         Topic::RunEnded => "ended",
     };
-    let name = || query(db.sql.watch.channel.clone()).bind(topic).bind(db.schema.name().to_owned());
+    let name = || db.query(CHANNEL).bind(topic).bind(db.site.schema.name().to_owned());
     let row = db.row(Access::Read, name).await?.ok_or_else(|| Error::internal("no name of a channel"))?;
     row.try_get(0).map_err(|source| Error::internal("the name of a channel is no text").with_source(source))
 }
@@ -151,7 +132,7 @@ async fn begin(options: &PgConnectOptions, channel: &str, topic: Topic) -> Resul
 struct Source {
     hints: watch::Receiver<()>,
     topic: Topic,
-    db: Arc<Inner>,
+    db: Arc<Core>,
     _listener: Arc<Listener>,
 }
 
@@ -175,7 +156,10 @@ impl WatchSource for Source {
 impl Source {
     /// Whether a task is ready. An error is not told here: whoever is told of a task finds out what is wrong.
     async fn is_ready(&self) -> bool {
-        let ready = || query(self.db.sql.watch.ready.clone()).bind(self.db.now());
+        const READY: Statement = Statement::new(
+            "SELECT EXISTS (SELECT FROM {schema}.ready_tasks q WHERE q.ready_at <= coalesce($1, now()))",
+        );
+        let ready = || self.db.query(READY).bind(self.db.now());
         let row = self.db.row(Access::Read, ready).await;
         row.is_ok_and(|row| row.is_some_and(|row| row.try_get(0).unwrap_or(false)))
     }

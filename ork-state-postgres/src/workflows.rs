@@ -7,87 +7,16 @@ use ork_state_api::{
     Dag, Entity, Error, ListWorkflows, NewWorkflow, Page, Result, RunId, Snapshot, SnapshotId,
     UpdateWorkflow, Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
 };
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{Row, SqlStr, query};
 use uuid::Uuid;
 
-use crate::PostgresDatabase;
-use crate::database::Inner;
+use crate::core::Core;
+use crate::database::PostgresDatabase;
 use crate::error::Access;
-use crate::options::Schema;
-use crate::rows::{self, Reader, WORKFLOW};
-use crate::runs::{fetch_limit, number};
-use crate::schema::sql;
-
-pub(crate) struct Statements {
-    create: SqlStr,
-    get: SqlStr,
-    find: SqlStr,
-    list: SqlStr,
-    list_named: SqlStr,
-    names: SqlStr,
-    count: SqlStr,
-    update: SqlStr,
-    snapshot: SqlStr,
-    delete: SqlStr,
-}
-
-impl Statements {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            // The two rows refer to each other: foreign keys are checked when the statement is over.
-            create: sql(format!(
-                "WITH w AS (
-                     INSERT INTO {schema}.workflows (
-                         id, name, description, executor_type, job_name, region, project, task_params,
-                         current_snapshot_id, created_at, updated_at
-                     )
-                     SELECT $1, $2, $3, $4, $5, $6, $7, $8::text::json, $9, n.now, n.now
-                     FROM (SELECT coalesce($12, clock_timestamp()) AS now OFFSET 0) n
-                     -- Waits for another caller who is just taking the name.
-                     ON CONFLICT (name) DO NOTHING
-                     RETURNING *
-                 ),
-                 s AS (
-                     INSERT INTO {schema}.workflow_snapshots (id, workflow_id, content_hash, tasks_json, created_at)
-                     SELECT $9, w.id, $10, $11::text::json, w.created_at FROM w
-                 )
-                 SELECT {WORKFLOW} FROM w"
-            )),
-            get: sql(format!("SELECT {WORKFLOW} FROM {schema}.workflows w WHERE w.id = $1")),
-            find: sql(format!("SELECT {WORKFLOW} FROM {schema}.workflows w WHERE w.name = $1")),
-            // The column's collation is \"C\": the order is that of the bytes. No name is empty.
-            list: sql(format!(
-                "SELECT {WORKFLOW} FROM {schema}.workflows w
-                 WHERE w.name > coalesce($1, '')
-                 ORDER BY w.name
-                 LIMIT $2"
-            )),
-            list_named: sql(format!(
-                "SELECT {WORKFLOW} FROM {schema}.workflows w WHERE w.name = ANY ($1) ORDER BY w.name"
-            )),
-            names: sql(format!(
-                "SELECT w.id, w.name FROM {schema}.workflows w
-                 WHERE w.name > coalesce($1, '')
-                 ORDER BY w.name
-                 LIMIT $2"
-            )),
-            count: sql(format!("SELECT count(*) FROM {schema}.workflows")),
-            update: sql(format!(
-                "SELECT {WORKFLOW} FROM {schema}.ork_update_workflow($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) w"
-            )),
-            snapshot: sql(format!(
-                "SELECT s.id, s.workflow_id, s.content_hash, s.tasks_json::text AS tasks_json, s.created_at
-                 FROM {schema}.workflow_snapshots s
-                 WHERE s.id = $1"
-            )),
-            delete: sql(format!(
-                "SELECT answer, run_id, run_status, {schema}.ork_free_logs() AS logs_left
-                 FROM {schema}.ork_delete_workflow($1)"
-            )),
-        }
-    }
-}
+use crate::logs;
+use crate::rows::{self, Reader, fetch_limit, number};
+use crate::statement::Statement;
 
 #[async_trait]
 impl WorkflowStore for PostgresDatabase {
@@ -96,32 +25,39 @@ impl WorkflowStore for PostgresDatabase {
     }
 
     async fn get_workflow(&self, id: WorkflowId) -> Result<Workflow> {
+        const GET: Statement = Statement::new("SELECT {workflow} FROM {schema}.workflows w WHERE w.id = $1");
         self.call(move |db| async move {
-            let row = db.row(Access::Read, || query(db.sql.workflows.get.clone()).bind(id.as_uuid())).await?;
+            let row = db.row(Access::Read, || db.query(GET).bind(id.as_uuid())).await?;
             rows::workflow(&row.ok_or_else(|| Error::not_found(Entity::Workflow, id))?)
         })
         .await
     }
 
     async fn find_workflow(&self, name: &WorkflowName) -> Result<Workflow> {
+        const FIND: Statement =
+            Statement::new("SELECT {workflow} FROM {schema}.workflows w WHERE w.name = $1");
         let name = name.clone();
         self.call(|db| async move {
-            let row =
-                db.row(Access::Read, || query(db.sql.workflows.find.clone()).bind(name.as_str())).await?;
+            let row = db.row(Access::Read, || db.query(FIND).bind(name.as_str())).await?;
             rows::workflow(&row.ok_or_else(|| Error::not_found(Entity::Workflow, &name))?)
         })
         .await
     }
 
     async fn list_workflows(&self, list: ListWorkflows) -> Result<Page<Workflow, WorkflowName>> {
+        // The column's collation is \"C\": the order is that of the bytes. No name is empty.
+        const LIST: Statement = Statement::new(
+            "SELECT {workflow} FROM {schema}.workflows w
+             WHERE w.name > coalesce($1, '')
+             ORDER BY w.name
+             LIMIT $2",
+        );
         self.call(|db| async move {
             if list.filter.name_contains.is_some() {
                 return search(&db, list).await;
             }
             let page = list.page;
-            let list = || {
-                query(db.sql.workflows.list.clone()).bind(page.after.as_deref()).bind(fetch_limit(page.limit))
-            };
+            let list = || db.query(LIST).bind(page.after.as_deref()).bind(fetch_limit(page.limit));
             let rows = db.rows(Access::Read, list).await?;
             let workflows = rows.iter().map(rows::workflow).collect::<Result<_>>()?;
             Ok(Page::from_rows(workflows, page.limit, |workflow: &Workflow| workflow.name.clone()))
@@ -130,11 +66,12 @@ impl WorkflowStore for PostgresDatabase {
     }
 
     async fn count_workflows(&self, filter: WorkflowFilter) -> Result<u64> {
+        const COUNT: Statement = Statement::new("SELECT count(*) FROM {schema}.workflows");
         self.call(|db| async move {
             if filter.name_contains.is_some() {
                 return Ok(matching_names(&db, &filter, None, usize::MAX).await?.len() as u64);
             }
-            number(db.row(Access::Read, || query(db.sql.workflows.count.clone())).await?)
+            number(db.row(Access::Read, || db.query(COUNT)).await?)
         })
         .await
     }
@@ -144,23 +81,30 @@ impl WorkflowStore for PostgresDatabase {
     }
 
     async fn get_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
+        const SNAPSHOT: Statement = Statement::new(
+            "SELECT s.id, s.workflow_id, s.content_hash, s.tasks_json::text AS tasks_json, s.created_at
+             FROM {schema}.workflow_snapshots s
+             WHERE s.id = $1",
+        );
         self.call(move |db| async move {
-            let row =
-                db.row(Access::Read, || query(db.sql.workflows.snapshot.clone()).bind(id.as_uuid())).await?;
+            let row = db.row(Access::Read, || db.query(SNAPSHOT).bind(id.as_uuid())).await?;
             snapshot(&row.ok_or_else(|| Error::not_found(Entity::Snapshot, id))?)
         })
         .await
     }
 
     async fn delete_workflow(&self, id: WorkflowId) -> Result<()> {
+        const DELETE: Statement = Statement::new(
+            "SELECT answer, run_id, run_status, {schema}.ork_free_logs() AS logs_left
+             FROM {schema}.ork_delete_workflow($1)",
+        );
         self.call(move |db| async move {
-            let row =
-                db.row(Access::Write, || query(db.sql.workflows.delete.clone()).bind(id.as_uuid())).await?;
+            let row = db.row(Access::Write, || db.query(DELETE).bind(id.as_uuid())).await?;
             let row = row.ok_or_else(|| Error::not_found(Entity::Workflow, id))?;
             let row = Reader::new(&row, "workflows", id.as_uuid());
             match row.get("answer")? {
                 "deleted" => {
-                    db.free_logs(row.get("logs_left")?).await;
+                    logs::free(&db, row.get("logs_left")?).await;
                     Ok(())
                 }
                 _ => {
@@ -176,18 +120,24 @@ impl WorkflowStore for PostgresDatabase {
 }
 
 /// How many names are looked through at a time.
-const NAMES: i64 = 10_000;
+const NAMES_AT_ONCE: i64 = 10_000;
 
 /// The names after one that match, in order, up to a limit. They are compared here: no function of the server follows the rule.
 async fn matching_names(
-    db: &Inner,
+    db: &Core,
     filter: &WorkflowFilter,
     after: Option<WorkflowName>,
     limit: usize,
 ) -> Result<Vec<WorkflowName>> {
+    const NAMES: Statement = Statement::new(
+        "SELECT w.id, w.name FROM {schema}.workflows w
+         WHERE w.name > coalesce($1, '')
+         ORDER BY w.name
+         LIMIT $2",
+    );
     let (mut found, mut after) = (Vec::new(), after);
     loop {
-        let names = || query(db.sql.workflows.names.clone()).bind(after.as_deref()).bind(NAMES);
+        let names = || db.query(NAMES).bind(after.as_deref()).bind(NAMES_AT_ONCE);
         let rows = db.rows(Access::Read, names).await?;
         for row in &rows {
             let name: WorkflowName = Reader::of(row, "workflows")?.text("name")?;
@@ -199,29 +149,33 @@ async fn matching_names(
             }
             after = Some(name);
         }
-        if rows.len() < usize::try_from(NAMES).unwrap_or(usize::MAX) {
+        if rows.len() < usize::try_from(NAMES_AT_ONCE).unwrap_or(usize::MAX) {
             return Ok(found);
         }
     }
 }
 
-async fn search(db: &Inner, list: ListWorkflows) -> Result<Page<Workflow, WorkflowName>> {
+async fn search(db: &Core, list: ListWorkflows) -> Result<Page<Workflow, WorkflowName>> {
+    const LIST_NAMED: Statement =
+        Statement::new("SELECT {workflow} FROM {schema}.workflows w WHERE w.name = ANY ($1) ORDER BY w.name");
     let limit = list.page.limit;
     let names = matching_names(db, &list.filter, list.page.after, limit.get() + 1).await?;
     // The page's key is that of the names: a workflow may be deleted before its row is read.
     let names = Page::from_rows(names, limit, WorkflowName::clone);
     let wanted: Vec<String> = names.items.iter().map(ToString::to_string).collect();
-    let rows =
-        db.rows(Access::Read, || query(db.sql.workflows.list_named.clone()).bind(wanted.clone())).await?;
+    let rows = db.rows(Access::Read, || db.query(LIST_NAMED).bind(wanted.clone())).await?;
     Ok(Page::new(rows.iter().map(rows::workflow).collect::<Result<_>>()?, names.next))
 }
 
-async fn update_workflow(db: Arc<Inner>, update: UpdateWorkflow) -> Result<Workflow> {
+async fn update_workflow(db: Arc<Core>, update: UpdateWorkflow) -> Result<Workflow> {
+    const UPDATE: Statement = Statement::new(
+        "SELECT {workflow} FROM {schema}.ork_update_workflow($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) w",
+    );
     let snapshot = SnapshotId::generate();
     let hash = update.dag.as_ref().map(Dag::content_hash);
     let statement = || {
         let target = update.target.as_ref();
-        query(db.sql.workflows.update.clone())
+        db.query(UPDATE)
             .bind(update.id.as_uuid())
             .bind(update.description.is_some())
             .bind(update.description.as_ref().and_then(|description| description.as_deref()))
@@ -240,11 +194,30 @@ async fn update_workflow(db: Arc<Inner>, update: UpdateWorkflow) -> Result<Workf
     rows::workflow(&row.ok_or_else(|| Error::not_found(Entity::Workflow, update.id))?)
 }
 
-async fn create(db: Arc<Inner>, new: NewWorkflow) -> Result<Workflow> {
+async fn create(db: Arc<Core>, new: NewWorkflow) -> Result<Workflow> {
+    // The two rows refer to each other: foreign keys are checked when the statement is over.
+    const CREATE: Statement = Statement::new(
+        "WITH w AS (
+             INSERT INTO {schema}.workflows (
+                 id, name, description, executor_type, job_name, region, project, task_params,
+                 current_snapshot_id, created_at, updated_at
+             )
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8::text::json, $9, n.now, n.now
+             FROM (SELECT coalesce($12, clock_timestamp()) AS now OFFSET 0) n
+             -- Waits for another caller who is just taking the name.
+             ON CONFLICT (name) DO NOTHING
+             RETURNING *
+         ),
+         s AS (
+             INSERT INTO {schema}.workflow_snapshots (id, workflow_id, content_hash, tasks_json, created_at)
+             SELECT $9, w.id, $10, $11::text::json, w.created_at FROM w
+         )
+         SELECT {workflow} FROM w",
+    );
     let (id, snapshot) = (WorkflowId::generate(), SnapshotId::generate());
     let hash = new.dag.content_hash();
     let create = || {
-        query(db.sql.workflows.create.clone())
+        db.query(CREATE)
             .bind(id.as_uuid())
             .bind(new.name.as_str())
             .bind(new.description.as_deref())

@@ -93,7 +93,7 @@ async fn a_step_of_a_run_waits_for_the_step_that_it_meets() {
         "SELECT ork_start_run($1, ARRAY[gen_random_uuid()], ARRAY['a'], ARRAY['process'], ARRAY['{}'],
              ARRAY[NULL::text], ARRAY[0], ARRAY[NULL::int], ARRAY[0], '{}', '{}', '2030-01-01')";
     const PAUSE: &str = "SELECT ork_pause_run($1)";
-    const RETRY: &str = "SELECT ork_retry_run($1, NULL, '2030-01-01')";
+    const RETRY: &str = "SELECT ork_retry_run(r.id, r.xmin::text, ARRAY[0], ARRAY[0], NULL, 0, 0, '2030-01-01') FROM runs r WHERE r.id = $1";
     let (store, db, _clock) = store().await;
     let workflow = workflow(&db, "w", "a").await;
     for (meets, wanted) in
@@ -130,6 +130,35 @@ async fn a_step_of_a_run_waits_for_the_step_that_it_meets() {
         other.commit().await.unwrap();
         assert_eq!(step.await.unwrap().unwrap().status, wanted, "{meets}");
     }
+    assert_sound(&db).await;
+}
+
+/// Both have planned it before either is done. Then the run gets another version three times: by the
+/// holder, by the first of the two, and the second finds it going.
+async fn of_two_retries_that_were_planned_at_once_one_is_refused() {
+    let (store, db, _clock) = store().await;
+    let run = start(&db, workflow(&db, "w", "a b:a c:b").await).await.id;
+    db.cancel_run(run).await.unwrap();
+    let mut holder = session(&store).await;
+    let mut holder = holder.begin().await.unwrap();
+    sqlx::query("UPDATE runs SET triggered_by = 'holder'").execute(&mut *holder).await.unwrap();
+    let mut retries = JoinSet::new();
+    for _ in 0..2 {
+        let db = db.clone();
+        retries.spawn(async move { db.retry_run(RetryRun::unsuccessful(run)).await });
+    }
+    let mut watcher = session(&store).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut watcher).await.unwrap() < 2 {
+        tokio::task::yield_now().await;
+    }
+    holder.commit().await.unwrap();
+    let (done, refused): (Vec<_>, Vec<_>) = retries.join_all().await.into_iter().partition(Result::is_ok);
+    let done = done[0].as_ref().unwrap();
+    assert_eq!((done.status, done.tasks.unfinished), (RunStatus::Running, 3));
+    let refused = refused[0].as_ref().unwrap_err();
+    assert!(matches!(refused.kind(), ErrorKind::InvalidTransition { .. }), "{refused}");
+    assert_eq!(claim(&db, 10).await.len(), 1);
     assert_sound(&db).await;
 }
 
@@ -322,6 +351,7 @@ ork_state_conformance::own_tests!(
         eight_workers_on_shared_runs_do_each_task_once,
         a_claim_passes_over_what_another_is_just_taking,
         a_step_of_a_run_waits_for_the_step_that_it_meets,
+        of_two_retries_that_were_planned_at_once_one_is_refused,
         an_update_that_waits_for_a_lock_does_not_keep_those_after_it_waiting,
         everything_at_once_leaves_a_sound_store,
         a_run_and_the_deletion_of_its_workflow_never_both_win,

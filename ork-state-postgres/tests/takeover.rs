@@ -23,7 +23,7 @@ const fn id(number: u128) -> Uuid {
 async fn ork_at(version: i64) -> Store {
     let store = empty().await;
     let mut statements = String::new();
-    for migration in MIGRATOR.iter().filter(|migration| migration.version <= version) {
+    for migration in MIGRATOR.iter().filter(|migration| (1..=version).contains(&migration.version)) {
         statements += migration.sql.as_str();
         statements += "\n;\n";
     }

@@ -61,7 +61,8 @@ impl Rig {
         self.expect("pause_run", 1, db.pause_run(other)).await;
         self.expect("resume_run", 1, db.resume_run(other)).await;
         self.expect("cancel_run", 1, db.cancel_run(other)).await;
-        self.expect("retry_run", 1, db.retry_run(RetryRun::unsuccessful(other))).await;
+        // The tasks come to the client, which plans the retry, and the plan goes back.
+        self.expect("retry_run", 2, db.retry_run(RetryRun::unsuccessful(other))).await;
         self.expect("cancel_run", 1, db.cancel_run(other)).await;
         self.expect("get_run", 1, db.get_run(run)).await;
         self.expect("list_runs", 1, db.list_runs(ListRuns::default())).await;

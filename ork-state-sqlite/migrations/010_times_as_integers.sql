@@ -1,16 +1,27 @@
--- Every table made anew: STRICT, times as microseconds since 1970, DAGs as snapshots only, and
--- with the columns that runs, tasks and deferred jobs are counted, retried and fenced by. Foreign keys are off while
--- this runs, so nothing cascades.
+-- Every table made anew: STRICT, times as microseconds since 1970, DAGs as snapshots only, and with
+-- the columns that runs, tasks and deferred jobs are counted, retried and fenced by. Foreign keys
+-- are off while this runs, so nothing cascades; on a new store they may be on.
 --
--- Old times are UTC text in several forms, such as 2026-02-01T11:23:51.947Z, 2026-02-01 11:23:51 and
--- 2026-02-01T11:23:51.947123456+00:00: whole seconds from the first 19 characters, microseconds from the next digits.
--- What databases of Ork need beyond these casts comes with 013.
+-- Old times are UTC text in several forms, such as 2026-02-01T11:23:51.947Z, 2026-02-01 11:23:51
+-- and 2026-02-01T11:23:51.947123456+00:00: whole seconds from the first 19 characters, microseconds
+-- from the next digits. What databases of Ork need beyond these casts comes with 012.
 
--- What is not as it was afterwards, in rows of Ork's, but for what a rule computes from it: the migration reports it.
-CREATE TEMP TABLE IF NOT EXISTS ork_adjusted (rule TEXT NOT NULL, entity TEXT NOT NULL, id BLOB NOT NULL, problem TEXT NOT NULL);
+-- The steps of the schema that were applied. From this one on, each step records itself here.
+CREATE TABLE ork_state_migrations (
+    version INTEGER NOT NULL PRIMARY KEY,
+    name TEXT NOT NULL,
+    checksum BLOB NOT NULL,
+    applied_at INTEGER NOT NULL
+) STRICT;
 
--- A workflow whose tasks are not in a snapshot gets one, and so do runs without. The content hash is made good by the
--- code that takes the database over: no statement can work it out.
+-- Old rows that cannot stay as they are, and that no rule computes anew: the migration reports
+-- them.
+CREATE TEMP TABLE IF NOT EXISTS ork_adjusted (
+    rule TEXT NOT NULL, entity TEXT NOT NULL, id BLOB NOT NULL, problem TEXT NOT NULL
+);
+
+-- A workflow whose tasks are not in a snapshot gets one, and so do runs without. No statement can
+-- work the content hash out: the code that takes a database of Ork over does it.
 CREATE TEMP TABLE ork_made AS
 SELECT w.id AS workflow_id, randomblob(16) AS id
 FROM workflows AS w
@@ -164,7 +175,8 @@ SELECT
     error
 FROM runs;
 
--- What is read often stands before what can be long: SQLite finds a column by passing over those before it.
+-- What is read often stands before what can be long: SQLite finds a column by passing over those
+-- before it.
 CREATE TABLE tasks_new (
     id BLOB NOT NULL PRIMARY KEY,
     run_id BLOB NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
@@ -215,9 +227,10 @@ SELECT
     task_name, executor_type, execution_name, depends_on, error, params, output
 FROM tasks;
 
--- A job is to be polled from `poll_at` on, and is open while it has one. Whoever claims it sets that to the end of the lease, so
--- one that is not reported on is due again by itself. `deferral` is the token of the claim that the task was deferred under: it
--- tells the jobs of one attempt from those of another. No foreign key: whoever deletes a run deletes its jobs.
+-- A job is to be polled from `poll_at` on, and is open while it has one. Whoever claims it sets
+-- that to the end of the lease, so a job that nobody reports on is due again by itself. `deferral`
+-- is the token of the claim that the task was deferred under: it tells the jobs of one attempt from
+-- those of another. No foreign key: whoever deletes a run deletes its jobs.
 CREATE TABLE deferred_jobs_new (
     id BLOB NOT NULL PRIMARY KEY,
     task_id BLOB NOT NULL,
@@ -260,7 +273,7 @@ SELECT
 FROM deferred_jobs AS j
 JOIN tasks AS t ON t.id = j.task_id;
 
--- Indexes go with their tables; the ones that a query of ours uses come with the next steps.
+-- Indexes go with their tables; the ones that a query of ours uses come with the next step.
 DROP TABLE deferred_jobs;
 DROP TABLE workflow_tasks;
 DROP TABLE tasks;

@@ -14,7 +14,7 @@ use crate::error::{self, Fault, Stage};
 use crate::gather::Gather;
 use crate::options::{BACKEND, Location, SqliteOptions};
 use crate::schema::{self, Schema};
-use crate::watch::{FileWatcher, Signal};
+use crate::signal::{FileWatcher, Signal};
 use crate::writer::{Work, Writer, guarded, reading};
 
 /// Older versions can corrupt the file when two connections reset the WAL at the same moment.
@@ -37,8 +37,19 @@ pub struct SqliteDatabase {
     watcher: Arc<Mutex<Weak<FileWatcher>>>,
 }
 
+impl SqliteOptions {
+    /// Opens the store. It does not migrate.
+    ///
+    /// # Errors
+    /// `Unavailable` when the file cannot be opened, `Corrupt` when it is no database, `SchemaMismatch`
+    /// when it is newer than this code.
+    pub async fn connect(self) -> Result<SqliteDatabase> {
+        SqliteDatabase::open(self).await
+    }
+}
+
 impl SqliteDatabase {
-    pub(crate) async fn open(options: SqliteOptions) -> Result<Self> {
+    async fn open(options: SqliteOptions) -> Result<Self> {
         if let Location::File(path) = &options.location {
             create_private(path)?;
         }
@@ -48,7 +59,7 @@ impl SqliteDatabase {
         let schema = schema::look(&mut connection).await.map_err(fail)?;
         let is_ours = match schema {
             Schema::Newer { .. } => return Err(schema.error()),
-            Schema::Current | Schema::Older { .. } | Schema::Changed { .. } => true,
+            Schema::Current | Schema::Older { .. } | Schema::Begun { .. } | Schema::Changed { .. } => true,
             // Of a database of Ork that cannot be taken over nothing is changed, not even the journal mode.
             Schema::Ork { .. } => schema.can_be_taken_over(),
             Schema::Foreign { .. } => false,

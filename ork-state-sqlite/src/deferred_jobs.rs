@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use crate::SqliteDatabase;
 use crate::batch::{self, Texts};
+use crate::database::SqliteDatabase;
 use crate::error::Attempt;
 use crate::held::{Held, held_columns};
 use crate::rows::{self, Cells, bytes, hex, job_columns};

@@ -20,6 +20,9 @@ mod runs;
 mod schedules;
 mod schema;
 mod settle;
+mod signal;
+mod sql;
+mod steps;
 mod takeover;
 mod tasks;
 mod transfer;
@@ -30,7 +33,7 @@ mod writer;
 
 pub use database::SqliteDatabase;
 pub use options::{BACKEND, SqliteOptions, Synchronous};
-pub use schema::MIGRATOR;
+pub use steps::MIGRATOR;
 
 ork_state_api::register_backend!(BACKEND);
 

@@ -7,8 +7,8 @@ use serde_json::Value;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
-use crate::SqliteDatabase;
 use crate::batch;
+use crate::database::SqliteDatabase;
 use crate::error::Attempt;
 use crate::rows::{Cells, bytes, hex};
 

@@ -10,9 +10,9 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
-use crate::SqliteDatabase;
 use crate::batch;
 use crate::counts::count_ended;
+use crate::database::SqliteDatabase;
 use crate::error::Attempt;
 use crate::rows::{Cells, hex};
 use crate::runs::delete_runs_sql;
@@ -22,17 +22,15 @@ use crate::watch::Source;
 #[async_trait]
 impl Maintenance for SqliteDatabase {
     async fn migrate(&self) -> Result<MigrationReport> {
-        let clock = self.clock();
-        self.write_alone(move |connection| {
-            Box::pin(async move { schema::migrate(connection, clock.as_ref(), Migrate::Commit).await })
+        self.write_alone(|connection| {
+            Box::pin(async move { schema::migrate(connection, Migrate::Commit).await })
         })
         .await
     }
 
     async fn plan_migration(&self) -> Result<MigrationReport> {
-        let clock = self.clock();
-        self.write_alone(move |connection| {
-            Box::pin(async move { schema::migrate(connection, clock.as_ref(), Migrate::Plan).await })
+        self.write_alone(|connection| {
+            Box::pin(async move { schema::migrate(connection, Migrate::Plan).await })
         })
         .await
     }

@@ -9,8 +9,6 @@ use ork_state_api::{Clock, ConnectOptions, Database, Error, Result, SystemClock}
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 
-use crate::SqliteDatabase;
-
 /// The plugin.
 pub static BACKEND: Backend = Backend {
     name: "sqlite",
@@ -174,15 +172,6 @@ impl SqliteOptions {
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
-    }
-
-    /// Opens the store. It does not migrate.
-    ///
-    /// # Errors
-    /// `Unavailable` when the file cannot be opened, `Corrupt` when it is no database, `SchemaMismatch` when it is newer
-    /// than this code.
-    pub async fn connect(self) -> Result<SqliteDatabase> {
-        SqliteDatabase::open(self).await
     }
 
     /// The driver's options for a look at a file that may not be ours: they change nothing in it.

@@ -283,3 +283,8 @@ pub(crate) fn job(row: &SqliteRow) -> Result<DeferredJob> {
     job.finished_at = cells.optional_time("finished_at")?;
     Ok(job)
 }
+
+/// A page's limit and the row that shows whether there is a next page.
+pub(crate) fn one_more(limit: ork_state_api::Limit) -> i64 {
+    i64::try_from(limit.get()).unwrap_or(i64::MAX).saturating_add(1)
+}

@@ -9,12 +9,11 @@ use ork_state_api::{
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
 
-use crate::SqliteDatabase;
 use crate::batch::{self, Texts};
 use crate::counts::count_ended;
+use crate::database::SqliteDatabase;
 use crate::error::Attempt;
-use crate::rows::{self, Cells, bytes, hex, run_columns, task_columns};
-use crate::workflows::one_more;
+use crate::rows::{self, Cells, bytes, hex, one_more, run_columns, task_columns};
 
 #[async_trait]
 impl RunStore for SqliteDatabase {

@@ -7,7 +7,7 @@ use ork_state_api::{
 };
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use crate::SqliteDatabase;
+use crate::database::SqliteDatabase;
 use crate::error::Attempt;
 use crate::rows::{self, Cells, bytes, workflow_columns};
 use crate::{runs, workflows};

@@ -2,25 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use ork_state_api::{Clock, Error, ErrorKind, Found, MigrationReport};
-use sqlx::migrate::{Migration, Migrator};
+use ork_state_api::{Error, ErrorKind, Found, MigrationReport};
+use sqlx::migrate::Migration;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::error::{Attempt, is_busy};
+use crate::sql::run_sql;
+use crate::steps::{LAST_OF_ORK, MIGRATOR, name, needed};
 use crate::takeover;
-use crate::writer::run_sql;
-
-/// The migrations of this crate, for programs that carry them themselves. Up to 009 they have the numbers, names and effects of Ork's own.
-///
-/// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate) applies them, and takes databases of Ork over, which takes more than these statements.
-pub static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// How long a migration waits for another's, and how often it looks: each look waits for `busy_timeout` itself.
 const PATIENCE: Duration = Duration::from_secs(30);
 const BETWEEN_TRIES: Duration = Duration::from_millis(20);
-
-/// The last version of Ork's own migrations. Ours bear the same numbers up to it.
-const LAST_OF_ORK: i64 = 9;
 
 /// How a database's schema stands to this code.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +22,8 @@ pub(crate) enum Schema {
     Current,
     /// Steps are missing; 0 is an empty database.
     Older { found: i64 },
+    /// `MIGRATOR` has begun to make it.
+    Begun { found: i64 },
     /// It is from a newer version.
     Newer { found: i64 },
     /// A step has our number but is not ours.
@@ -37,11 +32,6 @@ pub(crate) enum Schema {
     Ork { version: i64, failed: Option<i64> },
     /// It is something else's.
     Foreign { table: String },
-}
-
-/// The version that this code reads and writes.
-pub(crate) fn needed() -> i64 {
-    MIGRATOR.iter().map(|step| step.version).max().unwrap_or(0)
 }
 
 impl Schema {
@@ -56,6 +46,9 @@ impl Schema {
         match self {
             Self::Current => Error::internal("a schema that is current was refused"),
             Self::Older { found } => mismatch(*found).with_hint("Call `migrate` first"),
+            Self::Begun { found } => {
+                mismatch(*found).with_hint("`MIGRATOR` has not made all of the store yet: run it to its end")
+            }
             Self::Newer { found } => mismatch(*found).with_hint("Deploy the newer code"),
             Self::Changed { name } => {
                 Error::conflict(format!("the database was migrated by another form of the step {name}"))
@@ -98,6 +91,10 @@ pub(crate) async fn look(connection: &mut SqliteConnection) -> Attempt<Schema> {
             let versions: Vec<(i64, bool)> = sqlx::query_as(OF_ORK).fetch_all(&mut *connection).await?;
             let failed = versions.iter().find(|(_, success)| !success).map(|(version, _)| *version);
             let version = versions.last().map_or(0, |(version, _)| *version);
+            // Ork's own begin with 1.
+            if versions.first().is_some_and(|(first, _)| *first == 0) {
+                return Ok(Schema::Begun { found: version });
+            }
             // Perhaps another process has taken it over between these two looks.
             if version > LAST_OF_ORK && sqlx::query_scalar(IS_OURS).fetch_one(&mut *connection).await? {
                 return Box::pin(look(connection)).await;
@@ -149,11 +146,7 @@ pub(crate) enum Migrate {
 /// Applies the steps that are missing, in one transaction, under the write lock.
 ///
 /// The connection must be in no transaction.
-pub(crate) async fn migrate(
-    connection: &mut SqliteConnection,
-    clock: &dyn Clock,
-    how: Migrate,
-) -> Attempt<MigrationReport> {
+pub(crate) async fn migrate(connection: &mut SqliteConnection, how: Migrate) -> Attempt<MigrationReport> {
     match look(connection).await? {
         // No lock for a look: a process that starts does not wait for those that write.
         Schema::Current => return Ok(report(Found::OrkState(needed()), Vec::new())),
@@ -164,7 +157,7 @@ pub(crate) async fn migrate(
     // Tables are made anew with foreign keys off, as SQLite's documentation tells: dropping the old one would
     // delete what refers to it. It can only be set outside of a transaction.
     run_sql(connection, "PRAGMA foreign_keys = OFF").await?;
-    let result = migrate_locked(connection, clock, how).await;
+    let result = migrate_locked(connection, how).await;
     if result.is_err() {
         // Fails if the transaction did not begin.
         let _ = run_sql(connection, "ROLLBACK").await;
@@ -180,17 +173,7 @@ fn report(found: Found, applied: Vec<String>) -> MigrationReport {
     report
 }
 
-async fn migrate_locked(
-    connection: &mut SqliteConnection,
-    clock: &dyn Clock,
-    how: Migrate,
-) -> Attempt<MigrationReport> {
-    const CREATE: &str = "CREATE TABLE IF NOT EXISTS ork_state_migrations (
-             version INTEGER NOT NULL PRIMARY KEY,
-             name TEXT NOT NULL,
-             checksum BLOB NOT NULL,
-             applied_at INTEGER NOT NULL
-         ) STRICT";
+async fn migrate_locked(connection: &mut SqliteConnection, how: Migrate) -> Attempt<MigrationReport> {
     lock(connection).await?;
     // Another process may have done it while we waited.
     let (found, of_ork) = match look(connection).await? {
@@ -199,17 +182,14 @@ async fn migrate_locked(
         Schema::Ork { version, failed: None } if version <= LAST_OF_ORK => (version, true),
         refused => return Err(refused.error().into()),
     };
+    let for_sqlx = is_made_by_migrator(connection).await?;
     let mut applied = Vec::new();
-    run_sql(connection, CREATE).await?;
-    for step in MIGRATOR.iter() {
-        if step.version > found {
-            apply(connection, step).await?;
-            applied.push(name(step));
+    for step in MIGRATOR.iter().filter(|step| step.version > found) {
+        sqlx::raw_sql(step.sql.clone()).execute(&mut *connection).await?;
+        if for_sqlx {
+            record_for_sqlx(connection, step).await?;
         }
-        // Those that Ork applied are recorded as ours, which have the same effect.
-        if step.version > found || of_ork {
-            record(connection, step, clock).await?;
-        }
+        applied.push(name(step));
     }
     let mut adjusted = Vec::new();
     if of_ork {
@@ -244,29 +224,25 @@ async fn lock(connection: &mut SqliteConnection) -> Attempt<()> {
     }
 }
 
-async fn apply(connection: &mut SqliteConnection, step: &'static Migration) -> Attempt<()> {
-    sqlx::raw_sql(step.sql.clone()).execute(connection).await?;
-    Ok(())
+/// Whether `MIGRATOR` made the store. Then sqlx keeps a record of its own, which must not fall behind.
+async fn is_made_by_migrator(connection: &mut SqliteConnection) -> Attempt<bool> {
+    const IS_THERE: &str =
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = '_sqlx_migrations')";
+    // Ork's own begin with 1. A `MIGRATOR` that met another process may have come no further than 0.
+    const BY_MIGRATOR: &str = "SELECT count(*) = 2 FROM _sqlx_migrations WHERE version IN (0, ?1)";
+    Ok(sqlx::query_scalar(IS_THERE).fetch_one(&mut *connection).await?
+        && sqlx::query_scalar(BY_MIGRATOR).bind(LAST_OF_ORK + 1).fetch_one(connection).await?)
 }
 
-async fn record(
-    connection: &mut SqliteConnection,
-    step: &'static Migration,
-    clock: &dyn Clock,
-) -> Attempt<()> {
+async fn record_for_sqlx(connection: &mut SqliteConnection, step: &'static Migration) -> Attempt<()> {
     const RECORD: &str =
-        "INSERT INTO ork_state_migrations (version, name, checksum, applied_at) VALUES (?1, ?2, ?3, ?4)";
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (?1, ?2, TRUE, ?3, 0)";
     sqlx::query(RECORD)
         .bind(step.version)
-        .bind(name(step))
-        .bind(step.checksum.to_vec())
-        .bind(clock.now().as_micros())
+        .bind(&*step.description)
+        .bind(&*step.checksum)
         .execute(connection)
         .await?;
     Ok(())
-}
-
-/// The step's file name without its end.
-fn name(step: &Migration) -> String {
-    format!("{:03}_{}", step.version, step.description.replace(' ', "_"))
 }

@@ -12,13 +12,12 @@ use ork_state_api::{
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use crate::SqliteDatabase;
 use crate::batch;
 use crate::claims;
+use crate::database::SqliteDatabase;
 use crate::error::Attempt;
-use crate::rows::{self, Cells, bytes, hex, task_columns};
+use crate::rows::{self, Cells, bytes, hex, one_more, task_columns};
 use crate::updates;
-use crate::workflows::one_more;
 
 #[async_trait]
 impl TaskStore for SqliteDatabase {

@@ -5,8 +5,8 @@ use ork_state_api::backend::{ImportPage, ImportProgress, Transfer, no_import, no
 use ork_state_api::{Error, Result};
 use sqlx::sqlite::SqliteConnection;
 
-use crate::SqliteDatabase;
 use crate::counts::count_ended_sql;
+use crate::database::SqliteDatabase;
 use crate::error::Attempt;
 use crate::rows::Cells;
 

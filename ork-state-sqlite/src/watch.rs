@@ -1,127 +1,26 @@
 //! Hints that something has happened (rule M5).
 //!
-//! The writer says after each commit that there was one: to this process through a channel, to others by a small write to a file
-//! beside the database, which they have the system watch. (The WAL itself is written before the commit can be seen.) Whoever is told
-//! looks by one cheap query whether it concerns him.
+//! A watch is told of every commit. It looks by one cheap query whether the commit concerns it.
 
-use std::fs::{File, TryLockError};
-use std::io::{Seek as _, Write as _};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use notify::{RecursiveMode, Watcher as _};
 use ork_state_api::backend::WatchSource;
 use ork_state_api::{Result, Topic};
-use tokio::sync::watch::{Receiver, Sender};
+use tokio::sync::watch::Receiver;
 
-use crate::SqliteDatabase;
+use crate::database::SqliteDatabase;
 use crate::error;
 use crate::options::Location;
+use crate::signal::FileWatcher;
 
-/// How often a watcher looks without being told: when the system has no watch to give, that is how late a hint from another process is.
+/// How often a watcher looks without being told: when the system has no watch to give, that is how late
+/// a hint from another process is.
 const FALLBACK: Duration = Duration::from_secs(1);
 
 /// After a look that found nothing the next one waits so long: a busy store commits all the time.
 const PAUSE: Duration = Duration::from_millis(5);
-
-/// Where commits are told of.
-#[derive(Debug, Clone)]
-pub(crate) struct Signal(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    commits: Sender<()>,
-    /// What other processes watch; none for a database in memory.
-    path: Option<PathBuf>,
-    /// The same, once it was written.
-    file: Mutex<Option<File>>,
-}
-
-impl Signal {
-    pub(crate) fn new(location: &Location) -> Self {
-        let path = match location {
-            Location::File(path) => {
-                let mut path = path.clone().into_os_string();
-                path.push("-watch");
-                Some(path.into())
-            }
-            Location::Memory => None,
-        };
-        Self(Arc::new(Inner { commits: Sender::default(), path, file: Mutex::default() }))
-    }
-
-    /// Says that there was a commit.
-    pub(crate) fn committed(&self) {
-        self.0.commits.send_replace(());
-        // It is a hint: if it cannot be given, what was committed is so all the same.
-        self.with_file(|mut file| file.rewind().and_then(|()| file.write_all(b".")));
-    }
-
-    /// Tells the other processes that this one waits for the write lock, until it does not any more: by a shared lock of the file,
-    /// which the system takes back if the process dies.
-    pub(crate) fn set_waiting(&self, waits: bool) {
-        self.with_file(|file| if waits { Ok(file.try_lock_shared()?) } else { file.unlock() });
-    }
-
-    /// Whether another process waits for the write lock. This one must not.
-    pub(crate) fn is_awaited(&self) -> bool {
-        let free = self.with_file(|file| match file.try_lock() {
-            Ok(()) => file.unlock().map(|()| true),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(error),
-        });
-        free == Some(false)
-    }
-
-    /// Does something with the file, which is opened for it if need be. What fails is left.
-    fn with_file<T>(&self, work: impl FnOnce(&File) -> std::io::Result<T>) -> Option<T> {
-        let mut file = self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if file.is_none() {
-            *file = self.open();
-        }
-        work(file.as_ref()?).ok()
-    }
-
-    /// The file, which is made if it is not there, for the owner of the database alone.
-    fn open(&self) -> Option<File> {
-        let mut options = File::options();
-        options.write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.open(self.0.path.as_ref()?).ok()
-    }
-}
-
-/// Has the system tell of what is written to the file, for as long as this lives.
-pub(crate) struct FileWatcher(
-    #[expect(dead_code, reason = "it watches until it is dropped")] notify::RecommendedWatcher,
-);
-
-impl FileWatcher {
-    /// None if there is no file, or the system has no watch to give: then the fallback must do.
-    pub(crate) fn new(signal: &Signal) -> Option<Self> {
-        let path = signal.0.path.as_ref()?;
-        signal.open()?;
-        let commits = signal.0.commits.clone();
-        let tell = move |event: notify::Result<notify::Event>| {
-            // An error, such as a queue that ran over, may hide a write.
-            if event.map_or(true, |event| !event.kind.is_access()) {
-                commits.send_replace(());
-            }
-        };
-        let mut watcher = notify::recommended_watcher(tell).ok()?;
-        watcher.watch(path, RecursiveMode::NonRecursive).ok()?;
-        Some(Self(watcher))
-    }
-}
-
-impl std::fmt::Debug for FileWatcher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("FileWatcher")
-    }
-}
 
 /// A caller's watch.
 pub(crate) struct Source {
@@ -139,7 +38,7 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) async fn new(db: &SqliteDatabase, topic: Topic) -> Result<Self> {
         // What is committed after this is told of; what is ended before it is seen.
-        let commits = db.signal().0.commits.subscribe();
+        let commits = db.signal().subscribe();
         let watcher = db.file_watcher();
         let db = db.another();
         let seen = ever_ended(&db).await?;
@@ -206,53 +105,4 @@ async fn ever_ended(db: &SqliteDatabase) -> Result<i64> {
     const EVER: &str = "SELECT coalesce(sum(number), 0) FROM ended_counts WHERE kind = 'ever'";
     db.read(|connection| Box::pin(async move { Ok(sqlx::query_scalar(EVER).fetch_one(connection).await?) }))
         .await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As in two processes: they share nothing but the file.
-    fn two() -> (tempfile::TempDir, Signal, Signal) {
-        let directory = tempfile::tempdir().unwrap();
-        let location = Location::File(directory.path().join("ork.db"));
-        (directory, Signal::new(&location), Signal::new(&location))
-    }
-
-    #[tokio::test]
-    async fn the_file_tells_others_of_every_commit() {
-        let (_directory, one, other) = two();
-        let mut told = other.0.commits.subscribe();
-        let _watcher = FileWatcher::new(&other).unwrap();
-        for _ in 0..3 {
-            one.committed();
-            // Far longer than the fallback, which is not at work here.
-            tokio::time::timeout(Duration::from_secs(20), told.changed()).await.unwrap().unwrap();
-            // One write may be told of more than once.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            told.mark_unchanged();
-        }
-    }
-
-    #[test]
-    fn whoever_waits_is_seen_by_others_until_it_does_not() {
-        let (_directory, one, other) = two();
-        assert!(!one.is_awaited());
-        other.set_waiting(true);
-        assert!(one.is_awaited());
-        other.set_waiting(false);
-        assert!(!one.is_awaited());
-        other.set_waiting(true);
-        drop(other);
-        assert!(!one.is_awaited(), "one that has died does not wait");
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_made_is_done_without() {
-        let directory = tempfile::tempdir().unwrap();
-        let signal = Signal::new(&Location::File(directory.path().join("absent/ork.db")));
-        signal.set_waiting(true);
-        signal.committed();
-        assert!(!signal.is_awaited() && FileWatcher::new(&signal).is_none());
-    }
 }

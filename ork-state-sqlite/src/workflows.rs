@@ -8,11 +8,11 @@ use ork_state_api::{
 use serde_json::Value;
 use sqlx::sqlite::SqliteConnection;
 
-use crate::SqliteDatabase;
 use crate::batch;
 use crate::counts::count_ended_sql;
+use crate::database::SqliteDatabase;
 use crate::error::Attempt;
-use crate::rows::{self, Cells, bytes, workflow_columns};
+use crate::rows::{self, Cells, bytes, one_more, workflow_columns};
 use crate::runs::delete_runs_sql;
 
 #[async_trait]
@@ -94,11 +94,6 @@ impl WorkflowStore for SqliteDatabase {
         self.free_deleted_logs().await;
         Ok(())
     }
-}
-
-/// A page's limit and the row that shows whether there is a next page.
-pub(crate) fn one_more(limit: ork_state_api::Limit) -> i64 {
-    i64::try_from(limit.get()).unwrap_or(i64::MAX).saturating_add(1)
 }
 
 async fn insert(connection: &mut SqliteConnection, workflow: &Workflow) -> Attempt<()> {

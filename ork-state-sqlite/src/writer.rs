@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::error::{self, Attempt, Fault, Stage};
 use crate::options::Location;
 use crate::schema;
-use crate::watch::Signal;
+use crate::signal::Signal;
+use crate::sql::run_sql;
 
 /// Most calls in one transaction: bounds how long the first of them waits for the last.
 const MAX_CALLS: usize = 128;
@@ -363,12 +364,6 @@ impl Serving {
     }
 }
 
-/// Runs statements that give no rows. They are not kept prepared, which makes the driver drop what the last such
-/// statement was given: batches can be large.
-pub(crate) async fn run_sql(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(sql).execute(connection).await.map(drop)
-}
-
 impl std::fmt::Debug for dyn Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Job")
@@ -397,7 +392,7 @@ mod tests {
 
     async fn start(options: &SqliteOptions) -> Writer {
         let mut connection = options.writer().connect().await.unwrap();
-        schema::migrate(&mut connection, options.clock.as_ref(), schema::Migrate::Commit).await.unwrap();
+        schema::migrate(&mut connection, schema::Migrate::Commit).await.unwrap();
         run_sql(&mut connection, "CREATE TABLE IF NOT EXISTS t (x)").await.unwrap();
         let signal = Signal::new(&options.location);
         Writer::start(options.location.clone(), options.writer(), connection, signal)

@@ -46,7 +46,7 @@ async fn open(directory: &TempDir) -> std::sync::Arc<dyn Database> {
 async fn ork_at(version: i64) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let mut statements = String::new();
-    for migration in MIGRATOR.iter().filter(|migration| migration.version <= version) {
+    for migration in MIGRATOR.iter().filter(|migration| (1..=version).contains(&migration.version)) {
         statements += migration.sql.as_str();
         statements += "\n;\n";
     }

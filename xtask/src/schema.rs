@@ -43,7 +43,8 @@ const POSTGRES: &str = "
     SELECT 'reference', k.conrelid::regclass::text, k.confrelid::regclass::text
     FROM pg_constraint k WHERE k.contype = 'f' AND k.connamespace = 'public'::regnamespace
     UNION ALL
-    SELECT 'function', '', p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')'
+    SELECT 'function', '', '- `' || p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')`: '
+        || replace(obj_description(p.oid, 'pg_proc'), 'ork-state: ', '')
     FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace";
 
 pub(crate) fn run(arguments: &Arguments) -> TaskResult {
@@ -125,7 +126,11 @@ async fn page(backend: &str, url: &str, query: &'static str) -> Result<String, B
     let functions: Vec<&str> =
         rest.iter().filter(|(kind, ..)| kind == "function").map(|(.., line)| line.as_str()).collect();
     if !functions.is_empty() {
-        write!(page, "\n## Functions\n\n```text\n{}\n```\n", functions.join("\n"))?;
+        write!(
+            page,
+            "\n## Functions\n\nTheir texts are in [functions](functions).\n\n{}\n",
+            functions.join("\n")
+        )?;
     }
     Ok(page)
 }

@@ -1,0 +1,34 @@
+//! Where a store is.
+
+use sqlx::postgres::PgArguments;
+use sqlx::{Postgres, SqlStr};
+
+use crate::options::Schema;
+use crate::statement::{Statement, Statements};
+
+/// A statement with its arguments.
+pub(crate) type Query = sqlx::query::Query<'static, Postgres, PgArguments>;
+
+/// A store's server, as messages call it, and its schema, with the statements for it.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) place: String,
+    pub(crate) schema: Schema,
+    statements: Statements,
+}
+
+impl Site {
+    pub(crate) fn new(place: String, schema: Schema) -> Self {
+        Self { place, statements: Statements::new(&schema), schema }
+    }
+
+    /// The text of a statement for this store.
+    pub(crate) fn text(&self, statement: Statement) -> SqlStr {
+        self.statements.get(statement)
+    }
+
+    /// A statement to bind arguments to.
+    pub(crate) fn query(&self, statement: Statement) -> Query {
+        sqlx::query(self.text(statement))
+    }
+}
