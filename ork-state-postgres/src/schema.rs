@@ -241,6 +241,12 @@ pub(crate) async fn migrate(
 
 /// Applies what is missing, in one transaction.
 async fn apply(site: &Site, connection: &mut PgConnection, intent: Intent) -> Result<MigrationReport> {
+    // Locks are waited for as long as another migration is (`PATIENCE`).
+    const SETTINGS: Statement = Statement::new(
+        "SET LOCAL search_path TO {schema}, pg_temp;
+         SET LOCAL lock_timeout = '60s';
+         SET LOCAL statement_timeout = 0",
+    );
     const RECORD_FOR_SQLX: Statement = Statement::new(
         "INSERT INTO {schema}._sqlx_migrations (version, description, success, checksum, execution_time)
          VALUES ($1, $2, true, $3, 0)
@@ -248,10 +254,6 @@ async fn apply(site: &Site, connection: &mut PgConnection, intent: Intent) -> Re
     );
     let failed = |error| of_statement(&site.place, Access::Write, error);
     let mut transaction = connection.begin().await.map_err(failed)?;
-    // The locks are waited for as long as another migration is.
-    const SETTINGS: Statement = Statement::new(
-        "SET LOCAL search_path TO {schema}, pg_temp; SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0",
-    );
     transaction.execute(sqlx::raw_sql(site.text(SETTINGS))).await.map_err(failed)?;
     lock(site, &mut transaction).await?;
 
