@@ -1,6 +1,6 @@
 //! A database a test, and short words for common steps.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of a test program")]
 
 pub mod proxy;
 
@@ -20,7 +20,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 pub const LEASE: Duration = Duration::from_secs(60);
 
 /// One server a test program; it ends with the program.
-pub static FIXTURE: PostgresFixture = PostgresFixture::new("postgres");
+pub static FIXTURE: PostgresFixture = PostgresFixture::new("postgres").without_fsync();
 
 pub type Store = Arc<dyn TestStore>;
 
