@@ -4,4 +4,4 @@ use std::sync::Arc;
 
 use ork_state_conformance::server::PostgresFixture;
 
-ork_state_conformance::main!(ork_state_postgres, Arc::new(PostgresFixture::new("postgres").without_fsync()));
+ork_state_conformance::main!(ork_state_postgres, Arc::new(PostgresFixture::new("postgres")));

@@ -397,7 +397,7 @@ async fn of_many_processes_that_take_over_at_once_one_does_it() {
     let url = store.url();
     let start = || {
         std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["a_child_migrates", "--exact"])
+            .args(["takeover::a_child_migrates", "--exact"])
             .env(CHILD, &url)
             // It has its store and needs no server of its own.
             .env("ORK_STATE_POSTGRES_URL", &url)

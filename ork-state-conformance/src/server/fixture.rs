@@ -18,7 +18,6 @@ pub struct PostgresFixture {
     backend: &'static str,
     /// What is added to every URL.
     query: &'static str,
-    fsync: bool,
     server: OnceCell<Result<Arc<PostgresServer>, Unavailable>>,
     template: OnceCell<String>,
 }
@@ -27,13 +26,7 @@ impl PostgresFixture {
     /// Stores of this backend, which takes `postgres://` URLs.
     #[must_use]
     pub const fn new(backend: &'static str) -> Self {
-        Self {
-            backend,
-            query: "",
-            fsync: true,
-            server: OnceCell::const_new(),
-            template: OnceCell::const_new(),
-        }
+        Self { backend, query: "", server: OnceCell::const_new(), template: OnceCell::const_new() }
     }
 
     /// Adds parameters to every URL, such as `schema=other`.
@@ -43,17 +36,8 @@ impl PostgresFixture {
         self
     }
 
-    /// Has a server that is started here not wait for the disk: tests are faster, and lose nothing unless the whole machine goes down. Not for
-    /// measuring.
-    #[must_use]
-    pub const fn without_fsync(mut self) -> Self {
-        self.fsync = false;
-        self
-    }
-
     async fn server(&self) -> Result<&Arc<PostgresServer>> {
-        let found =
-            self.server.get_or_init(|| async { PostgresServer::find(self.fsync).await.map(Arc::new) }).await;
+        let found = self.server.get_or_init(|| async { PostgresServer::find().await.map(Arc::new) }).await;
         found.as_ref().map_err(|unavailable| Error::unavailable(unavailable.to_string()))
     }
 

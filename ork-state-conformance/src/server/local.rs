@@ -18,17 +18,15 @@ const PLACES: &[&str] =
 
 /// Keeps the server until its standard input ends, which happens at the latest with the process that holds the other
 /// end, however that dies. Then it stops the server and removes the directory. `$1` is the directory, `$2` where the binaries are.
-/// `$3` is whether it waits
-/// for the disk, `on` or `off`. Each line it reads before is an [`Order`], which it answers with `done` or `failed`.
+/// Each line it reads before is an [`Order`], which it answers with `done` or `failed`.
 ///
 /// SIGQUIT ends a server at once; when it starts again, it recovers from its log. A standby has a directory of its own. When it takes over, the socket that
 /// clients know leads to its own, as an address moves from one machine to another.
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
 PATH=$2:$PATH
-fsync=$3
 serve() {
-    "$2/postgres" -D "$3/data" -k "$3" -c fsync=$fsync -c listen_addresses= -c max_connections=200 -c logging_collector=off \
+    "$2/postgres" -D "$3/data" -k "$3" -c listen_addresses= -c max_connections=200 -c logging_collector=off \
         >>"$1/log" 2>&1 </dev/null &
 }
 place=$1
@@ -121,7 +119,7 @@ struct User {
     gid: u32,
 }
 
-pub(super) async fn start(fsync: bool) -> Result<PostgresServer, String> {
+pub(super) async fn start() -> Result<PostgresServer, String> {
     let binaries = find_binaries().ok_or("no `postgres` and `initdb` on the path or in the usual places")?;
     let user = unprivileged_user()?;
     // A short path: that of a socket may have 107 bytes only.
@@ -138,7 +136,6 @@ pub(super) async fn start(fsync: bool) -> Result<PostgresServer, String> {
         .args(["-c", KEEPER, "sh"])
         .arg(directory.path())
         .arg(&binaries)
-        .arg(if fsync { "on" } else { "off" })
         .current_dir(directory.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -64,11 +64,11 @@ impl fmt::Display for Unavailable {
 
 impl PostgresServer {
     /// Finds a server: the one that [`URL`] names, else one in a container of [`IMAGE`], else one from the binaries on
-    /// this machine, in a temporary directory; that one waits for the disk if `fsync` says so.
+    /// this machine, in a temporary directory.
     ///
     /// # Errors
     /// What was tried and why it failed. A server that [`URL`] names must answer: nothing else is tried then.
-    pub async fn find(fsync: bool) -> Result<Self, Unavailable> {
+    pub async fn find() -> Result<Self, Unavailable> {
         let via = std::env::var(VIA).ok();
         let allowed = |way: &str| via.as_deref().is_none_or(|via| via == way);
         let mut tried = Vec::new();
@@ -95,7 +95,7 @@ impl PostgresServer {
             }
         }
         if allowed("local") {
-            match local::start(fsync).await {
+            match local::start().await {
                 Ok(server) => return Ok(server),
                 Err(why) => tried.push(("local binaries", why)),
             }

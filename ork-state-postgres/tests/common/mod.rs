@@ -20,7 +20,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 pub const LEASE: Duration = Duration::from_secs(60);
 
 /// One server a test program; it ends with the program.
-pub static FIXTURE: PostgresFixture = PostgresFixture::new("postgres").without_fsync();
+pub static FIXTURE: PostgresFixture = PostgresFixture::new("postgres");
 
 pub type Store = Arc<dyn TestStore>;
 

@@ -157,3 +157,20 @@ pub(crate) fn attempts(story: &Story) -> String {
     }
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_fits_a_small_terminal() {
+        let mut story = Story::begin();
+        story.say(Tone::Plain, "something happened");
+        let frame = frame(&story, ROWS - 1);
+        assert_eq!(frame.len(), ROWS - 1);
+        assert!(frame.iter().any(|line| line.ends_with("something happened")));
+        for line in frame {
+            assert!(console::measure_text_width(&line) <= COLUMNS, "{line}");
+        }
+    }
+}

@@ -133,6 +133,8 @@ impl Story {
                 (Tone::Retry, format!("{name} is ready again: {error}"))
             }
             TaskStatus::Pending | TaskStatus::Dispatched => return,
+            // It began before it was killed, and is seen only now.
+            TaskStatus::Running if Some(by) == self.killed => return,
             TaskStatus::Running if task.open_jobs > 0 => {
                 (Tone::Plain, format!("{name} waits for a job elsewhere"))
             }
