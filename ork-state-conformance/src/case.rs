@@ -49,7 +49,7 @@ impl Case {
 /// A backend may have cases of its own, in its `tests/conformance.rs`: they run after the same rules as the suite's, each on a fresh
 /// store, with the verification after it, and count for the level. Whatever a backend promises beyond the contract is worth one.
 ///
-/// A case with `heavy` before its `needs [..]` takes long: `cargo test` runs it only with `-- --include-ignored`, and says so.
+/// A case with `heavy` after its rules takes long: `cargo test` runs it only with `-- --include-ignored`, and says so.
 ///
 /// ```
 /// use ork_state_conformance::case;
@@ -77,6 +77,9 @@ macro_rules! case {
     };
     ([$($rules:ident),+] $($rest:tt)*) => {
         $crate::case!(@head [$($rules),+] $($rest)*);
+    };
+    (@head $rules:tt heavy, $($rest:tt)*) => {
+        $crate::case!(@body $rules [] [None, true] $($rest)*);
     };
     (@head $rules:tt heavy needs [$($need:ident),*], $($rest:tt)*) => {
         $crate::case!(@body $rules [$($need),*] [None, true] $($rest)*);

@@ -63,6 +63,8 @@ impl Report {
                 }
                 @if let Some(filter) = &self.filter {
                     p.banner { "Only cases that match " code { (filter) } " ran: this says nothing about conformance." }
+                } @else if self.is_part() {
+                    p.banner { "Cases were left out, such as heavy ones: this says nothing about conformance." }
                 }
                 dl.facts {
                     div { dt { "Began" } dd { time datetime=(started) { (date(&self.facts)) } } }
@@ -77,10 +79,15 @@ impl Report {
         }
     }
 
+    /// Whether cases were left out where stores could be had.
+    fn is_part(&self) -> bool {
+        self.filter.is_some() || self.backends.iter().any(|it| it.unavailable.is_none() && it.left_out > 0)
+    }
+
     /// What it comes to. A part of the suite says nothing about conformance.
     fn lead(&self) -> String {
         let backends = count(self.backends.len(), "backend");
-        if self.filter.is_none() {
+        if !self.is_part() {
             let conformant = self.backends.iter().filter(|backend| backend.level.is_conformant()).count();
             return format!("{conformant} of {backends} conformant");
         }
@@ -127,7 +134,7 @@ impl Report {
                     button.folding type="button" id="fold" aria-expanded="false" { "Show all cases" }
                 }
                 p.hint { "Passed of the cases that apply. A rule opens to its cases; a case about several rules is counted at each." }
-                p.swipe aria-hidden="true" { "The table goes on to the right →" }
+                @if self.backends.len() > 2 { p.swipe aria-hidden="true" { "The table goes on to the right →" } }
                 div.scroll tabindex="0" role="region" aria-label="Rules by backends" {
                     table.matrix {
                         thead { tr {
