@@ -26,6 +26,8 @@ pub struct Case {
     pub needs: &'static [Capability],
     /// Runs only where this is opted out of, to check that it is refused.
     pub without: Option<Capability>,
+    /// Whether it takes so long that `cargo test` runs it only if it is asked to.
+    pub is_heavy: bool,
     /// The case itself.
     pub run: fn(Ctx) -> Pin<Box<dyn Future<Output = CaseResult> + Send>>,
 }
@@ -46,6 +48,8 @@ impl Case {
 ///
 /// A backend may have cases of its own, in its `tests/conformance.rs`: they run after the same rules as the suite's, each on a fresh
 /// store, with the verification after it, and count for the level. Whatever a backend promises beyond the contract is worth one.
+///
+/// A case with `heavy` after its rules takes long: `cargo test` runs it only with `-- --include-ignored`, and says so.
 ///
 /// ```
 /// use ork_state_conformance::case;
@@ -74,14 +78,20 @@ macro_rules! case {
     ([$($rules:ident),+] $($rest:tt)*) => {
         $crate::case!(@head [$($rules),+] $($rest)*);
     };
+    (@head $rules:tt heavy, $($rest:tt)*) => {
+        $crate::case!(@body $rules [] [None, true] $($rest)*);
+    };
+    (@head $rules:tt heavy needs [$($need:ident),*], $($rest:tt)*) => {
+        $crate::case!(@body $rules [$($need),*] [None, true] $($rest)*);
+    };
     (@head $rules:tt needs [$($need:ident),*], $($rest:tt)*) => {
-        $crate::case!(@body $rules [$($need),*] [None] $($rest)*);
+        $crate::case!(@body $rules [$($need),*] [None, false] $($rest)*);
     };
     (@head $rules:tt without $lacking:ident, $($rest:tt)*) => {
-        $crate::case!(@body $rules [] [Some($crate::__private::Capability::$lacking)] $($rest)*);
+        $crate::case!(@body $rules [] [Some($crate::__private::Capability::$lacking), false] $($rest)*);
     };
     (@head $rules:tt , $($rest:tt)*) => {
-        $crate::case!(@body $rules [] [None] $($rest)*);
+        $crate::case!(@body $rules [] [None, false] $($rest)*);
     };
     (@body $rules:tt $needs:tt $without:tt $name:ident($t:ident) $body:block) => {
         async fn $name($t: $crate::Ctx) -> $crate::CaseResult $body
@@ -93,13 +103,14 @@ macro_rules! case {
         $($crate::case!(@submit $rules $needs $without [concat!(stringify!($name), "::", stringify!($row))]
             |t| Box::pin($name(t, $value)));)+
     };
-    (@submit [$($rules:ident),+] [$($need:ident),*] [$without:expr] [$name:expr] $run:expr) => {
+    (@submit [$($rules:ident),+] [$($need:ident),*] [$without:expr, $is_heavy:expr] [$name:expr] $run:expr) => {
         $crate::__private::inventory::submit! {
             $crate::Case {
                 name: $crate::__private::short_name(concat!(module_path!(), "::", $name)),
                 rules: &[$($crate::Rule::$rules),+],
                 needs: &[$($crate::__private::Capability::$need),*],
                 without: $without,
+                is_heavy: $is_heavy,
                 run: $run,
             }
         }

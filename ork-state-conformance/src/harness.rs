@@ -5,14 +5,16 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::report::count;
+use crate::run::millis;
 use crate::{
-    BackendReport, Case, CaseReport, Deep, DeepEvent, DeepKind, Facts, Fixture, Report, Verdict, run_case,
-    run_if_child,
+    BackendReport, Case, CaseReport, Deep, DeepEvent, DeepKind, Facts, Fixture, Report, TIME_LIMIT, Verdict,
+    run_case, run_if_child,
 };
 
 /// Names backends, by commas, that must be there: `ORK_STATE_REQUIRE=postgres`. Without it a backend whose stores cannot
@@ -29,10 +31,18 @@ pub const REPORT: &str = "ORK_STATE_REPORT";
 /// there may be a kind, and then a backend, as in `ORK_STATE_DEEP="5 histories mine"`.
 pub const DEEP: &str = "ORK_STATE_DEEP";
 
-/// The seed that [`SEED`] gives cannot be read.
+/// How many seconds a case may take: one that is still running then is *timed out*. [`TIME_LIMIT`] by default.
+pub const LIMIT: &str = "ORK_STATE_CASE_LIMIT";
+
+/// What says that a heavy case did not run.
+const HEAVY: &str = "heavy: `-- --include-ignored` runs it";
+
+/// A variable that gives a number cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{SEED} is {given:?}: it must be a whole number from 0 to {max}", max = u64::MAX)]
-pub struct BadSeed {
+#[error("{variable} is {given:?}: it must be a whole number from 0 to {max}", max = u64::MAX)]
+pub struct BadNumber {
+    /// The variable.
+    pub variable: &'static str,
     /// What was given.
     pub given: String,
 }
@@ -40,17 +50,28 @@ pub struct BadSeed {
 /// The seed that [`SEED`] gives, else a new one.
 ///
 /// # Errors
-/// [`BadSeed`]: a seed that is meant and not taken would not replay what it should.
-pub fn chosen_seed() -> Result<u64, BadSeed> {
+/// [`BadNumber`]: a seed that is meant and not taken would not replay what it should.
+pub fn chosen_seed() -> Result<u64, BadNumber> {
     match std::env::var_os(SEED) {
-        Some(given) => read_seed(&given.to_string_lossy()),
+        Some(given) => read(SEED, &given.to_string_lossy()),
         // The standard library's hasher is keyed by chance. 53 bits: more are rounded by what reads JSON as JavaScript does.
         None => Ok(RandomState::new().hash_one(()) >> 11),
     }
 }
 
-fn read_seed(given: &str) -> Result<u64, BadSeed> {
-    given.trim().parse().map_err(|_| BadSeed { given: given.to_owned() })
+/// The time limit of a case that [`LIMIT`] gives, else [`TIME_LIMIT`].
+///
+/// # Errors
+/// [`BadNumber`]
+pub fn chosen_limit() -> Result<Duration, BadNumber> {
+    match std::env::var_os(LIMIT) {
+        Some(given) => read(LIMIT, &given.to_string_lossy()).map(Duration::from_secs),
+        None => Ok(TIME_LIMIT),
+    }
+}
+
+fn read(variable: &'static str, given: &str) -> Result<u64, BadNumber> {
+    given.trim().parse().map_err(|_| BadNumber { variable, given: given.to_owned() })
 }
 
 /// Runs all cases over these fixtures as tests. [`main!`](crate::main) calls it.
@@ -61,13 +82,15 @@ fn read_seed(given: &str) -> Result<u64, BadSeed> {
 pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
     run_if_child();
     let arguments = Arguments::from_args();
-    let seed = match chosen_seed() {
-        Ok(seed) => seed,
+    let (seed, limit) = match chosen_seed().and_then(|seed| Ok((seed, chosen_limit()?))) {
+        Ok(chosen) => chosen,
         Err(error) => {
             eprintln!("error: {error}");
             return ExitCode::FAILURE;
         }
     };
+    // Whoever names a case exactly wants it.
+    let runs_heavy = arguments.ignored || arguments.include_ignored || arguments.exact;
     if let Some(wanted) = std::env::var_os(DEEP) {
         return run_deep(&wanted.to_string_lossy(), fixtures, seed);
     }
@@ -75,12 +98,12 @@ pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
     let (mut trials, mut tested) = (Vec::new(), Vec::new());
     for fixture in fixtures {
         let unavailable = if arguments.list { None } else { block_on(fixture.unavailable()) };
-        let cases = Arc::default();
+        let ended = Arc::default();
         match &unavailable {
             Some(reason) => trials.push(stand_in(fixture.backend(), reason.clone())),
-            None => trials.extend(trials_of(fixture, seed, &cases)),
+            None => trials.extend(trials_of(fixture, Way { seed, limit, runs_heavy }, &ended)),
         }
-        tested.push(Tested { fixture: fixture.clone(), unavailable, cases });
+        tested.push(Tested { fixture: fixture.clone(), unavailable, ended });
     }
     if trials.is_empty() {
         eprintln!("no backend or no case: nothing was tested");
@@ -94,11 +117,22 @@ pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
     if arguments.list || std::env::var_os("NEXTEST").is_some() {
         return conclusion.exit_code();
     }
-    let millis = facts.millis();
-    let report =
-        Report { facts, filter: arguments.filter, seed, millis, backends, kill_matrix: None, deep: None };
+    let took = facts.millis();
+    let report = Report {
+        facts,
+        filter: arguments.filter,
+        seed,
+        millis: took,
+        backends,
+        kill_matrix: None,
+        deep: None,
+    };
     for backend in &report.backends {
         println!("{}: {}", backend.name, backend.summary());
+    }
+    let heavy = Case::all().iter().filter(|case| case.is_heavy).count();
+    if heavy > 0 && !runs_heavy {
+        println!("without {}, {HEAVY}", count(heavy, "heavy case"));
     }
     if let Some(directory) = std::env::var_os(REPORT).map(PathBuf::from) {
         if let Err(error) = report.write(&directory) {
@@ -154,7 +188,30 @@ fn run_deep(wanted: &str, fixtures: &[Arc<dyn Fixture>], seed: u64) -> ExitCode 
 struct Tested {
     fixture: Arc<dyn Fixture>,
     unavailable: Option<String>,
-    cases: Arc<Mutex<Vec<CaseReport>>>,
+    ended: Arc<Mutex<Ended>>,
+}
+
+/// The cases that have ended, and between when and when they ran.
+#[derive(Default)]
+struct Ended {
+    cases: Vec<CaseReport>,
+    span: Option<(Instant, Instant)>,
+}
+
+impl Ended {
+    fn add(&mut self, begun: Instant, case: CaseReport) {
+        let first = self.span.map_or(begun, |(first, _)| first.min(begun));
+        self.span = Some((first, Instant::now()));
+        self.cases.push(case);
+    }
+}
+
+/// How cases are run.
+#[derive(Clone, Copy)]
+struct Way {
+    seed: u64,
+    limit: Duration,
+    runs_heavy: bool,
 }
 
 impl Tested {
@@ -163,8 +220,10 @@ impl Tested {
         match self.unavailable {
             Some(reason) => BackendReport::unavailable(name, reason),
             None => {
-                let cases = std::mem::take(&mut *self.cases.lock().unwrap_or_else(PoisonError::into_inner));
-                BackendReport::new(name, block_on(self.fixture.origin()), cases)
+                let ended = std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner));
+                let took =
+                    ended.span.map_or(0, |(first, last)| millis(last.saturating_duration_since(first)));
+                BackendReport::new(name, block_on(self.fixture.origin()), ended.cases, took)
             }
         }
     }
@@ -179,11 +238,13 @@ pub fn replay_by_test(backend: &str, case: &str, seed: u64) -> String {
 /// A test of a backend's own: what it is called, and what it does.
 pub type OwnTest = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()> + Send>>);
 
-/// Runs a backend's own tests, which need stores of this fixture as the cases do. [`own_tests!`](crate::own_tests) calls it.
+/// Runs a backend's own tests, which need stores of this fixture as the cases do. [`own_tests_main!`](crate::own_tests_main) calls it.
 #[must_use]
 pub fn run_own_tests(fixture: &dyn Fixture, tests: &[OwnTest]) -> ExitCode {
     let arguments = Arguments::from_args();
     let own = |&(name, test): &OwnTest| {
+        // Without the name of the program.
+        let name = name.split_once("::").map_or(name, |(_, name)| name);
         Trial::test(name, move || {
             // Of its own, as `#[tokio::test]` would make it: a test may leave tasks behind.
             Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(test());
@@ -201,23 +262,28 @@ pub fn run_own_tests(fixture: &dyn Fixture, tests: &[OwnTest]) -> ExitCode {
     conclusion.exit_code()
 }
 
-fn trials_of(fixture: &Arc<dyn Fixture>, seed: u64, ended: &Arc<Mutex<Vec<CaseReport>>>) -> Vec<Trial> {
+fn trials_of(fixture: &Arc<dyn Fixture>, way: Way, ended: &Arc<Mutex<Ended>>) -> Vec<Trial> {
+    let Way { seed, limit, runs_heavy } = way;
     let name = fixture.backend();
     Case::all()
         .into_iter()
         .map(|case| {
             let (fixture, ended) = (fixture.clone(), ended.clone());
             Trial::ignorable_test(format!("{name}::{}", case.name), move || {
-                let report = run_case(&fixture, case, seed)
+                if case.is_heavy && !runs_heavy {
+                    return Ok(Completion::ignored_with(HEAVY));
+                }
+                let begun = Instant::now();
+                let report = run_case(&fixture, case, seed, limit)
                     .with_replay(|case| replay_by_test(fixture.backend(), case, seed));
                 let verdict = report.verdict.clone();
                 let again =
                     report.replay.as_ref().map(|replay| format!("\nagain: {replay}")).unwrap_or_default();
-                ended.lock().unwrap_or_else(PoisonError::into_inner).push(report);
-                match verdict {
-                    Verdict::Passed => Ok(Completion::Completed),
-                    Verdict::Failed { message } => Err(Failed::from(message + &again)),
-                    Verdict::NotApplicable { reason } => Ok(Completion::ignored_with(reason)),
+                ended.lock().unwrap_or_else(PoisonError::into_inner).add(begun, report);
+                match (verdict.problem(), verdict) {
+                    (Some(problem), _) => Err(Failed::from(problem + &again)),
+                    (None, Verdict::NotApplicable { reason }) => Ok(Completion::ignored_with(reason)),
+                    (None, _) => Ok(Completion::Completed),
                 }
             })
         })
@@ -251,9 +317,9 @@ mod tests {
 
     #[test]
     fn a_seed_that_is_no_number_is_an_error() {
-        assert_eq!(read_seed(" 42\n"), Ok(42));
+        assert_eq!(read(SEED, " 42\n"), Ok(42));
         for bad in ["", "x", "-1", "1.5", "18446744073709551616"] {
-            let error = read_seed(bad).unwrap_err();
+            let error = read(SEED, bad).unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
         }
     }

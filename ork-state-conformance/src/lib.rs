@@ -26,14 +26,15 @@ pub use ctx::{Ctx, LEASE, claim_request, dag, wide_dag};
 pub use deep::{Deep, DeepCounts, DeepEvent, DeepKind, DeepReport, Finding};
 pub use fixture::{Damage, DamageDirectory, DirectoryFixture, Fixture, ServerFailure, TestStore, UrlFixture};
 pub use harness::{
-    BadSeed, DEEP, OwnTest, REPORT, REQUIRE, SEED, chosen_seed, replay_by_test, run_own_tests, run_tests,
+    BadNumber, DEEP, LIMIT, OwnTest, REPORT, REQUIRE, SEED, chosen_limit, chosen_seed, replay_by_test,
+    run_own_tests, run_tests,
 };
 pub use ork_state_api::Rule;
 pub use report::{
     BackendReport, Difference, Extension, ExtensionState, Facts, FaultReport, KillMatrix, Level,
     REPORT_SCHEMA, Repeated, Replay, Report, RuleReport, repeat,
 };
-pub use run::{CaseReport, Verdict, linked, run_case};
+pub use run::{CaseReport, TIME_LIMIT, Verdict, linked, run_case};
 pub use suite::{Event, Suite};
 
 /// What the macros expand to. Not part of the interface.
@@ -62,19 +63,31 @@ macro_rules! main {
     };
 }
 
-/// The `main` of a test file with `harness = false` of a backend whose stores need something that may not be there, such as a server.
-///
-/// It takes a `&dyn Fixture` and async functions. Where no store can be had they show as one ignored test that says why, or as a failed one if
-/// [`REQUIRE`] names the backend: they never pass unseen.
-///
-/// ```ignore
-/// ork_state_conformance::own_tests!(&FIXTURE, [it_survives_a_failover, its_claim_uses_the_index]);
-/// ```
+/// Lists the tests of a module for [`own_tests_main!`](crate::own_tests_main): async functions.
 #[macro_export]
 macro_rules! own_tests {
-    ($fixture:expr, [$($test:ident),+ $(,)?]) => {
+    ([$($test:ident),+ $(,)?]) => {
+        pub(crate) const OWN_TESTS: &[$crate::OwnTest] =
+            &[$((concat!(module_path!(), "::", stringify!($test)), || ::std::boxed::Box::pin($test()))),+];
+    };
+}
+
+/// The `main` of a test program with `harness = false` of a backend whose stores need something that may not be there, such as a server.
+///
+/// It takes a `&dyn Fixture` and the modules that have [`own_tests!`](crate::own_tests). Where no store can be had they show as one ignored
+/// test that says why, or as a failed one if [`REQUIRE`] names the backend: they never pass unseen.
+///
+/// ```ignore
+/// mod failover;
+/// mod plans;
+///
+/// ork_state_conformance::own_tests_main!(&FIXTURE, [failover, plans]);
+/// ```
+#[macro_export]
+macro_rules! own_tests_main {
+    ($fixture:expr, [$($module:ident),+ $(,)?]) => {
         fn main() -> ::std::process::ExitCode {
-            $crate::run_own_tests($fixture, &[$((stringify!($test), || ::std::boxed::Box::pin($test()))),+])
+            $crate::run_own_tests($fixture, &[$($module::OWN_TESTS),+].concat())
         }
     };
 }

@@ -12,10 +12,13 @@ use tokio::task::JoinError;
 
 use crate::{Case, Ctx, Fixture, NotApplicable};
 
+/// How long a case may take by default.
+pub const TIME_LIMIT: Duration = Duration::from_secs(120);
+
 /// How a case is run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Manner {
-    /// A case that takes longer has hung.
+    /// A case that takes longer is given up.
     pub(crate) patience: Duration,
     /// How many threads the case has.
     pub(crate) threads: usize,
@@ -25,7 +28,7 @@ pub(crate) struct Manner {
 
 impl Manner {
     /// As a backend's author wants it.
-    pub(crate) const THOROUGH: Self = Self { patience: Duration::from_secs(120), threads: 2, shrinks: true };
+    pub(crate) const THOROUGH: Self = Self { patience: TIME_LIMIT, threads: 2, shrinks: true };
     /// For many runs over the model: it answers under a lock, and hands over only where a fault has it.
     pub(crate) const QUICK: Self = Self { threads: 1, shrinks: false, ..Self::THOROUGH };
 }
@@ -41,12 +44,43 @@ pub enum Verdict {
         /// What was seen.
         message: String,
     },
+    /// The case was still running at its time limit. It hangs, or the machine is slow: neither is known.
+    TimedOut {
+        /// The limit, in milliseconds.
+        limit: u64,
+    },
     /// The case has nothing to check here: the backend declares that it lacks what the case needs, or its stores cannot
     /// get into the state that the case is about.
     NotApplicable {
         /// Why.
         reason: String,
     },
+}
+
+impl Verdict {
+    /// The verdict in a word or two.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed { .. } => "failed",
+            Self::TimedOut { .. } => "timed out",
+            Self::NotApplicable { .. } => "not applicable",
+        }
+    }
+
+    /// What was seen, of a case that did not end well.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        match self {
+            Self::Failed { message } => Some(message.clone()),
+            Self::TimedOut { limit } => Some(format!(
+                "still running at the time limit of {} s. It hangs, or the machine is slow: try a longer limit, or fewer threads",
+                limit / 1000
+            )),
+            Self::Passed | Self::NotApplicable { .. } => None,
+        }
+    }
 }
 
 /// A case's verdict, with what else there is to say.
@@ -70,17 +104,17 @@ pub struct CaseReport {
     /// What the case had to say, such as figures.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// The command that runs it again in the same way, of a case that failed.
+    /// The command that runs it again in the same way, of a case that failed or timed out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<String>,
 }
 
 /// Runs a case in a runtime of its own, against a fresh store, and has the store verified after it.
 ///
-/// What a case leaves to chance comes from the seed. Blocks; not to be called from async code.
+/// What a case leaves to chance comes from the seed. It is given up at the time limit. Blocks; not to be called from async code.
 #[must_use]
-pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64) -> CaseReport {
-    run_case_so(Manner::THOROUGH, fixture, case, seed)
+pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64, limit: Duration) -> CaseReport {
+    run_case_so(Manner { patience: limit, ..Manner::THOROUGH }, fixture, case, seed)
 }
 
 /// The same in another manner.
@@ -94,7 +128,7 @@ pub(crate) fn run_case_so(
     let begun = Instant::now();
     let mut notes = Vec::new();
     let verdict = verdict(manner, fixture, case, seed, &mut notes);
-    let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let millis = millis(begun.elapsed());
     CaseReport {
         name: case.name.to_owned(),
         rules: case.rules.to_vec(),
@@ -105,6 +139,10 @@ pub(crate) fn run_case_so(
         notes,
         replay: None,
     }
+}
+
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn verdict(
@@ -133,7 +171,7 @@ fn verdict(
     let ended = runtime.block_on(async {
         tokio::time::timeout(patience, in_fresh_store(fixture, case, seed, shrinks, notes))
             .await
-            .unwrap_or_else(|_| Err(fail(format!("still running after {patience:?}"))))
+            .unwrap_or_else(|_| Err(Verdict::TimedOut { limit: millis(patience) }))
     });
     // A hung case must not hang the suite.
     runtime.shutdown_timeout(Duration::from_secs(5));

@@ -2,8 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::harness::block_on;
+use crate::run::millis;
 use crate::{BackendReport, Case, CaseReport, Facts, Fixture, Replay, Report, run_case};
 
 /// What to run, and how.
@@ -13,6 +15,8 @@ pub struct Suite {
     pub filter: Option<String>,
     /// How many cases run at the same time.
     pub threads: usize,
+    /// How long a case may take: one that is still running then is *timed out*. [`TIME_LIMIT`](crate::TIME_LIMIT) unless you know better.
+    pub limit: Duration,
     /// Where chance comes from in cases that leave something to it: the same seed, the same course.
     pub seed: u64,
     /// How a case is run again, for the report.
@@ -79,12 +83,13 @@ impl Suite {
         }
         let origin = block_on(fixture.origin());
         on_event(Event::Begins { backend, origin: origin.as_deref(), cases: cases.len() });
+        let begun = Instant::now();
         let (next, ended) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(cases.len())));
         std::thread::scope(|scope| {
             for _ in 0..self.threads.max(1) {
                 scope.spawn(|| {
                     while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let report = run_case(fixture, case, self.seed)
+                        let report = run_case(fixture, case, self.seed, self.limit)
                             .with_replay(|case| (self.replay)(backend, case, self.seed));
                         on_event(Event::Ended { backend, case: &report });
                         ended.lock().unwrap_or_else(PoisonError::into_inner).push(report);
@@ -92,8 +97,9 @@ impl Suite {
                 });
             }
         });
+        let took = millis(begun.elapsed());
         block_on(fixture.finish());
         let ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
-        BackendReport::new(backend, origin, ended)
+        BackendReport::new(backend, origin, ended, took)
     }
 }

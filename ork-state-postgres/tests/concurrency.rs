@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use ork_state_api::*;
 use ork_state_postgres::PostgresDatabase;
 use sqlx::Connection;
@@ -345,18 +343,15 @@ async fn calls_that_are_dropped_midway_leave_the_store_whole() {
     assert_sound(&db).await;
 }
 
-ork_state_conformance::own_tests!(
-    &FIXTURE,
-    [
-        eight_workers_on_shared_runs_do_each_task_once,
-        a_claim_passes_over_what_another_is_just_taking,
-        a_step_of_a_run_waits_for_the_step_that_it_meets,
-        of_two_retries_that_were_planned_at_once_one_is_refused,
-        an_update_that_waits_for_a_lock_does_not_keep_those_after_it_waiting,
-        everything_at_once_leaves_a_sound_store,
-        a_run_and_the_deletion_of_its_workflow_never_both_win,
-        one_idempotency_key_is_one_run,
-        appends_to_one_log_are_each_in_one_piece,
-        calls_that_are_dropped_midway_leave_the_store_whole,
-    ]
-);
+ork_state_conformance::own_tests!([
+    eight_workers_on_shared_runs_do_each_task_once,
+    a_claim_passes_over_what_another_is_just_taking,
+    a_step_of_a_run_waits_for_the_step_that_it_meets,
+    of_two_retries_that_were_planned_at_once_one_is_refused,
+    an_update_that_waits_for_a_lock_does_not_keep_those_after_it_waiting,
+    everything_at_once_leaves_a_sound_store,
+    a_run_and_the_deletion_of_its_workflow_never_both_win,
+    one_idempotency_key_is_one_run,
+    appends_to_one_log_are_each_in_one_piece,
+    calls_that_are_dropped_midway_leave_the_store_whole,
+]);

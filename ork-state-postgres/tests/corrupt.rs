@@ -2,10 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-use ork_state_api::Rule;
-mod common;
-
-use common::*;
+use crate::common::*;
 use ork_state_api::*;
 
 /// Checks keep most of it out; whoever damages a store takes them away first.
@@ -188,16 +185,13 @@ async fn an_update_that_the_server_refuses_does_not_touch_those_that_wait_with_i
     assert_sound(&db).await;
 }
 
-ork_state_conformance::own_tests!(
-    &FIXTURE,
-    [
-        a_row_that_does_not_parse_is_named,
-        a_claim_sets_aside_what_it_cannot_read_and_fills_up_with_others,
-        a_workflow_that_does_not_parse_stops_its_own_tasks_only,
-        verify_finds_what_only_the_database_shows,
-        a_lease_without_a_task_does_not_stand_in_the_way,
-        a_log_with_a_hole_is_corrupt,
-        an_update_of_what_cannot_be_read_does_not_touch_those_that_wait_with_it,
-        an_update_that_the_server_refuses_does_not_touch_those_that_wait_with_it,
-    ]
-);
+ork_state_conformance::own_tests!([
+    a_row_that_does_not_parse_is_named,
+    a_claim_sets_aside_what_it_cannot_read_and_fills_up_with_others,
+    a_workflow_that_does_not_parse_stops_its_own_tasks_only,
+    verify_finds_what_only_the_database_shows,
+    a_lease_without_a_task_does_not_stand_in_the_way,
+    a_log_with_a_hole_is_corrupt,
+    an_update_of_what_cannot_be_read_does_not_touch_those_that_wait_with_it,
+    an_update_that_the_server_refuses_does_not_touch_those_that_wait_with_it,
+]);

@@ -2,10 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
+use crate::common::*;
 use ork_state_api::backend::{dependency_failed_message, lease_lapsed_message, task_failed_message};
-mod common;
-
-use common::*;
 use ork_state_api::*;
 
 async fn a_diamond_runs_through_with_outputs_retries_and_a_lapse() {
@@ -144,14 +142,11 @@ async fn an_error_of_connecting_shows_no_password() {
     }
 }
 
-ork_state_conformance::own_tests!(
-    &FIXTURE,
-    [
-        a_diamond_runs_through_with_outputs_retries_and_a_lapse,
-        failures_are_named_as_the_api_words_them,
-        a_paused_run_waits_and_a_resumed_one_goes_on,
-        two_claims_of_one_task_are_answered_in_sequence,
-        without_a_clock_time_is_the_servers,
-        an_error_of_connecting_shows_no_password,
-    ]
-);
+ork_state_conformance::own_tests!([
+    a_diamond_runs_through_with_outputs_retries_and_a_lapse,
+    failures_are_named_as_the_api_words_them,
+    a_paused_run_waits_and_a_resumed_one_goes_on,
+    two_claims_of_one_task_are_answered_in_sequence,
+    without_a_clock_time_is_the_servers,
+    an_error_of_connecting_shows_no_password,
+]);

@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-mod common;
-
 use std::time::Duration;
 
-use common::proxy::Proxy;
-use common::*;
+use crate::common::proxy::Proxy;
+use crate::common::*;
 use ork_state_api::*;
 use ork_state_postgres::PostgresDatabase;
 use sqlx::Connection;
@@ -111,12 +109,9 @@ async fn what_a_deletion_left_of_a_log_does_not_mix_with_what_is_imported() {
     assert_eq!(target.get_run(run.id).await.unwrap().id, run.id);
 }
 
-ork_state_conformance::own_tests!(
-    &FIXTURE,
-    [
-        a_long_log_is_freed_in_steps_after_its_run_is_gone,
-        what_a_deletion_left_of_a_log_is_no_damage_and_goes_with_the_next,
-        what_another_call_is_freeing_is_left_to_it,
-        what_a_deletion_left_of_a_log_does_not_mix_with_what_is_imported,
-    ]
-);
+ork_state_conformance::own_tests!([
+    a_long_log_is_freed_in_steps_after_its_run_is_gone,
+    what_a_deletion_left_of_a_log_is_no_damage_and_goes_with_the_next,
+    what_another_call_is_freeing_is_left_to_it,
+    what_a_deletion_left_of_a_log_does_not_mix_with_what_is_imported,
+]);

@@ -2,13 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-mod common;
-
 use std::borrow::Cow;
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
-use common::*;
+use crate::common::*;
 use ork_state_api::ErrorKind::{Conflict, SchemaMismatch};
 use ork_state_api::{ListRuns, LogChunk, Maintenance, RunStatus, RunStore, Text, WorkflowStore};
 use ork_state_api::{LogStore, TaskUpdate};
@@ -309,20 +307,17 @@ async fn what_is_installed_is_what_the_files_say() {
     }
 }
 
-ork_state_conformance::own_tests!(
-    &FIXTURE,
-    [
-        it_makes_the_store_that_migrate_makes,
-        its_store_is_current_for_both,
-        it_refuses_a_store_of_migrate_and_changes_nothing,
-        it_refuses_a_database_of_ork_and_changes_nothing,
-        a_store_that_it_has_begun_is_refused_until_it_has_run_to_its_end,
-        of_both_at_once_one_makes_the_store,
-        migrate_brings_its_store_up_to_date_for_both,
-        after_an_upgrade_the_older_version_refuses_both_ways,
-        functions_of_another_build_are_noticed_and_made_anew,
-        a_function_of_somebody_else_is_not_replaced,
-        another_schema_is_the_first_of_the_search_path,
-        what_is_installed_is_what_the_files_say,
-    ]
-);
+ork_state_conformance::own_tests!([
+    it_makes_the_store_that_migrate_makes,
+    its_store_is_current_for_both,
+    it_refuses_a_store_of_migrate_and_changes_nothing,
+    it_refuses_a_database_of_ork_and_changes_nothing,
+    a_store_that_it_has_begun_is_refused_until_it_has_run_to_its_end,
+    of_both_at_once_one_makes_the_store,
+    migrate_brings_its_store_up_to_date_for_both,
+    after_an_upgrade_the_older_version_refuses_both_ways,
+    functions_of_another_build_are_noticed_and_made_anew,
+    a_function_of_somebody_else_is_not_replaced,
+    another_schema_is_the_first_of_the_search_path,
+    what_is_installed_is_what_the_files_say,
+]);

@@ -3,9 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use ork_state_api::*;
 use sqlx::Row;
 
@@ -40,4 +38,4 @@ async fn updates_of_tasks_stay_on_their_pages() {
     assert!(updates >= 400 && hot * 10 >= updates * 9, "{hot} of {updates} updates were HOT");
 }
 
-ork_state_conformance::own_tests!(&FIXTURE, [updates_of_tasks_stay_on_their_pages]);
+ork_state_conformance::own_tests!([updates_of_tasks_stay_on_their_pages]);

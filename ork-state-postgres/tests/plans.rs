@@ -3,11 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-mod common;
-
 use std::sync::Mutex;
 
-use common::*;
+use crate::common::*;
 use ork_state_api::*;
 use ork_state_postgres::PostgresDatabase;
 use sqlx::postgres::PgConnection;
@@ -204,13 +202,10 @@ async fn a_step_of_freeing_logs_reads_neither_those_of_others_nor_what_was_freed
     }
 }
 
-ork_state_conformance::own_tests!(
-    &FIXTURE,
-    [
-        a_claim_reads_the_ready_tasks_only_whatever_the_statistics,
-        the_explained_claim_searches_ready_tasks_and_no_pending_ones,
-        an_update_reads_the_tasks_it_is_about_and_their_dependents,
-        an_append_reads_nothing_of_the_log_it_adds_to,
-        a_step_of_freeing_logs_reads_neither_those_of_others_nor_what_was_freed_before,
-    ]
-);
+ork_state_conformance::own_tests!([
+    a_claim_reads_the_ready_tasks_only_whatever_the_statistics,
+    the_explained_claim_searches_ready_tasks_and_no_pending_ones,
+    an_update_reads_the_tasks_it_is_about_and_their_dependents,
+    an_append_reads_nothing_of_the_log_it_adds_to,
+    a_step_of_freeing_logs_reads_neither_those_of_others_nor_what_was_freed_before,
+]);

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use ork_state_api::*;
 use ork_state_conformance::Fixture;
 use ork_state_postgres::PostgresDatabase;
@@ -111,12 +109,9 @@ async fn a_clock_that_was_set_back_hides_no_task_behind_those_that_come_after() 
     }
 }
 
-ork_state_conformance::own_tests!(
-    &FIXTURE,
-    [
-        what_becomes_ready_in_a_transaction_that_is_long_comes_in_its_order,
-        what_a_claim_that_was_taken_back_had_taken_comes_first_again,
-        a_clock_that_was_set_back_hides_no_task_for_long,
-        a_clock_that_was_set_back_hides_no_task_behind_those_that_come_after,
-    ]
-);
+ork_state_conformance::own_tests!([
+    what_becomes_ready_in_a_transaction_that_is_long_comes_in_its_order,
+    what_a_claim_that_was_taken_back_had_taken_comes_first_again,
+    a_clock_that_was_set_back_hides_no_task_for_long,
+    a_clock_that_was_set_back_hides_no_task_behind_those_that_come_after,
+]);

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use ork_state_api::ErrorKind::{Conflict, SchemaMismatch, Unavailable};
 use ork_state_api::*;
 use ork_state_postgres::PostgresOptions;
@@ -188,20 +186,17 @@ async fn a_read_only_server_is_unavailable_and_its_connections_are_not_used_agai
         .unwrap();
 }
 
-ork_state_conformance::own_tests!(
-    &FIXTURE,
-    [
-        of_many_that_migrate_at_once_one_does_it,
-        migrating_tells_the_steps_by_name_and_does_them_once,
-        a_newer_schema_is_refused_and_left_alone,
-        a_migration_of_another_form_is_refused,
-        a_store_of_another_maker_is_refused_and_left_alone,
-        any_schema_will_do_and_two_do_not_meet,
-        a_schema_that_goes_away_is_missed,
-        a_lock_on_a_table_is_not_waited_for_for_ever,
-        what_keeps_from_connecting_is_told_without_the_password,
-        a_database_of_another_encoding_is_refused,
-        a_store_goes_on_after_its_connections_were_ended,
-        a_read_only_server_is_unavailable_and_its_connections_are_not_used_again,
-    ]
-);
+ork_state_conformance::own_tests!([
+    of_many_that_migrate_at_once_one_does_it,
+    migrating_tells_the_steps_by_name_and_does_them_once,
+    a_newer_schema_is_refused_and_left_alone,
+    a_migration_of_another_form_is_refused,
+    a_store_of_another_maker_is_refused_and_left_alone,
+    any_schema_will_do_and_two_do_not_meet,
+    a_schema_that_goes_away_is_missed,
+    a_lock_on_a_table_is_not_waited_for_for_ever,
+    what_keeps_from_connecting_is_told_without_the_password,
+    a_database_of_another_encoding_is_refused,
+    a_store_goes_on_after_its_connections_were_ended,
+    a_read_only_server_is_unavailable_and_its_connections_are_not_used_again,
+]);

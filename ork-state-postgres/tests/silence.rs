@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::proxy::Proxy;
-use common::*;
+use crate::common::proxy::Proxy;
+use crate::common::*;
 use ork_state_api::*;
 use ork_state_conformance::Fixture;
 use ork_state_postgres::PostgresOptions;
@@ -35,4 +33,4 @@ async fn a_silent_server_costs_no_connection_for_ever() {
     WorkflowStore::create_workflow(&db, new()).await.unwrap();
 }
 
-ork_state_conformance::own_tests!(&FIXTURE, [a_silent_server_costs_no_connection_for_ever]);
+ork_state_conformance::own_tests!([a_silent_server_costs_no_connection_for_ever]);

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::*;
+use crate::common::*;
 use ork_state_api::ErrorKind::{Conflict, Unavailable};
 use ork_state_api::*;
 use ork_state_postgres::MIGRATOR;
@@ -399,7 +397,7 @@ async fn of_many_processes_that_take_over_at_once_one_does_it() {
     let url = store.url();
     let start = || {
         std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["a_child_migrates", "--exact"])
+            .args(["takeover::a_child_migrates", "--exact"])
             .env(CHILD, &url)
             // It has its store and needs no server of its own.
             .env("ORK_STATE_POSTGRES_URL", &url)
@@ -466,16 +464,13 @@ async fn a_takeover_that_fails_leaves_everything_as_it_was() {
     compare(&db, 12, &report).await;
 }
 
-ork_state_conformance::own_tests!(
-    &FIXTURE,
-    [
-        every_version_is_taken_over_and_nothing_is_lost,
-        of_many_that_take_over_at_once_one_does_it,
-        a_child_migrates,
-        of_many_processes_that_take_over_at_once_one_does_it,
-        an_old_process_in_the_middle_of_something_makes_it_fail_cleanly,
-        a_migration_of_orks_that_failed_is_not_taken_over,
-        a_version_of_ork_that_nobody_knows_is_not_taken_over,
-        a_takeover_that_fails_leaves_everything_as_it_was,
-    ]
-);
+ork_state_conformance::own_tests!([
+    every_version_is_taken_over_and_nothing_is_lost,
+    of_many_that_take_over_at_once_one_does_it,
+    a_child_migrates,
+    of_many_processes_that_take_over_at_once_one_does_it,
+    an_old_process_in_the_middle_of_something_makes_it_fail_cleanly,
+    a_migration_of_orks_that_failed_is_not_taken_over,
+    a_version_of_ork_that_nobody_knows_is_not_taken_over,
+    a_takeover_that_fails_leaves_everything_as_it_was,
+]);

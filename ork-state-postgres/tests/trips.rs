@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-mod common;
-
 use std::time::Duration;
 
-use common::proxy::Proxy;
-use common::*;
+use crate::common::proxy::Proxy;
+use crate::common::*;
 use ork_state_api::*;
 use ork_state_conformance::Fixture;
 use ork_state_postgres::{PostgresDatabase, PostgresOptions};
@@ -168,11 +166,8 @@ async fn updates_of_one_task_each_that_wait_together_go_together() {
     assert_sound(&db).await;
 }
 
-ork_state_conformance::own_tests!(
-    &FIXTURE,
-    [
-        calls_wait_for_the_server_once_whatever_their_size,
-        claims_by_the_clock_of_the_server_take_one_round_trip_too,
-        updates_of_one_task_each_that_wait_together_go_together
-    ]
-);
+ork_state_conformance::own_tests!([
+    calls_wait_for_the_server_once_whatever_their_size,
+    claims_by_the_clock_of_the_server_take_one_round_trip_too,
+    updates_of_one_task_each_that_wait_together_go_together
+]);

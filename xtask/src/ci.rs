@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use crate::TaskResult;
+use xtask::TaskResult;
 
 /// Runs everything that CI runs.
 #[derive(Debug, clap::Args)]
@@ -31,6 +31,12 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
         step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
         step("docs", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
         step("tests", &["test", "--workspace", "--no-fail-fast"], &[("ORK_STATE_REQUIRE", "postgres")]),
+        // What `cargo test` shows as ignored. Its heavy cases are in the step with the faults.
+        step(
+            "heavy tests",
+            &["test", "--workspace", "--lib", "--test", "new_backend", "--", "--ignored"],
+            &[],
+        ),
         step("schema", &["xtask", "schema", "--check"], &[]),
         step("demo", &["xtask", "demo"], &[]),
         step(

@@ -1,23 +1,15 @@
-//! `cargo xtask`: what is done with this workspace. Thin: it provisions, calls, prints.
+//! `cargo xtask`: what is done with this workspace. Light: a task that needs much is in a crate beside this one, which cargo
+//! builds when the task is called.
 
-mod backends;
-mod bench;
 mod ci;
-mod conformance;
-mod copy;
-mod deep;
 mod demo;
-mod migrate;
-#[cfg(all(feature = "postgres", feature = "sqlite"))]
-mod schema;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
-
-/// What a task may fail with: it is printed, with its causes, and ends the program.
-type TaskResult = Result<ExitCode, Box<dyn std::error::Error>>;
+use xtask::{TaskResult, told};
 
 /// Works on the ork-state workspace.
 #[derive(Debug, Parser)]
@@ -29,62 +21,58 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Runs the conformance suite over every linked backend.
-    Conformance(conformance::Arguments),
     /// Shows an ETL workflow run by two schedulers, one of which is killed.
     Demo(demo::Arguments),
-    /// Migrates a store, also one that Ork made before ork-state, or says what that would do.
-    Migrate(migrate::Arguments),
-    /// Copies a store into an empty one, of any backend, and compares the two.
-    Copy(copy::Arguments),
-    /// Writes the schema of each SQL backend into its crate.
-    #[cfg(all(feature = "postgres", feature = "sqlite"))]
-    Schema(schema::Arguments),
-    /// Writes a crate for a new backend, ready to be written step by step.
-    NewBackend {
-        /// What the backend is called, such as `redb`: its crate is `ork-state-redb`.
-        name: String,
-        /// Where the crate is to be: by default, in a directory of its name.
-        directory: Option<PathBuf>,
-    },
-    /// Measures.
-    Bench(bench::Arguments),
     /// Runs everything that CI runs.
     Ci(ci::Arguments),
+    /// Copies a store into an empty one, of any backend, and compares the two. Builds the backends first.
+    #[command(disable_help_flag = true)]
+    Copy(Rest),
+    /// Migrates a store, also one that Ork made before ork-state, or says what that would do. Builds the backends first.
+    #[command(disable_help_flag = true)]
+    Migrate(Rest),
+    /// Runs the conformance suite over every backend. Builds the suite first.
+    #[command(disable_help_flag = true)]
+    Conformance(Rest),
+    /// Measures. Builds the suite first, for release.
+    #[command(disable_help_flag = true)]
+    Bench(Rest),
+    /// Writes the schema of each SQL backend into its crate. Builds the suite first.
+    #[command(disable_help_flag = true)]
+    Schema(Rest),
+    /// Writes a crate for a new backend, ready to be written step by step. Builds the suite first.
+    #[command(disable_help_flag = true)]
+    NewBackend(Rest),
+}
+
+/// What the crate that has the task reads.
+#[derive(Debug, clap::Args)]
+struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+impl Rest {
+    fn has(&self, wanted: &[&str]) -> bool {
+        self.arguments.iter().any(|argument| wanted.iter().any(|wanted| argument == wanted))
+    }
 }
 
 fn main() -> ExitCode {
-    ork_state_conformance::run_if_child();
-    let result = match Arguments::parse().task {
-        Task::Conformance(arguments) => conformance::run(&arguments),
+    told(match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(arguments),
-        Task::Migrate(arguments) => migrate::run(&arguments),
-        Task::Copy(arguments) => copy::run(&arguments),
-        #[cfg(all(feature = "postgres", feature = "sqlite"))]
-        Task::Schema(arguments) => schema::run(&arguments),
-        Task::NewBackend { name, directory } => {
-            ork_state_conformance::new_backend::run(&name, directory.as_deref()).map_err(Into::into).map(
-                |said| {
-                    println!("{said}");
-                    ExitCode::SUCCESS
-                },
-            )
-        }
-        Task::Bench(arguments) => bench::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
-    };
-    result.unwrap_or_else(|error| {
-        let mut said = error.to_string();
-        eprintln!("error: {said}");
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            // Some errors repeat their cause.
-            if !said.contains(&error.to_string()) {
-                said = error.to_string();
-                eprintln!("  because: {said}");
-            }
-            cause = error.source();
-        }
-        ExitCode::FAILURE
+        Task::Copy(_) | Task::Migrate(_) => hand_over("xtask-stores", &[]),
+        Task::Conformance(_) | Task::Schema(_) | Task::NewBackend(_) => hand_over("xtask-suite", &[]),
+        Task::Bench(rest) if rest.has(&["--any-build", "--help", "-h"]) => hand_over("xtask-suite", &[]),
+        Task::Bench(_) => hand_over("xtask-suite", &["--release"]),
     })
+}
+
+/// Becomes the crate that has the task, which cargo builds first, with these options.
+fn hand_over(package: &str, options: &[&str]) -> TaskResult {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["run", "--package", package]).args(options).arg("--").args(std::env::args_os().skip(1));
+    // It returns only if cargo cannot be started.
+    Err(format!("`cargo run --package {package}` does not start: {}", cargo.exec()).into())
 }

@@ -12,7 +12,7 @@ use crate::{LEASE, dag, wide_dag};
 const TASKS: usize = 20_000;
 const PROCESSES: usize = 4;
 
-case! { T2 needs [MultiProcess, Durable], t2_four_processes_claim_twenty_thousand_tasks_each_once(t) {
+case! { T2 heavy needs [MultiProcess, Durable], t2_four_processes_claim_twenty_thousand_tasks_each_once(t) {
     let workflow = t.workflow(wide_dag(TASKS)?).await?;
     let run = t.db().create_run(NewRun::new(workflow.id)).await?.into_run();
     t.db().start_run(StartRun::pinned(run.id)).await?;

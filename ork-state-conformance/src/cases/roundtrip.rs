@@ -98,7 +98,7 @@ case! { G5, g5_json_nested_a_hundred_deep_comes_back(t) {
     json_comes_back(&t, &format!("{}1{}", r#"{"k":["#.repeat(50), "]}".repeat(50))).await
 }}
 
-case! { G5, g5_json_of_16_mib_comes_back(t) {
+case! { G5 heavy, g5_json_of_16_mib_comes_back(t) {
     json_comes_back(&t, &format!("\"{}\"", "\u{e9}x".repeat(16 * 1024 * 1024 / 3 - 2))).await
 }}
 

@@ -297,7 +297,7 @@ case! { [M6, G2] needs [Transfer, Durable], m6_what_was_imported_survives_reopen
     Ok(())
 }}
 
-case! { [M6, G2] needs [Transfer, Durable, MultiProcess], m6_a_copy_goes_on_after_its_process_was_killed(t) {
+case! { [M6, G2] heavy needs [Transfer, Durable, MultiProcess], m6_a_copy_goes_on_after_its_process_was_killed(t) {
     for _ in 0..3 {
         t.start(&(0..1200).map(|number| format!("t{number} ")).collect::<String>()).await?;
     }

@@ -9,7 +9,7 @@ use ork_state_api::{Capability, ConnectOptions, Database, Error, Result, Topic, 
 
 use crate::model::{Answer, Answers, Call, Calls, LESSER, ModelFixture, Tamper};
 use crate::run::{Manner, run_case_so};
-use crate::{Case, Fixture, Rule, TestStore, Verdict};
+use crate::{Case, Fixture, Rule, TestStore};
 
 /// A part of a backend that is written in one go.
 #[derive(Debug)]
@@ -233,7 +233,7 @@ fn calls_of_cases(
     for case in Case::all() {
         let partial = Arc::new(Partial::new(plugin, None));
         let fixture: Arc<dyn Fixture> = partial.clone();
-        if let Verdict::Failed { message } = run_case_so(Manner::QUICK, &fixture, case, 1).verdict {
+        if let Some(message) = run_case_so(Manner::QUICK, &fixture, case, 1).verdict.problem() {
             return Err(format!("{} fails over the model: {message}", case.name));
         }
         called.insert(case.name, partial.called());
@@ -332,6 +332,7 @@ mod tests {
 
     /// What of the core is said to be green with a step is so, in a backend that has nothing of the later ones.
     #[test]
+    #[ignore = "heavy: it runs most cases many times; `cargo xtask ci` runs it"]
     fn the_cases_of_a_step_pass_with_it_and_without_the_next() {
         let plan = Plan::make().unwrap();
         let mut written = BTreeSet::from(["list_runs", "ready_tasks"]);
@@ -347,8 +348,8 @@ mod tests {
             };
             let mut turned = 0;
             for case in cases {
-                assert!(!matches!(run(now.clone(), case), Verdict::Failed { .. }), "{}: {case}", step.title);
-                turned += usize::from(matches!(run(before.clone(), case), Verdict::Failed { .. }));
+                assert_eq!(run(now.clone(), case).problem(), None, "{}: {case}", step.title);
+                turned += usize::from(run(before.clone(), case).problem().is_some());
             }
             // A case may pass because it wants an error.
             assert!(turned * 10 >= cases.len() * 9, "{}: {turned} of {}", step.title, cases.len());

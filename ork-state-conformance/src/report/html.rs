@@ -52,7 +52,6 @@ impl Report {
 
     fn header(&self) -> Markup {
         let Facts { suite, api, rustc, os, arch, cores, started } = &self.facts;
-        let conformant = self.backends.iter().filter(|backend| backend.level.is_conformant()).count();
         html! {
             header {
                 h1 { "Conformance report" }
@@ -60,10 +59,12 @@ impl Report {
                     p.lead { @if self.deep.is_some() { "A deep run" } @else { "Nothing ran" } }
                     p.banner { "No case ran: this says nothing about conformance." }
                 } @else {
-                    p.lead { (conformant) " of " (count(self.backends.len(), "backend")) " conformant" }
+                    p.lead { (self.lead()) }
                 }
                 @if let Some(filter) = &self.filter {
                     p.banner { "Only cases that match " code { (filter) } " ran: this says nothing about conformance." }
+                } @else if self.is_part() {
+                    p.banner { "Cases were left out, such as heavy ones: this says nothing about conformance." }
                 }
                 dl.facts {
                     div { dt { "Began" } dd { time datetime=(started) { (date(&self.facts)) } } }
@@ -78,11 +79,32 @@ impl Report {
         }
     }
 
+    /// Whether cases were left out where stores could be had.
+    fn is_part(&self) -> bool {
+        self.filter.is_some() || self.backends.iter().any(|it| it.unavailable.is_none() && it.left_out > 0)
+    }
+
+    /// What it comes to. A part of the suite says nothing about conformance.
+    fn lead(&self) -> String {
+        let backends = count(self.backends.len(), "backend");
+        if !self.is_part() {
+            let conformant = self.backends.iter().filter(|backend| backend.level.is_conformant()).count();
+            return format!("{conformant} of {backends} conformant");
+        }
+        let sum = |of: fn(&BackendReport) -> usize| self.backends.iter().map(of).sum::<usize>();
+        let mut lead = format!("A part of the suite over {backends}: {} passed", sum(|it| it.passed));
+        for (number, word) in [(sum(|it| it.failed), "failed"), (sum(|it| it.timed_out), "timed out")] {
+            if number > 0 {
+                lead += &format!(", {number} {word}");
+            }
+        }
+        lead
+    }
+
     fn failures(&self) -> Markup {
         let failed = self.backends.iter().flat_map(|backend| {
-            let cases = backend.cases.iter();
-            let failed = cases.filter(|case| matches!(case.verdict, Verdict::Failed { .. }));
-            failed.map(move |case| (backend, case))
+            let problems = backend.cases.iter().filter_map(|case| Some((case, case.verdict.problem()?)));
+            problems.map(move |(case, problem)| (backend, case, problem))
         });
         let failed: Vec<_> = failed.collect();
         if failed.is_empty() {
@@ -91,11 +113,11 @@ impl Report {
         html! {
             section {
                 h2 { "Failures " span.count { (failed.len()) } }
-                @for (index, (backend, case)) in failed.iter().enumerate() {
+                @for (index, (backend, case, problem)) in failed.iter().enumerate() {
                     // A few are read at once; of many the names are.
-                    details.failure open[index < 5] {
-                        summary { b { (backend.name) } " " code { (case.name) } }
-                        @if let Verdict::Failed { message } = &case.verdict { pre { (message) } }
+                    details class={ "failure " (class(&case.verdict)) } open[index < 5] {
+                        summary { b { (backend.name) } " " (name(&case.name)) " " b.word { (case.verdict.word()) } }
+                        pre { (problem) }
                         @for note in &case.notes { p { (note) } }
                         @if let Some(replay) = &case.replay { (command(replay)) }
                     }
@@ -112,6 +134,7 @@ impl Report {
                     button.folding type="button" id="fold" aria-expanded="false" { "Show all cases" }
                 }
                 p.hint { "Passed of the cases that apply. A rule opens to its cases; a case about several rules is counted at each." }
+                @if self.backends.len() > 2 { p.swipe aria-hidden="true" { "The table goes on to the right →" } }
                 div.scroll tabindex="0" role="region" aria-label="Rules by backends" {
                     table.matrix {
                         thead { tr {
@@ -129,7 +152,7 @@ impl Report {
     fn rule(&self, rule: Rule) -> Markup {
         let tallies: Vec<Option<&RuleReport>> =
             self.backends.iter().map(|it| it.rules.iter().find(|tally| tally.rule == rule)).collect();
-        let is_open = tallies.iter().flatten().any(|tally| tally.failed > 0);
+        let is_open = tallies.iter().flatten().any(|tally| tally.failed + tally.timed_out > 0);
         let mut names: Vec<&str> = self
             .backends
             .iter()
@@ -161,7 +184,7 @@ impl Report {
         html! {
             tr.case hidden[!is_open] {
                 th scope="row" {
-                    code { (name) }
+                    (self::name(name))
                     @for (backend, case) in &found { @if let Some(case) = case { (remarks(backend, case)) } }
                 }
                 @for (_, case) in &found { (case_cell(*case)) }
@@ -178,12 +201,13 @@ impl Report {
         html! {
             section {
                 h2 { "Slowest cases" }
+                p.swipe aria-hidden="true" { "The table goes on to the right →" }
                 div.scroll tabindex="0" role="region" aria-label="Slowest cases" {
                     table.slowest {
                         thead { tr { th scope="col" { "Case" } th scope="col" { "Backend" } th scope="col" { "Time" } } }
                         tbody { @for (backend, case) in all {
                             tr {
-                                th scope="row" { code { (case.name) } }
+                                th scope="row" { (name(&case.name)) }
                                 td { (backend.name) }
                                 td { div.time {
                                     meter min="0" max=(longest) value=(case.millis) aria-hidden="true" {}
@@ -210,7 +234,7 @@ impl Report {
                     @for (reason, cases) in backend.reasons() {
                         details {
                             summary { (reason) " " span.count { (cases.len()) } }
-                            ul.names { @for case in cases { li { code { (case.name) } } } }
+                            ul.names { @for case in cases { li { (name(&case.name)) } } }
                         }
                     }
                 }
@@ -223,6 +247,7 @@ fn card(backend: &BackendReport) -> Markup {
     let class = match backend.level {
         Level::Full | Level::Core => "passed",
         Level::NotConformant => "failed",
+        Level::TimedOut => "late",
         Level::Incomplete | Level::Unavailable => "unknown",
     };
     html! {
@@ -234,11 +259,15 @@ fn card(backend: &BackendReport) -> Markup {
             @if let Some(reason) = &backend.unavailable { p { (reason) } }
             @else {
                 div.stack aria-hidden="true" {
-                    @for (class, number) in [("passed", backend.passed), ("failed", backend.failed), ("none", backend.not_applicable)] {
+                    @for (class, number) in [("passed", backend.passed), ("failed", backend.failed), ("late", backend.timed_out), ("none", backend.not_applicable)] {
                         @if number > 0 { span class=(class) style={ "flex-grow:" (number) } {} }
                     }
                 }
-                p { b { (backend.passed) } " passed, " b { (backend.failed) } " failed, " b { (backend.not_applicable) } " not applicable, " (duration(backend.millis)) }
+                p {
+                    b { (backend.passed) } " passed, " b { (backend.failed) } " failed, "
+                    @if backend.timed_out > 0 { b { (backend.timed_out) } " timed out, " }
+                    b { (backend.not_applicable) } " not applicable, in " (duration(backend.millis))
+                }
                 @if backend.left_out > 0 { p { (count(backend.left_out, "case")) " left out" } }
                 @if !backend.unchecked.is_empty() {
                     p.warning { "Not checked, for no case of it applies: " @for rule in &backend.unchecked { b { (rule) } " " (rule.title()) ". " } }
@@ -266,22 +295,26 @@ fn extension(extension: &Extension) -> Markup {
 }
 
 fn rule_cell(backend: &BackendReport, tally: Option<&RuleReport>) -> Markup {
-    let Some(RuleReport { passed, failed, not_applicable, millis, .. }) = tally else {
+    let Some(RuleReport { passed, failed, timed_out, not_applicable, millis, .. }) = tally else {
         return html! { td.none {} };
     };
-    let (class, mark) = match (failed, passed) {
-        (1.., _) => ("failed", "✗ "),
-        (0, 1..) => ("passed", "✓ "),
-        (0, 0) if backend.unchecked.iter().any(|rule| Some(*rule) == tally.map(|it| it.rule)) => {
+    let (class, mark) = match (failed, timed_out, passed) {
+        (1.., ..) => ("failed", "✗ "),
+        (0, 1.., _) => ("late", "⧗ "),
+        (0, 0, 1..) => ("passed", "✓ "),
+        (0, 0, 0) if backend.unchecked.iter().any(|rule| Some(*rule) == tally.map(|it| it.rule)) => {
             ("unknown", "! ")
         }
-        (0, 0) => ("none", ""),
+        (0, 0, 0) => ("none", ""),
     };
-    let said =
-        format!("{passed} passed, {failed} failed, {not_applicable} not applicable, {}", duration(*millis));
+    let applied = passed + failed + timed_out;
+    let said = format!(
+        "{passed} passed, {failed} failed, {timed_out} timed out, {not_applicable} not applicable, {} of work",
+        duration(*millis)
+    );
     html! {
         td class=(class) title=(said) {
-            @if passed + failed > 0 { (mark) (passed) "/" (passed + failed) }
+            @if applied > 0 { (mark) (passed) "/" (applied) }
             @else if *not_applicable > 0 { (mark) "n/a" }
             @else { span aria-label="no case ran" { "·" } }
         }
@@ -293,7 +326,31 @@ fn case_cell(case: Option<&CaseReport>) -> Markup {
     match &case.verdict {
         Verdict::Passed => html! { td.passed { "✓ " span.sr { "passed, " } (duration(case.millis)) } },
         Verdict::Failed { .. } => html! { td.failed { "✗ " span.sr { "failed, " } (duration(case.millis)) } },
+        Verdict::TimedOut { .. } => {
+            html! { td.late { "⧗ " span.sr { "timed out, " } (duration(case.millis)) } }
+        }
         Verdict::NotApplicable { reason } => html! { td.none title=(reason) { "n/a" } },
+    }
+}
+
+/// How a verdict looks.
+const fn class(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Passed => "passed",
+        Verdict::Failed { .. } => "bad",
+        Verdict::TimedOut { .. } => "late",
+        Verdict::NotApplicable { .. } => "none",
+    }
+}
+
+/// A case's name. It breaks between words: after `::` and `_`.
+pub(super) fn name(name: &str) -> Markup {
+    html! {
+        code.name {
+            @for part in name.split_inclusive(['_', ':']) {
+                (part) @if part.ends_with('_') || part == ":" { wbr; }
+            }
+        }
     }
 }
 
@@ -302,8 +359,9 @@ fn remarks(backend: &BackendReport, case: &CaseReport) -> Markup {
     html! {
         @match &case.verdict {
             Verdict::Passed => {}
-            Verdict::Failed { message } => {
-                p { b { (backend.name) } " " (message.lines().next().unwrap_or_default()) }
+            Verdict::Failed { .. } | Verdict::TimedOut { .. } => {
+                @let problem = case.verdict.problem().unwrap_or_default();
+                p { b { (backend.name) } " " (problem.lines().next().unwrap_or_default()) }
                 @if let Some(replay) = &case.replay { (command(replay)) }
             }
             Verdict::NotApplicable { reason } => { p { b { (backend.name) } " " (reason) } }
@@ -321,6 +379,6 @@ fn date(facts: &Facts) -> String {
 }
 
 /// `1 case`, `2 cases`.
-pub(super) fn count(number: usize, thing: &str) -> String {
+pub(crate) fn count(number: usize, thing: &str) -> String {
     if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }

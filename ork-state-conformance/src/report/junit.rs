@@ -58,6 +58,15 @@ fn test(backend: &str, case: &CaseReport) -> TestCase {
             status.set_type("failed").set_description(format!("{message}{again}"));
             status
         }
+        Verdict::TimedOut { .. } => {
+            let problem = case.verdict.problem().unwrap_or_default();
+            let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+            status.set_message(problem).set_type("timed out");
+            if let Some(replay) = &case.replay {
+                status.set_description(format!("again: {replay}"));
+            }
+            status
+        }
         Verdict::NotApplicable { reason } => {
             let mut status = TestCaseStatus::skipped();
             status.set_message(reason.as_str());

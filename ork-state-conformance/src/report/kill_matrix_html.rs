@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::html::count;
+use super::html::{count, name};
 use super::{FaultReport, KillMatrix};
 use crate::Rule;
 
@@ -31,7 +31,7 @@ impl KillMatrix {
                 @if !self.idle_cases.is_empty() {
                     details {
                         summary { "Cases that caught nothing " span.count { (self.idle_cases.len()) } }
-                        ul.names { @for name in &self.idle_cases { li { code { (name) } } } }
+                        ul.names { @for case in &self.idle_cases { li { (name(case)) } } }
                     }
                 }
             }
@@ -40,14 +40,14 @@ impl KillMatrix {
 }
 
 fn told(fault: &FaultReport) -> Markup {
-    let FaultReport { name, rule, description, caught_by, survived } = fault;
+    let FaultReport { name: fault, rule, description, caught_by, survived } = fault;
     html! {
-        p { @if *survived { b { (rule) } " " } code { (name) } " " (description) }
+        p { @if *survived { b { (rule) } " " } code { (fault) } " " (description) }
         @if *survived { p.verdict { "✗ no case noticed it" } }
         @else {
             details {
                 summary { "✓ caught by " (count(caught_by.len(), "case")) }
-                ul.names { @for case in caught_by { li { code { (case) } } } }
+                ul.names { @for case in caught_by { li { (name(case)) } } }
             }
         }
     }

@@ -16,6 +16,8 @@ pub enum Level {
     Core,
     /// A case failed, or there was nothing that passed.
     NotConformant,
+    /// A case was still running at its time limit, and none failed: what is slow here is not known.
+    TimedOut,
     /// Cases were left out; those that ran passed.
     Incomplete,
     /// No store could be had: nothing is known.
@@ -30,6 +32,7 @@ impl Level {
             Self::Full => "Full",
             Self::Core => "Core",
             Self::NotConformant => "NOT CONFORMANT",
+            Self::TimedOut => "timed out",
             Self::Incomplete => "incomplete",
             Self::Unavailable => "UNAVAILABLE",
         }
@@ -111,6 +114,8 @@ impl Outcome {
         let level = if ran.iter().any(|case| matches!(case.verdict, Verdict::Failed { .. })) || ran.is_empty()
         {
             Level::NotConformant
+        } else if ran.iter().any(|case| matches!(case.verdict, Verdict::TimedOut { .. })) {
+            Level::TimedOut
         } else if left_out > 0 {
             Level::Incomplete
         } else if !core_passed {

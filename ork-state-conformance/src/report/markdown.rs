@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{BackendReport, ExtensionState, FaultReport, KillMatrix, Report, duration};
-use crate::{Rule, Verdict};
+use crate::Rule;
 
 impl Report {
     /// The report as a Markdown page: a table of backends, a table of rules by backends, what failed,
@@ -40,7 +40,7 @@ impl Report {
     }
 
     fn cases(&self) -> String {
-        let mut page = "| backend | level | passed | failed | not applicable | time | opts out of | origin |\n|---|---|--:|--:|--:|--:|---|---|\n".to_owned();
+        let mut page = "| backend | level | passed | failed | timed out | not applicable | time | opts out of | origin |\n|---|---|--:|--:|--:|--:|--:|---|---|\n".to_owned();
         for backend in &self.backends {
             page += &backend_row(backend);
         }
@@ -66,7 +66,7 @@ impl Report {
             let _ = write!(table, "| {rule} {} |", rule.title());
             for backend in &self.backends {
                 let Some(tally) = backend.rules.iter().find(|tally| tally.rule == *rule) else { continue };
-                let _ = match tally.failed {
+                let _ = match tally.failed + tally.timed_out {
                     0 => write!(table, " {} |", tally.tally()),
                     _ => write!(table, " **{}** |", tally.tally()),
                 };
@@ -84,9 +84,9 @@ fn backend_row(backend: &BackendReport) -> String {
         .filter(|it| matches!(it.state, ExtensionState::OptedOut | ExtensionState::Refused))
         .map(|it| it.name.clone())
         .collect();
-    let BackendReport { name, passed, failed, not_applicable, .. } = backend;
+    let BackendReport { name, passed, failed, timed_out, not_applicable, .. } = backend;
     format!(
-        "| {name} | {} | {passed} | {failed} | {not_applicable} | {} | {} | {} |\n",
+        "| {name} | {} | {passed} | {failed} | {timed_out} | {not_applicable} | {} | {} | {} |\n",
         cell(&backend.summary()),
         duration(backend.millis),
         lacks.join(", "),
@@ -100,8 +100,9 @@ fn details(backend: &BackendReport) -> String {
         let _ = writeln!(text, "\n## {name}: unavailable\n\n{}", fenced(reason));
     }
     for case in &backend.cases {
-        if let Verdict::Failed { message } = &case.verdict {
-            let _ = writeln!(text, "\n## {name}: {} failed\n\n{}", case.name, fenced(message));
+        if let Some(problem) = case.verdict.problem() {
+            let word = case.verdict.word();
+            let _ = writeln!(text, "\n## {name}: {} {word}\n\n{}", case.name, fenced(&problem));
             if let Some(replay) = &case.replay {
                 let _ = writeln!(text, "\nAgain: `{replay}`");
             }

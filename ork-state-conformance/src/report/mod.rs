@@ -20,6 +20,8 @@ use level::Outcome;
 pub use level::{Extension, ExtensionState, Level};
 pub use repeat::{Difference, Repeated, repeat};
 
+pub(crate) use html::count;
+
 use crate::{Case, CaseReport, DeepReport, Rule, Verdict};
 
 /// The JSON Schema of [`Report::json`].
@@ -110,9 +112,11 @@ pub struct BackendReport {
     pub passed: usize,
     /// How many failed.
     pub failed: usize,
+    /// How many were still running at the time limit.
+    pub timed_out: usize,
     /// How many have nothing to check here.
     pub not_applicable: usize,
-    /// How long its cases took, one after the other, in milliseconds.
+    /// How long it took from the first case's beginning to the last one's end, in milliseconds.
     pub millis: u64,
     /// The same by rule. A case is counted at every rule that it is about.
     pub rules: Vec<RuleReport>,
@@ -129,6 +133,8 @@ pub struct RuleReport {
     pub passed: usize,
     /// How many failed.
     pub failed: usize,
+    /// How many were still running at the time limit.
+    pub timed_out: usize,
     /// How many have nothing to check here.
     pub not_applicable: usize,
     /// How long they took, one after the other, in milliseconds.
@@ -137,11 +143,12 @@ pub struct RuleReport {
 
 impl RuleReport {
     fn of<'a>(rule: Rule, cases: impl Iterator<Item = &'a CaseReport>) -> Self {
-        let mut sum = Self { rule, passed: 0, failed: 0, not_applicable: 0, millis: 0 };
+        let mut sum = Self { rule, passed: 0, failed: 0, timed_out: 0, not_applicable: 0, millis: 0 };
         for case in cases {
             match case.verdict {
                 Verdict::Passed => sum.passed += 1,
                 Verdict::Failed { .. } => sum.failed += 1,
+                Verdict::TimedOut { .. } => sum.timed_out += 1,
                 Verdict::NotApplicable { .. } => sum.not_applicable += 1,
             }
             sum.millis += case.millis;
@@ -151,7 +158,7 @@ impl RuleReport {
 
     /// `3/3`: passed of those that apply, or nothing where none does.
     fn tally(&self) -> String {
-        match self.passed + self.failed {
+        match self.passed + self.failed + self.timed_out {
             0 => String::new(),
             applied => format!("{}/{applied}", self.passed),
         }
@@ -162,9 +169,10 @@ impl RuleReport {
 pub type Replay = fn(backend: &str, case: &str, seed: u64) -> String;
 
 impl BackendReport {
-    /// The report of these cases, which are held against all that are linked in: one that is missing leaves no level.
+    /// The report of these cases, which took so many milliseconds. They are held against all that are linked in: one that is missing leaves no
+    /// level.
     #[must_use]
-    pub fn new(backend: &str, origin: Option<String>, mut cases: Vec<CaseReport>) -> Self {
+    pub fn new(backend: &str, origin: Option<String>, mut cases: Vec<CaseReport>, millis: u64) -> Self {
         cases.sort_by(|a, b| a.name.cmp(&b.name));
         let linked = crate::linked(backend).ok();
         let Outcome { level, extensions, unchecked, left_out } = Outcome::of(linked, &Case::all(), &cases);
@@ -181,8 +189,9 @@ impl BackendReport {
             left_out,
             passed: count(|verdict| *verdict == Verdict::Passed),
             failed: count(|verdict| matches!(verdict, Verdict::Failed { .. })),
+            timed_out: count(|verdict| matches!(verdict, Verdict::TimedOut { .. })),
             not_applicable: count(|verdict| matches!(verdict, Verdict::NotApplicable { .. })),
-            millis: cases.iter().map(|case| case.millis).sum(),
+            millis,
             rules: Rule::ALL.iter().map(|rule| RuleReport::of(*rule, about(*rule))).collect(),
             cases,
         }
@@ -191,7 +200,7 @@ impl BackendReport {
     /// The report of a backend whose stores cannot be had.
     #[must_use]
     pub fn unavailable(backend: &str, reason: String) -> Self {
-        Self { level: Level::Unavailable, unavailable: Some(reason), ..Self::new(backend, None, vec![]) }
+        Self { level: Level::Unavailable, unavailable: Some(reason), ..Self::new(backend, None, vec![], 0) }
     }
 
     /// Why cases had nothing to check, and which.
@@ -221,7 +230,10 @@ impl BackendReport {
             summary += &format!(" (not checked: {})", rules.join(", "));
         }
         if self.level == Level::Incomplete {
-            summary += &format!(" ({} left out)", html::count(self.left_out, "case"));
+            summary += &format!(" ({} left out)", count(self.left_out, "case"));
+        }
+        if self.level == Level::TimedOut {
+            summary += &format!(" ({})", count(self.timed_out, "case"));
         }
         summary
     }
@@ -235,12 +247,12 @@ impl Report {
         Self { facts, filter: None, seed, millis, backends: vec![], kill_matrix: None, deep: Some(deep) }
     }
 
-    /// Whether there was something to find and nothing was found: every backend did what it should in all cases that ran, every fault was
-    /// noticed, and a deep run went well. This is not a level: see [`BackendReport::level`].
+    /// Whether there was something to find and nothing was found: every backend did what it should in all cases that ran, and in time, every
+    /// fault was noticed, and a deep run went well. This is not a level: see [`BackendReport::level`].
     #[must_use]
     pub fn is_good(&self) -> bool {
         let ran = !self.backends.is_empty() || self.deep.as_ref().is_some_and(DeepReport::did_something);
-        ran && self.backends.iter().all(|backend| backend.level != Level::NotConformant)
+        ran && self.backends.iter().all(|it| !matches!(it.level, Level::NotConformant | Level::TimedOut))
             && self.kill_matrix.iter().all(|matrix| matrix.survivors().next().is_none())
             && self.deep.iter().all(|deep| deep.findings.is_empty())
     }
@@ -281,10 +293,10 @@ impl CaseReport {
         self.needs.is_empty() && self.without.is_none()
     }
 
-    /// Says how the case is run again, if it failed.
+    /// Says how the case is run again, if it did not end well.
     #[must_use]
     pub(crate) fn with_replay(mut self, replay: impl FnOnce(&str) -> String) -> Self {
-        if matches!(self.verdict, Verdict::Failed { .. }) {
+        if self.verdict.problem().is_some() {
             self.replay = Some(replay(&self.name));
         }
         self

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{BackendReport, Report};
-use crate::{Case, CaseReport, Event, Fixture, Suite, Verdict};
+use crate::{Case, CaseReport, Event, Fixture, Suite};
 
 /// A report, run again.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ fn compare(then: &BackendReport, now: &BackendReport, differences: &mut Vec<Diff
     };
     differs("level", &then.summary(), &now.summary());
     let verdicts = |cases: &[CaseReport]| -> BTreeMap<String, &'static str> {
-        cases.iter().map(|case| (case.name.clone(), word(&case.verdict))).collect()
+        cases.iter().map(|case| (case.name.clone(), case.verdict.word())).collect()
     };
     let (before, after) = (verdicts(&then.cases), verdicts(&now.cases));
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
@@ -114,13 +114,5 @@ fn compare(then: &BackendReport, now: &BackendReport, differences: &mut Vec<Diff
         let of = |verdicts: &BTreeMap<String, &'static str>| verdicts.get(name).copied();
         let absent = if Case::all().iter().any(|case| case.name == *name) { "not run" } else { "no case" };
         differs(name, of(&before).unwrap_or("absent"), of(&after).unwrap_or(absent));
-    }
-}
-
-fn word(verdict: &Verdict) -> &'static str {
-    match verdict {
-        Verdict::Passed => "passed",
-        Verdict::Failed { .. } => "failed",
-        Verdict::NotApplicable { .. } => "not applicable",
     }
 }

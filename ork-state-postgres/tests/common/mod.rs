@@ -1,6 +1,6 @@
 //! A database a test, and short words for common steps.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of a test program")]
 
 pub mod proxy;
 

@@ -1,5 +1,7 @@
-//! A scheduler: fires what is scheduled, takes ready tasks from the store, runs them as shell commands, polls jobs that run elsewhere, and reports what
-//! became of all that. Any number of them may work on one store, and any of them may die at any moment.
+//! A scheduler to copy from. This file is all of it: it needs `ork-state-api`, serde and tokio.
+//!
+//! It fires what is scheduled, takes ready tasks from the store, runs them as shell commands, polls jobs that run elsewhere, and
+//! reports what became of them. Any number of schedulers may work on one store. Any of them may die at any moment.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,12 +14,26 @@ use ork_state_api::{
     HeartbeatOutcome, JobUpdate, JobUpdates, Json, Label, LeaseTime, Limit, ListRuns, LogChunk,
     NewDeferredJob, RunFilter, RunStatus, StartRun, TaskName, TaskUpdate, TaskUpdates, Text, Topic,
 };
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::task::JoinSet;
 
-use super::workflow::{Command, WAREHOUSE};
-
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a task is given as its parameters.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Command {
+    /// For `sh -c`.
+    pub(crate) run: String,
+    /// Where to run it.
+    pub(crate) directory: String,
+}
+
+/// The executor of tasks that start a job elsewhere and wait for it.
+pub(crate) const WAREHOUSE: &str = "warehouse";
+
+/// How a line of a task's log begins that a scheduler wrote, and not the task.
+pub(crate) const MARK: &str = "--- attempt ";
 
 /// How long a claim lasts without a heartbeat: as long as the tasks of a dead scheduler lie idle.
 const LEASE: Duration = Duration::from_secs(2);
@@ -129,20 +145,33 @@ async fn run_task(db: Arc<dyn Database>, owner: Label, task: ClaimedTask) -> Res
     let execution = Label::new(format!("{owner}/{}", std::process::id()))?;
     let begins = vec![TaskUpdate::dispatched(task.claim, Some(execution)), TaskUpdate::running(task.claim)];
     report(&*db, &task, TaskUpdates::new(begins)?).await?;
+    // The log tells later who ran which attempt.
+    note(&*db, &task, &format!("by {owner}")).await?;
     if *task.task.executor_type == *WAREHOUSE {
         return defer(&*db, &task).await;
     }
 
-    let retry_after = Delay::new(RETRY_AFTER)?;
-    let update = tokio::select! {
+    let failure = tokio::select! {
         ended = execute(&*db, &task) => match ended {
-            Ok((status, printed)) if status.success() => TaskUpdate::succeeded(task.claim, output_of(&printed)),
-            Ok((status, _)) => TaskUpdate::failed(task.claim, Text::lossy(&status.to_string()), retry_after),
-            Err(error) => TaskUpdate::failed(task.claim, Text::lossy(&error.to_string()), retry_after),
+            Ok((status, printed)) if status.success() => {
+                let update = TaskUpdate::succeeded(task.claim, output_of(&printed));
+                return report(&*db, &task, TaskUpdates::one(update)).await;
+            }
+            Ok((status, _)) => status.to_string(),
+            Err(error) => error.to_string(),
         },
         lost = keep_lease(&*db, &task) => return lost,
     };
+    note(&*db, &task, &format!("failed: {failure}")).await?;
+    let update = TaskUpdate::failed(task.claim, Text::lossy(&failure), Delay::new(RETRY_AFTER)?);
     report(&*db, &task, TaskUpdates::one(update)).await
+}
+
+/// Writes a line of the scheduler's own into the task's log.
+async fn note(db: &dyn Database, task: &ClaimedTask, what: &str) -> ork_state_api::Result<()> {
+    let line = format!("{MARK}{} {what}\n", task.task.attempts);
+    db.append_log(task.task.id, LogChunk::new(line.as_bytes())?).await?;
+    Ok(())
 }
 
 /// Starts a job elsewhere and has the task wait for it. From here on any scheduler may poll it; this one need not live.
@@ -157,6 +186,7 @@ async fn defer(db: &dyn Database, task: &ClaimedTask) -> Result<(), AnyError> {
         .env("RESULT", &result)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .process_group(0)
         .spawn()?;
     let new = NewDeferredJob::new(WAREHOUSE.parse()?, Text::new(job)?, Json::from_value(&result)?);

@@ -6,24 +6,13 @@
 use std::path::Path;
 
 use ork_state_api::{Dag, Json, Result, TaskName, TaskSpec};
-use serde::{Deserialize, Serialize};
 
-const REGIONS: [&str; 4] = ["north", "south", "east", "west"];
+use super::scheduler::{Command, WAREHOUSE};
 
-/// What a task's executor, here a shell, is given.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Command {
-    /// For `sh -c`.
-    pub(crate) run: String,
-    /// Where to run it.
-    pub(crate) directory: String,
-}
+pub(crate) const REGIONS: [&str; 4] = ["north", "south", "east", "west"];
 
 /// The task whose log the demo follows.
 pub(crate) const FOLLOWED: &str = "validate";
-
-/// The executor of tasks that start a job elsewhere and wait for it.
-pub(crate) const WAREHOUSE: &str = "warehouse";
 
 /// Fourteen tasks:
 ///

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Fault;
 use crate::model::{MODEL, ModelFixture};
 use crate::run::{Manner, run_case_so};
-use crate::{Case, CaseReport, FaultReport, Fixture, KillMatrix, Verdict};
+use crate::{Case, CaseReport, FaultReport, Fixture, KillMatrix};
 
 /// Cases that take longer over a store that keeps the rules are tried on faults of their own rules only: ten of them take ten times as
 /// long as all the others.
@@ -71,11 +71,9 @@ fn honest(seed: u64, threads: usize) -> Result<BTreeMap<&'static str, Duration>,
         }
     });
     let ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let took = |(name, CaseReport { verdict, millis, .. })| match verdict {
-        Verdict::Failed { message } => {
-            Err(format!("{name} fails over a store that keeps the rules: {message}"))
-        }
-        Verdict::Passed | Verdict::NotApplicable { .. } => Ok((name, Duration::from_millis(millis))),
+    let took = |(name, CaseReport { verdict, millis, .. }): (_, CaseReport)| match verdict.problem() {
+        Some(problem) => Err(format!("{name} fails over a store that keeps the rules: {problem}")),
+        None => Ok((name, Duration::from_millis(millis))),
     };
     ended.into_iter().map(took).collect()
 }
@@ -92,7 +90,8 @@ fn hunt(fault: &Fault, honest: &BTreeMap<&'static str, Duration>, seed: u64) -> 
         }
         let manner =
             Manner { patience: QUICK_PATIENCE.max(took * 10).min(Manner::QUICK.patience), ..Manner::QUICK };
-        if let Verdict::Failed { .. } = run_case_so(manner, &fixture, case, seed).verdict {
+        // A store that hangs is noticed too.
+        if run_case_so(manner, &fixture, case, seed).verdict.problem().is_some() {
             caught_by.push(case.name.to_owned());
         }
     }

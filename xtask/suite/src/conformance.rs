@@ -2,17 +2,19 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use comfy_table::{Cell, CellAlignment, Color, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 use ork_state_conformance::model::Fault;
 use ork_state_conformance::{
-    DeepKind, Event, Facts, KillMatrix, Level, Repeated, Report, Suite, Verdict, chosen_seed, repeat,
+    DeepKind, Event, Facts, KillMatrix, Level, Repeated, Report, Suite, TIME_LIMIT, chosen_seed, repeat,
 };
 
+use xtask::TaskResult;
+
 use crate::backends::fixtures;
-use crate::{TaskResult, deep};
+use crate::deep;
+use crate::progress::Progress;
 
 /// Runs the conformance suite over every linked backend.
 #[derive(Debug, clap::Args)]
@@ -35,6 +37,9 @@ pub(crate) struct Arguments {
     /// How many cases run at the same time; as many as there are cores by default.
     #[arg(long)]
     threads: Option<usize>,
+    /// How many seconds a case may take: one that is still running then is timed out. Raise it on a slow or busy machine.
+    #[arg(long, value_name = "SECONDS", default_value_t = TIME_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
     /// The seed of what is left to chance; a new one by default.
     #[arg(long)]
     seed: Option<u64>,
@@ -91,7 +96,8 @@ fn run_suite(arguments: &Arguments) -> TaskResult {
         None => chosen_seed()?,
     };
     let threads = arguments.threads.unwrap_or_else(cores);
-    let suite = Suite { filter: arguments.filter.clone(), threads, seed, replay };
+    let limit = Duration::from_secs(arguments.limit);
+    let suite = Suite { filter: arguments.filter.clone(), threads, limit, seed, replay };
     if arguments.deep {
         let kinds = if arguments.only.is_empty() { DeepKind::ALL.to_vec() } else { arguments.only.clone() };
         let facts = Facts::gather();
@@ -101,12 +107,12 @@ fn run_suite(arguments: &Arguments) -> TaskResult {
     }
 
     let begun = Instant::now();
-    let bar = bar()?;
-    let mut report = suite.run(&chosen, &|event| show(&bar, &event));
+    let progress = Progress::new()?;
+    let mut report = suite.run(&chosen, &|event| show(&progress, &event));
     if let Some(name) = &arguments.faults {
-        report.kill_matrix = Some(hunt(name, &bar, &suite)?);
+        report.kill_matrix = Some(hunt(name, &progress, &suite)?);
     }
-    bar.finish_and_clear();
+    progress.finish();
 
     println!("{}", table(&report));
     print_details(&report);
@@ -134,11 +140,11 @@ fn verify(path: &Path) -> TaskResult {
     if then.backends.iter().all(|backend| backend.cases.is_empty()) {
         return Err(format!("{} has no case in it: there is nothing to verify", path.display()).into());
     }
-    let suite = Suite { filter: None, threads: cores(), seed: then.seed, replay };
-    let bar = bar()?;
+    let suite = Suite { filter: None, threads: cores(), limit: TIME_LIMIT, seed: then.seed, replay };
+    let progress = Progress::new()?;
     let Repeated { report: now, differences } =
-        repeat(&then, &fixtures(), &suite, &|event| show(&bar, &event));
-    bar.finish_and_clear();
+        repeat(&then, &fixtures(), &suite, &|event| show(&progress, &event));
+    progress.finish();
     println!("{}", table(&now));
     let by = |report: &Report| format!("suite {}, {}", report.facts.suite, report.facts.rustc);
     println!("then: {}, by {}\nnow: by {}", then.facts.started, by(&then), by(&now));
@@ -157,23 +163,17 @@ fn verify(path: &Path) -> TaskResult {
 }
 
 /// Sets every case on every fault whose name contains this.
-fn hunt(name: &str, bar: &ProgressBar, suite: &Suite) -> Result<KillMatrix, Box<dyn std::error::Error>> {
+fn hunt(name: &str, progress: &Progress, suite: &Suite) -> Result<KillMatrix, Box<dyn std::error::Error>> {
     let mut faults = Fault::all();
     faults.retain(|fault| fault.name.contains(name));
-    bar.reset();
-    bar.set_length(faults.len() as u64);
-    bar.set_prefix("faults");
-    bar.suspend(|| println!("faults: {} ways to break a store", faults.len()));
+    progress.begin("faults", faults.len(), &format!("{} ways to break a store", faults.len()));
     let matrix = KillMatrix::of(&faults, suite.seed, suite.threads, &|fault| {
-        bar.inc(1);
-        bar.set_message(fault.name.clone());
+        progress.step(&fault.name);
         if fault.survived {
-            bar.suspend(|| {
-                println!(
-                    "{} {} SURVIVED: no case notices a store that {}",
-                    fault.rule, fault.name, fault.description
-                );
-            });
+            progress.say(&format!(
+                "{} {} SURVIVED: no case notices a store that {}",
+                fault.rule, fault.name, fault.description
+            ));
         }
     })?;
     Ok(matrix)
@@ -184,61 +184,62 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn bar() -> Result<ProgressBar, Box<dyn std::error::Error>> {
-    let style = ProgressStyle::with_template("{prefix:>9} [{bar:40}] {pos}/{len} {msg}")?;
-    Ok(ProgressBar::new(0).with_style(style))
-}
-
 /// The command that runs a case again.
 fn replay(backend: &str, case: &str, seed: u64) -> String {
     format!("cargo xtask conformance --backend {backend} --filter {case} --seed {seed}")
 }
 
-fn show(bar: &ProgressBar, event: &Event<'_>) {
+fn show(progress: &Progress, event: &Event<'_>) {
     match event {
         Event::Begins { backend, origin, cases } => {
-            bar.reset();
-            bar.set_length(*cases as u64);
-            bar.set_prefix(*backend);
-            // The bar shows on a terminal only; this line also in a log.
-            let cases = if *cases == 1 { "1 case".to_owned() } else { format!("{cases} cases") };
-            bar.suspend(|| match origin {
-                Some(origin) => println!("{backend}: {cases}, {origin}"),
-                None => println!("{backend}: {cases}"),
-            });
+            let cases_text = if *cases == 1 { "1 case".to_owned() } else { format!("{cases} cases") };
+            let origin = origin.map(|origin| format!(", {origin}")).unwrap_or_default();
+            progress.begin(backend, *cases, &format!("{cases_text}{origin}"));
         }
         Event::Ended { backend, case } => {
-            bar.inc(1);
-            bar.set_message(case.name.clone());
-            if let Verdict::Failed { message } = &case.verdict {
-                let again = case.replay.as_deref().unwrap_or_default();
-                bar.suspend(|| {
-                    println!("{backend}: {} FAILED\n  {}", case.name, message.replace('\n', "\n  "));
-                    println!("  again: {again}");
-                });
+            progress.step(&case.name);
+            if let Some(problem) = case.verdict.problem() {
+                let (word, again) = (case.verdict.word().to_uppercase(), case.replay.as_deref());
+                progress.say(&format!(
+                    "{backend}: {} {word}\n  {}\n  again: {}",
+                    case.name,
+                    problem.replace('\n', "\n  "),
+                    again.unwrap_or_default()
+                ));
             }
         }
     }
 }
 
+/// The width of a terminal that nobody has made wider.
+const COLUMNS: u16 = 80;
+
 fn table(report: &Report) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["backend", "level", "passed", "failed", "not applicable"]);
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(COLUMNS);
+    let any_late = report.backends.iter().any(|backend| backend.timed_out > 0);
+    let late = |cell: Cell| any_late.then_some(cell);
+    let header = ["backend", "level", "passed", "failed"].map(Cell::new);
+    let rest = ["n/a", "time"].map(Cell::new);
+    table.set_header(header.into_iter().chain(late(Cell::new("timed out"))).chain(rest));
     for backend in &report.backends {
         let color = match backend.level {
             Level::Full | Level::Core => Color::Green,
             Level::NotConformant => Color::Red,
+            Level::TimedOut => Color::Magenta,
             Level::Incomplete | Level::Unavailable => Color::Yellow,
         };
         let number = |count: usize| Cell::new(count).set_alignment(CellAlignment::Right);
-        table.add_row([
+        let took = format!("{:.1} s", backend.millis as f64 / 1000.0);
+        let row = [
             Cell::new(&backend.name),
             Cell::new(backend.summary()).fg(color),
             number(backend.passed),
             number(backend.failed),
-            number(backend.not_applicable),
-        ]);
+        ];
+        let rest = [number(backend.not_applicable), Cell::new(took).set_alignment(CellAlignment::Right)];
+        table.add_row(row.into_iter().chain(late(number(backend.timed_out))).chain(rest));
     }
     table
 }

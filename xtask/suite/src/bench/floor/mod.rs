@@ -2,9 +2,7 @@
 //! appended to a file, with nothing around it. What they leave out is what the contract costs: checks of leases and tokens,
 //! locks in one order, answers for each task, hints, counts.
 
-#[cfg(feature = "postgres")]
 pub(super) mod postgres;
-#[cfg(feature = "sqlite")]
 pub(super) mod sqlite;
 
 use std::fs::{File, OpenOptions};
@@ -57,9 +55,7 @@ impl Rows {
 /// The floor beside a backend whose floor is SQL: rows in an empty store of that backend.
 pub(super) async fn of(bench: &Bench, store: &Store, dag: Dag) -> Result<Option<Arc<dyn Queue>>, AnyError> {
     Ok(match bench.backend() {
-        #[cfg(feature = "postgres")]
         "postgres" => Some(Arc::new(postgres::Floor::new(&store.url(), dag).await?)),
-        #[cfg(feature = "sqlite")]
         "sqlite" => Some(Arc::new(sqlite::Floor::new(&store.url(), dag).await?)),
         _ => None,
     })

@@ -15,7 +15,6 @@ mod html;
 mod lifecycle;
 mod logs;
 mod memory;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod old_transaction;
 mod open;
 mod processes;
@@ -33,7 +32,8 @@ use clap::ValueEnum;
 
 use self::figures::{Facts, Outcome, Results, Spread, Verdict, number};
 use self::store::Bench;
-use crate::TaskResult;
+use xtask::TaskResult;
+
 use crate::backends::fixtures;
 
 /// Measures, in a release build, which it makes first.
@@ -115,7 +115,10 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let build = if cfg!(debug_assertions) { "debug" } else { "release" };
     if build == "debug" && !arguments.any_build && arguments.child.is_none() {
-        return in_release();
+        return Err(
+            "this is a debug build, whose figures say nothing: call `cargo xtask bench`, or add --any-build"
+                .into(),
+        );
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let measured = runtime.block_on(async {
@@ -125,15 +128,6 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
         }
     });
     measured.map_err(|error| error as Box<dyn std::error::Error>)
-}
-
-/// The same again in a release build.
-fn in_release() -> TaskResult {
-    let status = Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--release", "--package", "xtask", "--"])
-        .args(std::env::args_os().skip(1))
-        .status()?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn measure(arguments: &Arguments, build: &'static str) -> Result<ExitCode, AnyError> {
@@ -212,10 +206,7 @@ async fn one(scenario: Scenario, bench: &Bench) -> Result<Option<Outcome>, AnyEr
         Scenario::Processes => processes::measure(bench).await,
         Scenario::Open => open::measure(bench).await,
         Scenario::Compaction => compaction::measure(bench).await,
-        #[cfg(any(feature = "postgres", feature = "sqlite"))]
         Scenario::OldTransaction => old_transaction::measure(bench).await,
-        #[cfg(not(any(feature = "postgres", feature = "sqlite")))]
-        Scenario::OldTransaction => Ok(None),
         Scenario::Handouts => handouts::measure(bench).await,
         Scenario::Failures => failures::measure(bench).await,
         Scenario::Copy | Scenario::Soak => Ok(None),

@@ -133,7 +133,6 @@ fn growth(series: &Series) -> f64 {
 
 /// What the store takes on disk.
 async fn stored_kib(url: &str) -> Result<f64, AnyError> {
-    #[cfg(feature = "postgres")]
     if url.starts_with("postgres") {
         use std::str::FromStr as _;
 

@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::TaskResult;
-use crate::backends::fixtures;
+use xtask::TaskResult;
 
 /// Migrates a store, also one that Ork made before ork-state, or says what that would do.
 #[derive(Debug, clap::Args)]
@@ -17,10 +16,6 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> TaskResult {
-    // Naming the fixtures is what links the backends.
-    if fixtures().is_empty() {
-        return Err("no backend is linked: build with the features file, postgres or sqlite".into());
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(async {
         let db = ork_state_api::connect(&arguments.url).await?;

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use ork_state_api::{ConnectOptions, Registry};
 use sqlx::{AnyConnection, Connection, Row};
 
-use crate::TaskResult;
+use xtask::TaskResult;
+
 use crate::backends::fixtures;
 
 /// Writes the schema of each SQL backend into its crate.
@@ -50,7 +51,7 @@ const POSTGRES: &str = "
 pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     sqlx::any::install_default_drivers();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut stale = Vec::new();
     for fixture in fixtures() {
         let query = match fixture.backend() {

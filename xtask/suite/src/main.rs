@@ -1,0 +1,51 @@
+//! The tasks of `cargo xtask` that need the conformance suite.
+
+mod backends;
+mod bench;
+mod conformance;
+mod deep;
+mod progress;
+mod schema;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tests and measures backends.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    Conformance(conformance::Arguments),
+    Bench(bench::Arguments),
+    Schema(schema::Arguments),
+    /// Writes a crate for a new backend, ready to be written step by step.
+    NewBackend {
+        /// What the backend is called, such as `redb`: its crate is `ork-state-redb`.
+        name: String,
+        /// Where the crate is to be: by default, in a directory of its name.
+        directory: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    ork_state_conformance::run_if_child();
+    xtask::told(match Arguments::parse().task {
+        Task::Conformance(arguments) => conformance::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
+        Task::Schema(arguments) => schema::run(&arguments),
+        Task::NewBackend { name, directory } => {
+            let written = ork_state_conformance::new_backend::run(&name, directory.as_deref());
+            written.map_err(Into::into).map(|said| {
+                println!("{said}");
+                ExitCode::SUCCESS
+            })
+        }
+    })
+}
