@@ -5,15 +5,7 @@ use std::pin::Pin;
 
 use ork_state_api::Capability;
 
-use crate::{Ctx, Rule};
-
-/// How a case ends. A panic, such as a failed assertion, is a failure too.
-pub type CaseResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
-
-/// The error with which a case says that it does not apply to a store.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("does not apply: {0}")]
-pub struct NotApplicable(pub String);
+use crate::{CaseResult, Ctx, Rule};
 
 /// One thing that a store must do, found at link time.
 #[derive(Debug)]

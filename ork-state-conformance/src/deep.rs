@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::crashes::{Crashes, Death, Survivor};
-use crate::harness::block_on;
 use crate::run::{guarded, panic_message};
+use crate::runtime::block_on;
 use crate::traces::{Histories, Traces, drawn, seed_of};
 use crate::{Ctx, Facts, Fixture, ServerFailure};
 

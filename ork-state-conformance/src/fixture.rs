@@ -41,7 +41,7 @@ pub trait Fixture: Send + Sync {
     /// # Errors
     /// A message if it is not linked, or the registry is broken.
     fn plugin(&self) -> std::result::Result<&'static Backend, String> {
-        crate::linked(self.backend())
+        linked(self.backend())
     }
 
     /// Opens a store at a URL of this backend. To be overridden where that is not what its plugin does, such as for a store with a
@@ -249,4 +249,15 @@ impl TestStore for UrlStore {
     fn url(&self) -> String {
         self.0.clone()
     }
+}
+
+/// The plugin of this name.
+///
+/// # Errors
+/// A message if it is not linked, or the registry is broken.
+pub fn linked(name: &str) -> Result<&'static Backend, String> {
+    let registry = Registry::linked().map_err(|error| error.to_string())?;
+    registry.backends().find(|backend| backend.name == name).ok_or_else(|| {
+        format!("no plugin `{name}` is linked: name its crate, as in `use ork_state_{name} as _;`, and register its backend")
+    })
 }

@@ -4,14 +4,15 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 use crate::report::count;
 use crate::run::millis;
+use crate::runtime::block_on;
 use crate::{
     BackendReport, Case, CaseReport, Deep, DeepEvent, DeepKind, Facts, Fixture, Report, TIME_LIMIT, Verdict,
     run_case, run_if_child,
@@ -297,18 +298,6 @@ fn stand_in(name: &str, reason: String) -> Trial {
     eprintln!("{name} is UNAVAILABLE: {reason}");
     let trial = Trial::test(format!("{name} is UNAVAILABLE"), move || Err(Failed::from(reason)));
     trial.with_ignored_flag(!required)
-}
-
-/// Waits for a future that needs a runtime: all of them share one, which lives as long as the process, because what they start
-/// (a container's client) belongs to it.
-pub(crate) fn block_on<T: Default>(future: impl Future<Output = T>) -> T {
-    static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
-    let runtime =
-        RUNTIME.get_or_init(|| Builder::new_multi_thread().worker_threads(1).enable_all().build().ok());
-    match runtime {
-        Some(runtime) => runtime.block_on(future),
-        None => T::default(),
-    }
 }
 
 #[cfg(test)]

@@ -6,35 +6,46 @@ mod child;
 mod crashes;
 mod ctx;
 mod deep;
+mod facts;
 mod fixture;
 mod harness;
+mod kill_matrix;
 pub mod model;
 pub mod new_backend;
 #[cfg(feature = "ork")]
 pub mod ork;
+mod outcome;
+mod repeat;
 mod report;
+mod roles;
 mod run;
+mod runtime;
 #[cfg(feature = "postgres-server")]
 pub mod server;
 mod suite;
 pub mod traces;
 
-pub use case::{Case, CaseResult, NotApplicable};
-pub use child::run_if_child;
+pub use case::Case;
 pub use crashes::Crashes;
 pub use ctx::{Ctx, LEASE, claim_request, dag, wide_dag};
 pub use deep::{Deep, DeepCounts, DeepEvent, DeepKind, DeepReport, Finding};
-pub use fixture::{Damage, DamageDirectory, DirectoryFixture, Fixture, ServerFailure, TestStore, UrlFixture};
+pub use facts::Facts;
+pub use fixture::{
+    Damage, DamageDirectory, DirectoryFixture, Fixture, ServerFailure, TestStore, UrlFixture, linked,
+};
 pub use harness::{
     BadNumber, DEEP, LIMIT, OwnTest, REPORT, REQUIRE, SEED, chosen_limit, chosen_seed, replay_by_test,
     run_own_tests, run_tests,
 };
+pub use kill_matrix::{FaultReport, KillMatrix};
 pub use ork_state_api::Rule;
+pub use outcome::{CaseResult, NotApplicable};
+pub use repeat::{Difference, Repeated, repeat};
 pub use report::{
-    BackendReport, Difference, Extension, ExtensionState, Facts, FaultReport, KillMatrix, Level,
-    REPORT_SCHEMA, Repeated, Replay, Report, RuleReport, repeat,
+    BackendReport, Extension, ExtensionState, Level, REPORT_SCHEMA, Replay, Report, RuleReport,
 };
-pub use run::{CaseReport, TIME_LIMIT, Verdict, linked, run_case};
+pub use roles::run_if_child;
+pub use run::{CaseReport, TIME_LIMIT, Verdict, run_case};
 pub use suite::{Event, Suite};
 
 /// What the macros expand to. Not part of the interface.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
+use ork_state_api::Capability;
 use ork_state_api::backend::Backend;
 use ork_state_api::verify::observe;
-use ork_state_api::{Capability, Registry};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinError;
 
@@ -179,17 +179,6 @@ fn verdict(
         Ok(()) => Verdict::Passed,
         Err(verdict) => verdict,
     }
-}
-
-/// The plugin of this name.
-///
-/// # Errors
-/// A message if it is not linked, or the registry is broken.
-pub fn linked(name: &str) -> Result<&'static Backend, String> {
-    let registry = Registry::linked().map_err(|error| error.to_string())?;
-    registry.backends().find(|backend| backend.name == name).ok_or_else(|| {
-        format!("no plugin `{name}` is linked: name its crate, as in `use ork_state_{name} as _;`, and register its backend")
-    })
 }
 
 /// Why a case does not apply to a backend with these capabilities, if so.

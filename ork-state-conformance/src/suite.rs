@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::harness::block_on;
 use crate::run::millis;
+use crate::runtime::block_on;
 use crate::{BackendReport, Case, CaseReport, Facts, Fixture, Replay, Report, run_case};
 
 /// What to run, and how.

@@ -9,7 +9,6 @@ mod corrupt;
 mod lifecycle;
 mod logs;
 mod migrator;
-mod pages;
 mod plans;
 mod queue;
 mod schema;
@@ -19,5 +18,5 @@ mod trips;
 
 ork_state_conformance::own_tests_main!(
     &common::FIXTURE,
-    [concurrency, corrupt, lifecycle, logs, migrator, pages, plans, queue, schema, silence, takeover, trips]
+    [concurrency, corrupt, lifecycle, logs, migrator, plans, queue, schema, silence, takeover, trips]
 );

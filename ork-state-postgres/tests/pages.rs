@@ -1,4 +1,4 @@
-//! Where updates leave the new versions of rows. Alone in a file, so that it has its server for itself: a transaction open in
+//! Where updates leave the new versions of rows. Run by `alone.rs`, so that it has its server for itself: a transaction open in
 //! any database of a server can keep another's old versions from being pruned, and a page is then full sooner.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]

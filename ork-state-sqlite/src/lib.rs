@@ -36,8 +36,3 @@ pub use options::{BACKEND, SqliteOptions, Synchronous};
 pub use steps::MIGRATOR;
 
 ork_state_api::register_backend!(BACKEND);
-
-/// The example in the workspace's README compiles.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct WorkspaceReadme;

@@ -2,8 +2,8 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{BackendReport, Extension, ExtensionState, Facts, Level, Report, RuleReport, duration};
-use crate::{CaseReport, Rule, Verdict};
+use super::{BackendReport, Extension, ExtensionState, Level, Report, RuleReport, duration};
+use crate::{CaseReport, Facts, Rule, Verdict};
 
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, Property, SerializeError, TestCase, TestCaseStatus, TestSuite};
 
-use super::{BackendReport, Facts, Report};
-use crate::{CaseReport, Verdict};
+use super::{BackendReport, Report};
+use crate::{CaseReport, Facts, Verdict};
 
 impl Report {
     /// The report as JUnit XML: a suite a backend, a test a case. What does not apply is skipped, and so is a backend that is

@@ -3,8 +3,8 @@
 use maud::{Markup, html};
 
 use super::html::{count, name};
-use super::{FaultReport, KillMatrix};
-use crate::Rule;
+
+use crate::{FaultReport, KillMatrix, Rule};
 
 impl KillMatrix {
     /// The faults by the rules that they break; those that nobody noticed come first.

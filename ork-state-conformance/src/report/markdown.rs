@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{BackendReport, ExtensionState, FaultReport, KillMatrix, Report, duration};
-use crate::Rule;
+use super::{BackendReport, ExtensionState, Report, duration};
+use crate::{FaultReport, KillMatrix, Rule};
 
 impl Report {
     /// The report as a Markdown page: a table of backends, a table of rules by backends, what failed,

@@ -3,26 +3,21 @@
 mod deep;
 mod html;
 mod junit;
-mod kill_matrix;
 mod kill_matrix_html;
 mod level;
 mod markdown;
-mod repeat;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ork_state_api::{Clock, SystemClock, Timestamp};
 use serde::{Deserialize, Serialize};
 
-pub use kill_matrix::{FaultReport, KillMatrix};
 use level::Outcome;
 pub use level::{Extension, ExtensionState, Level};
-pub use repeat::{Difference, Repeated, repeat};
 
 pub(crate) use html::count;
 
-use crate::{Case, CaseReport, DeepReport, Rule, Verdict};
+use crate::{Case, CaseReport, DeepReport, Facts, KillMatrix, Rule, Verdict};
 
 /// The JSON Schema of [`Report::json`].
 pub const REPORT_SCHEMA: &str = include_str!("report.schema.json");
@@ -46,47 +41,6 @@ pub struct Report {
     /// What a deep run did and found, where there was one: no case runs in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deep: Option<DeepReport>,
-}
-
-/// What ran, where and when.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Facts {
-    /// The suite's version.
-    pub suite: String,
-    /// The version of the contract, `ork-state-api`.
-    pub api: String,
-    /// The compiler that built the suite.
-    pub rustc: String,
-    /// The operating system.
-    pub os: String,
-    /// The processor's architecture.
-    pub arch: String,
-    /// How many threads run at the same time on this machine; 0 if that cannot be told.
-    pub cores: usize,
-    /// When it began, by the machine's clock.
-    pub started: Timestamp,
-}
-
-impl Facts {
-    /// The facts as they are here and now.
-    #[must_use]
-    pub fn gather() -> Self {
-        Self {
-            suite: env!("CARGO_PKG_VERSION").to_owned(),
-            api: ork_state_api::VERSION.to_owned(),
-            rustc: env!("ORK_STATE_RUSTC").to_owned(),
-            os: std::env::consts::OS.to_owned(),
-            arch: std::env::consts::ARCH.to_owned(),
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-            started: SystemClock::default().now(),
-        }
-    }
-
-    /// How long it has been since, in milliseconds.
-    pub(crate) fn millis(&self) -> u64 {
-        let passed = SystemClock::default().now().saturating_since(self.started);
-        u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)
-    }
 }
 
 /// What the suite found about one backend.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{BackendReport, Report};
+use crate::report::{BackendReport, Report};
 use crate::{Case, CaseReport, Event, Fixture, Suite};
 
 /// A report, run again.
