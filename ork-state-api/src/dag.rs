@@ -38,10 +38,16 @@ pub struct TaskSpec {
     /// The shape of what the task takes and gives, for type checks between tasks.
     #[serde(default, deserialize_with = "present")]
     pub signature: Option<Json>,
-    /// How often it is tried again after its first attempt failed: at most 1,000,000.
+    /// How many attempts may follow the first: at most 1,000,000.
+    ///
+    /// A lapsed lease and a timeout count as failed attempts. With the default 0, one killed worker
+    /// fails the task: set at least 1.
     #[serde(default)]
     pub max_retries: u32,
     /// How long one attempt may take, in seconds.
+    ///
+    /// It takes effect only if the worker reports `running`, or defers the task, and some scheduler
+    /// calls [`expire_timeouts`](crate::TaskStore::expire_timeouts).
     #[serde(default)]
     pub timeout_seconds: Option<u32>,
 }
@@ -116,14 +122,14 @@ impl TaskSpec {
         self
     }
 
-    /// Sets how often it is tried again.
+    /// Sets how many attempts may follow the first.
     #[must_use]
     pub const fn with_max_retries(mut self, retries: u32) -> Self {
         self.max_retries = retries;
         self
     }
 
-    /// Sets how long one attempt may take.
+    /// Sets how long one attempt may take, in seconds: see [`TaskSpec::timeout_seconds`].
     #[must_use]
     pub const fn with_timeout_seconds(mut self, seconds: u32) -> Self {
         self.timeout_seconds = Some(seconds);

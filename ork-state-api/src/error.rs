@@ -95,7 +95,8 @@ pub enum ErrorKind {
         /// The version this code reads and writes.
         needed: i64,
     },
-    /// The store cannot be reached or is overloaded, now. Retry with a pause.
+    /// The store cannot be reached or is overloaded, now. Retry with a pause, if its effect allows
+    /// it: see [`Error::is_retryable`].
     #[error("the store is unavailable: {reason}")]
     Unavailable {
         /// What was tried and how it failed.
@@ -278,6 +279,9 @@ impl Error {
     }
 
     /// Whether the same call may succeed later without anything else being changed.
+    ///
+    /// Check [`effect`](Self::effect) first. If it is [`Effect::Unknown`], repeat the call only if the
+    /// method's section "Cancel safety" says that this is safe.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self.kind(), ErrorKind::Unavailable { .. })

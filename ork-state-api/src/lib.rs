@@ -1,5 +1,23 @@
 #![doc = include_str!("../README.md")]
 //!
+//! ## The types by purpose
+//!
+//! | for | types |
+//! |---|---|
+//! | workflows | [`NewWorkflow`], [`UpdateWorkflow`], [`Workflow`], [`Target`], [`Dag`], [`TaskSpec`], [`Snapshot`] |
+//! | runs | [`NewRun`], [`StartRun`], [`RetryRun`], [`Run`], [`RunStatus`], [`TaskCounts`], [`CreatedRun`] |
+//! | claims | [`ClaimTasks`], [`ClaimedTask`], [`Claim`], [`Lease`], [`Token`], [`Heartbeat`], [`HeartbeatOutcome`], [`ExpiredTasks`] |
+//! | what became of a task | [`TaskUpdate`], [`TaskUpdates`], [`UpdateReport`], [`UpdateOutcome`], [`EndedRun`] |
+//! | tasks | [`Task`], [`TaskDetail`], [`TaskStatus`], [`ReadyTask`] |
+//! | logs | [`LogChunk`], [`LogRange`], [`LogPosition`], [`LogSlice`] |
+//! | schedules | [`Schedule`], [`DueSchedule`], [`FireSchedule`], [`FiredSchedule`] |
+//! | deferred jobs | [`DeferTask`], [`DeferredJob`], [`ClaimJobs`], [`JobUpdates`] |
+//! | lists | [`ListWorkflows`], [`ListRuns`], [`RunFilter`], [`ListTasks`], [`PageRequest`], [`Page`] |
+//! | upkeep | [`MigrationReport`], [`Prune`], [`Stats`], [`Violation`], [`Topic`], [`Watch`] |
+//! | values | [`Json`], [`Text`], [`Label`], [`WorkflowName`], [`TaskName`], [`Limit`], [`LeaseTime`], [`Delay`], [`Timestamp`] |
+//! | opening a store | [`connect`], [`ConnectOptions`], [`Registry`], [`ManualClock`] |
+//! | errors | [`Error`], [`ErrorKind`], [`Effect`] |
+//!
 //! ## The life of a run
 //!
 //! ```text
@@ -14,25 +32,10 @@
 //!
 //! ## The rules
 //!
-//! Each rule is written once, at the method that keeps it. The general ones stand at [`Database`].
+//! Each rule begins at the linked method. Parts of it may stand at methods beside that one. The general
+//! rules stand at [`Database`].
 //!
 #![doc = include_str!("../docs/rules.md")]
-//!
-//! ## The types by purpose
-//!
-//! | for | types |
-//! |---|---|
-//! | workflows | [`NewWorkflow`], [`UpdateWorkflow`], [`Workflow`], [`Target`], [`Dag`], [`TaskSpec`], [`Snapshot`] |
-//! | runs | [`NewRun`], [`StartRun`], [`RetryRun`], [`Run`], [`RunStatus`], [`TaskCounts`] |
-//! | claims | [`ClaimTasks`], [`ClaimedTask`], [`Claim`], [`Lease`], [`Token`], [`Heartbeat`] |
-//! | what became of a task | [`TaskUpdate`], [`TaskUpdates`], [`UpdateReport`], [`UpdateOutcome`] |
-//! | tasks | [`Task`], [`TaskDetail`], [`TaskStatus`], [`ReadyTask`] |
-//! | logs | [`LogChunk`], [`LogRange`], [`LogSlice`] |
-//! | schedules | [`Schedule`], [`DueSchedule`], [`FireSchedule`] |
-//! | deferred jobs | [`DeferTask`], [`DeferredJob`], [`ClaimJobs`], [`JobUpdates`] |
-//! | lists | [`ListWorkflows`], [`ListRuns`], [`ListTasks`], [`PageRequest`], [`Page`] |
-//! | upkeep | [`MigrationReport`], [`Prune`], [`Stats`], [`Violation`], [`Topic`], [`Watch`] |
-//! | errors | [`Error`], [`ErrorKind`], [`Effect`] |
 
 pub mod backend;
 pub mod copy;
@@ -75,6 +78,7 @@ pub use deferred_jobs::{
 pub use error::{Effect, Entity, Error, ErrorKind, Result};
 pub use ids::{JobId, RunId, SnapshotId, TaskId, WorkflowId};
 pub use json::Json;
+#[doc(inline)]
 pub use limits::{Delay, LeaseTime, Limit};
 pub use logs::{LogAppended, LogChunk, LogPosition, LogRange, LogSlice, LogStore};
 pub use maintenance::{Found, Maintenance, MigrationReport, Prune, Pruned, Stats, Violation};

@@ -1,5 +1,5 @@
-//! How much is too much. The limits are the same for every backend and are checked where the
-//! input types are made, so a backend never sees a value beyond them.
+//! Size limits, the same for every backend. They are checked where the input types are made, so a
+//! backend never sees a value beyond them.
 
 use std::num::NonZeroU32;
 use std::time::Duration;

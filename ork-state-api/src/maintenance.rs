@@ -104,7 +104,7 @@ impl Prune {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Pruned {
-    /// How many runs. Fewer than the limit: there are no more.
+    /// How many runs were deleted. Call again until it is 0.
     pub runs: u64,
     /// How many tasks they had.
     pub tasks: u64,
@@ -118,7 +118,7 @@ impl Pruned {
     }
 }
 
-/// How much of what there is.
+/// Counts of workflows, runs, tasks and jobs, as of one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Stats {

@@ -44,7 +44,15 @@ macro_rules! register_backend {
 
 /// Opens the store at this URL with the plugin that answers to its scheme, among those that are linked.
 ///
-/// The store is not [migrated](crate::Maintenance::migrate) yet.
+/// Name the backend's crate once, or the linker drops it and its scheme is unknown. The store is not
+/// [migrated](crate::Maintenance::migrate) yet.
+///
+/// ```ignore
+/// use ork_state_sqlite as _; // links the backend
+///
+/// let db = ork_state_api::connect("sqlite://ork.db").await?;
+/// db.migrate().await?;
+/// ```
 ///
 /// # Errors
 /// `InvalidInput` for a bad URL, an unknown scheme or option: the message says what there is.
@@ -119,8 +127,13 @@ impl Registry {
                 self.backends().map(|backend| format!("{} ({})", backend.name, backend.example)).collect();
             let there = if there.is_empty() { "none at all".to_owned() } else { there.join(", ") };
             let shown: String = scheme.chars().take(40).collect();
+            let package = match shown.as_str() {
+                "memory" => "file",
+                "postgresql" => "postgres",
+                other => other,
+            };
             Error::invalid("store URL", format!("has the scheme `{shown}`, which no linked plugin answers to")).with_hint(format!(
-                "Linked are: {there}. A plugin is linked by its dependency and one line, such as `use ork_state_sqlite as _;`"
+                "Linked are: {there}. A plugin is linked by its dependency and one line, such as `use ork_state_{package} as _;`"
             ))
         })
     }

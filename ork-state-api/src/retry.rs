@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::backend::task_failed_message;
+use crate::backend::{task_cancelled_message, task_failed_message};
 use crate::{Entity, Error, Result, RetryRun, Run, RunStatus, Task, TaskCounts, TaskStatus, Text, Timestamp};
 
 /// What to do for [`RunStore::retry_run`](crate::RunStore::retry_run). For backends.
@@ -71,8 +71,14 @@ impl RetryPlan {
             .filter(stays)
             .map(|index| &tasks[index])
             .find(|task| task.status == TaskStatus::Failed && task.unmet_dependencies == 0);
+        let cancelled = (0..tasks.len())
+            .filter(stays)
+            .map(|index| &tasks[index])
+            .find(|task| task.status == TaskStatus::Cancelled);
+        let failed = culprit.map(|task| task_failed_message(&task.name));
+        let error = failed.or_else(|| cancelled.map(|task| task_cancelled_message(&task.name)));
         Ok(Self {
-            error: culprit.map(|task| Text::lossy(&task_failed_message(&task.name))),
+            error: error.as_deref().map(Text::lossy),
             counts: TaskCounts {
                 total: run.tasks.total,
                 unfinished: u32::try_from(plan.len()).unwrap_or(u32::MAX),

@@ -107,7 +107,7 @@ impl TaskCounts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct EndedRun {
-    /// Which.
+    /// The run.
     pub run: RunId,
     /// `Success` or `Failed`.
     pub status: RunStatus,
@@ -178,7 +178,7 @@ impl CreatedRun {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StartRun {
-    /// Which.
+    /// The run to start.
     pub run: RunId,
     /// The tasks to make; those of the pinned snapshot if `None`.
     pub dag: Option<Dag>,
@@ -202,7 +202,7 @@ impl StartRun {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RetryRun {
-    /// Which.
+    /// The run to retry.
     pub run: RunId,
     /// The tasks to do again, with all that depends on them; those that failed or were cancelled if `None`.
     pub tasks: Option<Vec<TaskName>>,
@@ -222,7 +222,7 @@ impl RetryRun {
     }
 }
 
-/// Which runs; a run is one of them if it is all that is asked for.
+/// Which runs. All conditions that are set must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RunFilter {
@@ -288,9 +288,9 @@ impl RunFilter {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ListRuns {
-    /// Which.
+    /// The runs.
     pub filter: RunFilter,
-    /// Which page of them.
+    /// The page.
     pub page: PageRequest<RunKey>,
 }
 
@@ -480,7 +480,9 @@ pub trait RunStore: Send + Sync {
     ///   last time. Its tokens go on growing, and its log and ended jobs stay.
     /// - Chosen tasks that wait for nothing are ready from now.
     /// - The run's [`error`](Run::error) is that of the failed tasks that stay, if there are any. It names
-    ///   the one with the lowest index among those that failed by themselves.
+    ///   the one with the lowest index among those that failed by themselves. If only cancelled tasks
+    ///   stay, it names the first of them.
+    /// - A run in which a failed or cancelled task stays cannot succeed (R3).
     ///
     /// # Errors
     /// - `NotFound` for the run, or for a name that is not a task of it.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Capability, Error, Limit, Result, Run, Text, Timestamp, Workflow, WorkflowId};
 
-/// When a workflow is to be run by itself.
+/// When a workflow is run automatically.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Schedule {
@@ -46,7 +46,7 @@ impl Schedule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DueSchedule {
-    /// Whose.
+    /// The workflow.
     pub workflow: WorkflowId,
     /// The schedule, to work out the slot after the next from.
     pub expression: Text,

@@ -66,7 +66,7 @@ status!(
         Paused = "paused",
         /// Every task succeeded.
         Success = "success",
-        /// Every task ended, at least one of them failed.
+        /// All tasks ended. At least one failed, or was cancelled before the run was retried without it.
         Failed = "failed",
         /// Stopped on request.
         Cancelled = "cancelled",

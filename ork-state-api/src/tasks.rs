@@ -34,7 +34,8 @@ pub struct Task {
     pub open_jobs: u32,
     /// Where it stands.
     pub status: TaskStatus,
-    /// Attempts that were begun: one a claim, less those that were released. A task with one
+    /// Attempts that were begun: one per claim, less those that were released. It starts again with
+    /// [`retry_run`](crate::RunStore::retry_run); for a number that never repeats use the claim's token. A task with one
     /// retry that failed for good was tried twice and shows 2.
     pub attempts: u32,
     /// How many attempts may follow the first.
@@ -392,6 +393,13 @@ pub fn task_failed_message(culprit: &str) -> String {
     format!("task \"{culprit}\" failed")
 }
 
+/// The error of a run that is tried again in part while a cancelled task of it stays: it names the
+/// first such task.
+#[must_use]
+pub fn task_cancelled_message(name: &str) -> String {
+    format!("task \"{name}\" was cancelled")
+}
+
 /// The error of a task whose lease lapsed: it names who held it.
 #[must_use]
 pub fn lease_lapsed_message(owner: &str) -> String {
@@ -404,15 +412,16 @@ pub fn timed_out_message(timeout_seconds: u32) -> String {
     format!("timed out after {timeout_seconds} s")
 }
 
-/// A page of a run's tasks.
+/// A page of a run's tasks, without their payloads. [`TaskStore::task_outputs`] gives outputs by name,
+/// [`TaskStore::get_task`] all of one task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListTasks {
-    /// Whose.
+    /// The run whose tasks are listed.
     pub run: RunId,
     /// Only those of these statuses. None of them if the set is empty.
     pub statuses: Option<BTreeSet<TaskStatus>>,
-    /// Which page of them; the key is the index.
+    /// The page; its key is the index.
     pub page: PageRequest<u32>,
 }
 
@@ -470,8 +479,9 @@ pub trait TaskStore: Send + Sync {
     /// Only those of the [general rules](crate::Database#general-rules). No ready task is an empty answer.
     ///
     /// # Cancel safety
-    /// If the answer is lost, the tasks stay claimed until their leases lapse. Then
-    /// [`expire_leases`](Self::expire_leases) brings them back.
+    /// If the answer is lost, the tasks stay claimed until their leases lapse and
+    /// [`expire_leases`](Self::expire_leases) takes them back. That costs each of them an attempt. A
+    /// task without attempts left then fails.
     ///
     /// # Example
     /// ```
@@ -507,7 +517,7 @@ pub trait TaskStore: Send + Sync {
     /// Takes back up to `limit` tasks whose leases have lapsed, the longest lapsed first, then by task id.
     ///
     /// **T3**
-    /// - The attempt is spent. A task with attempts left is pending again, ready from now. One without fails,
+    /// - The attempt is spent, as if it had failed. A task with attempts left is pending again, ready from now. One without fails,
     ///   and its dependents too, as in [`update_tasks`](Self::update_tasks) (T5). Its error is
     ///   [`lease_lapsed_message`](crate::backend::lease_lapsed_message).
     /// - Tasks of paused runs are taken back too, and wait for the run to resume.

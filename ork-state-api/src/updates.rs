@@ -115,6 +115,9 @@ pub enum UpdateOutcome<S = TaskStatus> {
 impl UpdateOutcome {
     /// The status, or an error unless the item about `task` was applied.
     ///
+    /// Not for a batch that is repeated after a lost answer: there `AlreadyTerminal` may mean that the
+    /// first try was applied (T7), and here it is an error.
+    ///
     /// # Errors
     /// `NotFound`, `LeaseLost`, or `InvalidTransition` for a task that has ended.
     pub fn into_result(self, task: TaskId) -> Result<TaskStatus> {

@@ -216,7 +216,7 @@ async fn check_run<S: TaskStore + DeferredJobStore + ?Sized>(
             Some("a success with a task that is not")
         }
         // One taken over from Ork may have failed for a reason of its own.
-        RunStatus::Failed if counted.failed == 0 && run.error.is_none() => {
+        RunStatus::Failed if counted.failed + counted.cancelled == 0 && run.error.is_none() => {
             Some("failed with no task that is")
         }
         status if status.is_terminal() && counted.unfinished > 0 => Some("terminal with live tasks"),

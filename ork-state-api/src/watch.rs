@@ -6,12 +6,13 @@ use async_trait::async_trait;
 
 use crate::Result;
 
-/// What to be told of.
+/// What to be told of. Every [`Watch`] gets every hint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Topic {
-    /// A task became ready because something happened to another task or to its run: for schedulers.
+    /// A call made a task ready: for schedulers. Only the passing of time gives no hint.
     Ready,
-    /// A run ended: for whoever waits for one.
+    /// A run ended, even by cancelling: for whoever waits for one. The hint does not say which: ask
+    /// [`get_run`](crate::RunStore::get_run).
     RunEnded,
 }
 

@@ -22,7 +22,7 @@ pub struct Workflow {
     pub target: Target,
     /// The DAG that its next run gets.
     pub snapshot: SnapshotId,
-    /// When it is run by itself, if it is: see [`ScheduleStore`](crate::ScheduleStore).
+    /// When it is run automatically, if it is: see [`ScheduleStore`](crate::ScheduleStore).
     pub schedule: Option<Schedule>,
     /// When it was created.
     pub created_at: Timestamp,
@@ -32,7 +32,16 @@ pub struct Workflow {
 }
 
 impl Workflow {
-    /// A workflow as it is created (W1). For backends.
+    /// A workflow and the snapshot of its DAG as they are created together (W1). For backends.
+    #[must_use]
+    pub fn with_snapshot(new: &NewWorkflow, now: Timestamp) -> (Self, Snapshot) {
+        let workflow = Self::new(new, SnapshotId::generate(), now);
+        let (hash, dag) = (new.dag.content_hash(), new.dag.clone());
+        let snapshot = Snapshot::from_stored(workflow.snapshot, workflow.id, hash, dag, now);
+        (workflow, snapshot)
+    }
+
+    /// A workflow as it is created (W1), of which this snapshot will be made. For backends.
     #[must_use]
     pub fn new(new: &NewWorkflow, snapshot: SnapshotId, now: Timestamp) -> Self {
         let (name, target) = (new.name.clone(), new.target.clone());
@@ -160,7 +169,7 @@ impl NewWorkflow {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct UpdateWorkflow {
-    /// Which.
+    /// The workflow to change.
     pub id: WorkflowId,
     /// The description; `Some(None)` takes it away.
     pub description: Option<Option<Text>>,
@@ -242,9 +251,9 @@ impl WorkflowFilter {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ListWorkflows {
-    /// Which.
+    /// The workflows.
     pub filter: WorkflowFilter,
-    /// Which page of them.
+    /// The page.
     pub page: PageRequest<WorkflowName>,
 }
 

@@ -201,7 +201,8 @@ pub(crate) fn end_if_done(tx: &mut Transaction<'_>, id: RunId) -> Option<EndedRu
     if run.status.is_terminal() || run.tasks.unfinished > 0 {
         return None;
     }
-    let status = if run.tasks.failed > 0 { RunStatus::Failed } else { RunStatus::Success };
+    let status =
+        if run.tasks.failed + run.tasks.cancelled > 0 { RunStatus::Failed } else { RunStatus::Success };
     let now = tx.now;
     tx.edit_run(id, |run| {
         run.status = status;

@@ -17,7 +17,8 @@ macro_rules! held_columns {
         "t.rowid AS task_row, t.id, t.run_id, t.task_index, t.task_name, t.status, t.attempts, t.max_retries,
          t.timeout_seconds, t.open_jobs,
          l.owner AS lease_owner, l.token AS lease_token, l.expires_at AS lease_expires_at,
-         r.status AS run_status, r.tasks_unfinished AS run_unfinished, r.tasks_failed AS run_failed"
+         r.status AS run_status, r.tasks_unfinished AS run_unfinished, r.tasks_failed AS run_failed,
+         r.tasks_cancelled AS run_cancelled"
     };
 }
 pub(crate) use held_columns;
@@ -61,6 +62,7 @@ pub(crate) struct RunFound {
     pub(crate) status: String,
     pub(crate) unfinished: i64,
     pub(crate) failed: i64,
+    pub(crate) cancelled: i64,
 }
 
 impl RunFound {
@@ -129,6 +131,7 @@ impl Held {
                 status: runs.lossy("run_status")?,
                 unfinished: runs.optional("run_unfinished")?.unwrap_or(0),
                 failed: runs.optional("run_failed")?.unwrap_or(0),
+                cancelled: runs.optional("run_cancelled")?.unwrap_or(0),
             },
             execution_name: None,
             began: false,

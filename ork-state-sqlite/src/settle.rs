@@ -413,6 +413,7 @@ impl RunCount {
         if !self.found.is_live() || self.found.unfinished > self.ended {
             return None;
         }
-        Some(if self.found.failed + self.failed == 0 { RunStatus::Success } else { RunStatus::Failed })
+        let unsuccessful = self.found.failed + self.found.cancelled + self.failed;
+        Some(if unsuccessful == 0 { RunStatus::Success } else { RunStatus::Failed })
     }
 }

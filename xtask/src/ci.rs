@@ -29,6 +29,22 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let mut steps = vec![
         step("format", &["fmt", "--all", "--check"], &[]),
         step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
+        // What the other steps never build.
+        step(
+            "without features",
+            &["clippy", "-p", "ork-state-api", "-p", "ork-state-file", "--", "-D", "warnings"],
+            &[],
+        ),
+        step(
+            "without encryption",
+            &["clippy", "-p", "ork-state-postgres", "--no-default-features", "--", "-D", "warnings"],
+            &[],
+        ),
+        step(
+            "object stores",
+            &["clippy", "-p", "ork-state-file", "--features", "s3,gcs,azure", "--", "-D", "warnings"],
+            &[],
+        ),
         step("docs", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
         step("tests", &["test", "--workspace", "--no-fail-fast"], &[("ORK_STATE_REQUIRE", "postgres")]),
         // What `cargo test` shows as ignored. Its heavy cases are in the step with the faults.
@@ -37,6 +53,13 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
             &["test", "--workspace", "--lib", "--test", "new_backend", "--", "--ignored"],
             &[],
         ),
+        // The suite on stores that `MIGRATOR` made, run by sqlx alone.
+        step(
+            "suite on MIGRATOR",
+            &["test", "-p", "ork-state-postgres", "-p", "ork-state-sqlite", "--test", "conformance_migrator"],
+            &[("ORK_STATE_REQUIRE", "postgres")],
+        ),
+        step("packages", &["xtask", "package", "--allow-dirty"], &[]),
         step("schema", &["xtask", "schema", "--check"], &[]),
         step("demo", &["xtask", "demo"], &[]),
         step(

@@ -3,6 +3,7 @@
 
 mod ci;
 mod demo;
+mod package;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -23,6 +24,8 @@ struct Arguments {
 enum Task {
     /// Shows an ETL workflow run by two schedulers, one of which is killed.
     Demo(demo::Arguments),
+    /// Packs the published crates, and builds an application from them outside of the workspace.
+    Package(package::Arguments),
     /// Runs everything that CI runs.
     Ci(ci::Arguments),
     /// Copies a store into an empty one, of any backend, and compares the two. Builds the backends first.
@@ -61,6 +64,7 @@ impl Rest {
 fn main() -> ExitCode {
     told(match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(arguments),
+        Task::Package(arguments) => package::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Copy(_) | Task::Migrate(_) => hand_over("xtask-stores", &[]),
         Task::Conformance(_) | Task::Schema(_) | Task::NewBackend(_) => hand_over("xtask-suite", &[]),

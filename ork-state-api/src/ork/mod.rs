@@ -1,4 +1,4 @@
-//! The room for Ork's old language: what speaks as Ork did before this project. Feature `ork`.
+//! Compatibility with what Ork kept before this project. Feature `ork`.
 //!
 //! - [`StateStore`] keeps the runs and tasks of old flows, [`ObjectStore`] the files of their tasks.
 //! - [`read_dag`] reads the DAGs in databases that Ork made.

@@ -45,10 +45,7 @@ impl State {
         if self.find_workflow(&new.name).is_ok() {
             return Err(Error::already_exists(Entity::Workflow, &new.name));
         }
-        let id = SnapshotId::generate();
-        let workflow = Workflow::new(&new, id, self.now);
-        let content_hash = new.dag.content_hash();
-        let snapshot = Snapshot::from_stored(id, workflow.id, content_hash, new.dag, self.now);
+        let (workflow, snapshot) = Workflow::with_snapshot(&new, self.now);
         self.snapshots.insert(snapshot.id, snapshot);
         self.workflows.insert(workflow.id, workflow.clone());
         Ok(workflow)
@@ -287,7 +284,8 @@ impl State {
         if run.status.is_terminal() || run.tasks.unfinished > 0 {
             return None;
         }
-        run.status = if run.tasks.failed > 0 { RunStatus::Failed } else { RunStatus::Success };
+        run.status =
+            if run.tasks.failed + run.tasks.cancelled > 0 { RunStatus::Failed } else { RunStatus::Success };
         run.finished_at = Some(now);
         Some(run.status)
     }

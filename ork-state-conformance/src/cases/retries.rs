@@ -1,5 +1,5 @@
 use ork_state_api::ErrorKind::{Conflict, InvalidTransition, NotFound};
-use ork_state_api::backend::task_failed_message;
+use ork_state_api::backend::{task_cancelled_message, task_failed_message};
 use ork_state_api::{
     Json, LogChunk, LogPosition, LogRange, RetryRun, Run, RunId, RunStatus, TaskName, TaskStatus, TaskUpdate,
     Text,
@@ -93,6 +93,24 @@ case! { R6, r6_named_tasks_are_done_again_with_all_that_follows(t) {
     assert_eq!(there, [true, false, false], "what is done again has no output");
     assert_eq!(t.work_off().await?, 2);
     assert_eq!(t.db().get_run(run.id).await?.status, RunStatus::Success);
+    Ok(())
+}}
+
+case! { [R3, R6], r3_a_run_in_which_a_cancelled_task_stays_does_not_succeed(t) {
+    let run = t.start("a b c").await?;
+    let b = t.claim(2).await?.pop().ok_or("two tasks are ready")?;
+    t.succeed(&b).await?;
+    t.db().cancel_run(run.id).await?;
+    let again = retry_named(&t, run.id, &["a"]).await?;
+    assert_eq!(again.tasks, counts(3, 1, 0, 1));
+    assert_eq!(again.error.as_deref(), Some(&*task_cancelled_message("c")));
+    assert_eq!(t.work_off().await?, 1);
+    let ended = t.db().get_run(run.id).await?;
+    assert_eq!((ended.status, ended.error), (RunStatus::Failed, again.error), "c never succeeded");
+    t.db().retry_run(RetryRun::unsuccessful(run.id)).await?;
+    assert_eq!(t.work_off().await?, 1);
+    let ended = t.db().get_run(run.id).await?;
+    assert_eq!((ended.status, ended.error), (RunStatus::Success, None));
     Ok(())
 }}
 

@@ -224,6 +224,11 @@ impl Model {
         // A task that failed because of another has a dependency that did not succeed.
         let by_itself = |row: &&TaskRow| row.detail.task.status == TaskStatus::Failed && self.unmet(row) == 0;
         let error = self.rows(run.id).iter().find(by_itself).map(|row| failed_because(&row.detail.task.name));
+        let cancelled = |row: &&TaskRow| row.detail.task.status == TaskStatus::Cancelled;
+        let error = error.or_else(|| {
+            let left = self.rows(run.id).iter().find(cancelled)?;
+            Some(Text::lossy(&format!("task \"{}\" was cancelled", left.detail.task.name)))
+        });
         self.edit_run(run.id, |run| {
             run.status = RunStatus::Running;
             (run.error, run.finished_at) = (error, None);
@@ -237,7 +242,8 @@ impl Model {
         if run.status.is_terminal() || run.tasks.unfinished > 0 {
             return None;
         }
-        let status = if run.tasks.failed > 0 { RunStatus::Failed } else { RunStatus::Success };
+        let status =
+            if run.tasks.failed + run.tasks.cancelled > 0 { RunStatus::Failed } else { RunStatus::Success };
         self.edit_run(id, |run| (run.status, run.finished_at) = (status, Some(now)));
         Some(EndedRun::new(id, status))
     }

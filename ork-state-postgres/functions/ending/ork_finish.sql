@@ -174,7 +174,7 @@ BEGIN
             error = coalesce(r.error, 'task "' || d.culprit || '" failed'),
             status = CASE
                 WHEN NOT d.is_over THEN r.status
-                WHEN r.tasks_failed + d.failed = 0 THEN 'success'
+                WHEN r.tasks_failed + d.failed + r.tasks_cancelled = 0 THEN 'success'
                 ELSE 'failed'
             END,
             finished_at = CASE WHEN d.is_over THEN p_now ELSE r.finished_at END

@@ -198,6 +198,23 @@ pub(super) const FAULTS: &[Fault] = &[
         }
         answer
     }),
+    Fault::new(
+        R3,
+        "cancelled-is-success",
+        "ends a run as a success in which a cancelled task stays",
+        |turn| {
+            let mut answer = turn.honest();
+            for id in ended(&answer) {
+                if turn.model.get_run(id).is_ok_and(|run| run.tasks.failed == 0 && run.tasks.cancelled > 0) {
+                    turn.model.edit_run(id, |run| run.status = RunStatus::Success);
+                    if let Answer::UpdateTasks(Ok(report)) = &mut answer {
+                        report.ended_runs.iter_mut().for_each(|ended| ended.status = RunStatus::Success);
+                    }
+                }
+            }
+            answer
+        },
+    ),
     Fault::new(R3, "first-failure-ends", "fails a run at its first failure, whatever still runs", |turn| {
         let answer = turn.honest();
         let now = turn.now;
