@@ -1,22 +1,22 @@
 //! For authors of backends. Users of a store do not need this module.
 //!
-//! 1. Implement [`Plugin`] and the role traits, each under `#[async_trait]` (add `async-trait` to your
-//!    dependencies). [`Database`](crate::Database) then comes by itself. For a role that the backend
-//!    lacks write an empty `impl LogStore for MyStore {}`: its methods answer `Unsupported` by default.
-//!    Opt out of it in [`Capabilities`] as well. Without notifications leave out
+//! 1. Implement [`Plugin`] and the role traits, each under `#[async_trait]` (add `async-trait` to
+//!    your dependencies). [`Database`](crate::Database) then comes by itself. For a role that the
+//!    backend lacks write an empty `impl LogStore for MyStore {}`: its methods answer `Unsupported`
+//!    by default. Opt out of it in [`Capabilities`] as well. Without notifications leave out
 //!    [`watch`](crate::Maintenance::watch).
 //! 2. Describe the backend by a static [`Backend`] and register it with
 //!    [`register_backend!`](crate::register_backend).
 //! 3. Run the suite of `ork-state-conformance`.
 //!
-//! `cargo xtask new-backend NAME` in the project's workspace writes the beginning, as does the program
-//! `ork-state-new-backend` of the suite's crate. A complete backend, small enough to read in one sitting,
-//! is `ork-state-conformance/example-backend`.
+//! `cargo xtask new-backend NAME` in the project's workspace writes the beginning, as does the
+//! program `ork-state-new-backend` of the suite's crate. A complete backend, small enough to read
+//! in one sitting, is `ork-state-conformance/example-backend`.
 //!
 //! A new row is made by [`Run::new`](crate::Run::new), [`Task::of_run`](crate::Task::of_run),
 //! [`DeferredJob::new`](crate::DeferredJob::new) and
-//! [`Workflow::with_snapshot`](crate::Workflow::with_snapshot). A stored one is read by `from_stored` of
-//! the same types; what that leaves out is set afterwards.
+//! [`Workflow::with_snapshot`](crate::Workflow::with_snapshot). A stored one is read by
+//! `from_stored` of the same types; what that leaves out is set afterwards.
 //!
 //! What all backends must work out alike is worked out here, once:
 //!

@@ -75,16 +75,20 @@ impl fmt::Display for Copied {
     }
 }
 
-/// Copies everything that `from` holds into `to`, which must be migrated and empty (rule M6), and says what that was; `on_page` is told after each page.
+/// Copies everything that `from` holds into `to`, which must be migrated and empty (rule M6), and
+/// says what that was; `on_page` is told after each page.
 ///
-/// Nobody may work on either store meanwhile: stop the schedulers first, and [`compare`] afterwards. `to` shows nothing of it until the
-/// end. If it does not come to its end, the same call again goes on where it stopped, as long as `from` is what it was.
+/// Nobody may work on either store meanwhile: stop the schedulers first, and [`compare`]
+/// afterwards. `to` shows nothing of it until the end. If it does not come to its end, the same
+/// call again goes on where it stopped, as long as `from` is what it was.
 ///
-/// What the copy keeps: ids, times, claims with their leases and fencing tokens, idempotency keys, logs, deferred jobs, schedules. A
-/// deferred job that is being polled is due again when its poller's lease lapses. Snapshots that no workflow and no run refers to are left out.
+/// What the copy keeps: ids, times, claims with their leases and fencing tokens, idempotency keys,
+/// logs, deferred jobs, schedules. A deferred job that is being polled is due again when its
+/// poller's lease lapses. Snapshots that no workflow and no run refers to are left out.
 ///
 /// # Errors
-/// Those of reading `from`; those of [`Transfer`](crate::backend::Transfer); `Conflict` if `from` is not any more what it was when the copy began:
+/// Those of reading `from`; those of [`Transfer`](crate::backend::Transfer); `Conflict` if `from`
+/// is not any more what it was when the copy began:
 /// [`abandon_import`](crate::backend::Transfer::abandon_import) then begins anew.
 ///
 /// # Cancel safety
@@ -202,8 +206,8 @@ enum Part {
     Log(TaskId, u64),
 }
 
-/// Everything that a store holds, in one order: workflows by name, then runs from the newest, each with its tasks, and each of these with its
-/// jobs and its log.
+/// Everything that a store holds, in one order: workflows by name, then runs from the newest, each
+/// with its tasks, and each of these with its jobs and its log.
 struct Records<'a> {
     from: &'a dyn Database,
     ready: VecDeque<Part>,
@@ -288,7 +292,8 @@ impl<'a> Records<'a> {
     async fn read_task(&self, task: Task) -> Result<Vec<Part>> {
         let id = task.id;
         let detail = self.from.get_task(id).await?;
-        // A token that is not shown is of no claim that holds: any that is greater than all that were given will do.
+        // A token that is not shown is of no claim that holds: any that is greater than all that
+        // were given will do.
         let token = match &detail.task.lease {
             Some(lease) => lease.token,
             None => beyond(detail.task.created_at),
@@ -312,7 +317,8 @@ impl<'a> Records<'a> {
     }
 }
 
-/// Jobs with the numbers of their deferrals, of which each begins with one of index 0. The last has the number that is given.
+/// Jobs with the numbers of their deferrals, of which each begins with one of index 0. The last has
+/// the number that is given.
 fn numbered(jobs: Vec<DeferredJob>, last: Option<Token>) -> Vec<Record> {
     let deferrals = jobs.iter().filter(|job| job.index == 0).count();
     let mut deferral = 0;

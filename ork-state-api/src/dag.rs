@@ -29,8 +29,8 @@ pub struct TaskSpec {
     pub name: TaskName,
     /// What runs it, such as `process` or `cloudrun`. The store gives it no meaning.
     pub executor_type: Label,
-    /// The tasks that must succeed first. The canonical form always has them: one where they are missing is no DAG, it must not
-    /// read as "no dependencies".
+    /// The tasks that must succeed first. The canonical form always has them: one where they are
+    /// missing is no DAG, it must not read as "no dependencies".
     pub depends_on: Vec<TaskName>,
     /// What the executor is given.
     #[serde(default, deserialize_with = "present")]
@@ -52,7 +52,8 @@ pub struct TaskSpec {
     pub timeout_seconds: Option<u32>,
 }
 
-/// A JSON `null` in the canonical form means that there is none: the form cannot tell the two apart.
+/// A JSON `null` in the canonical form means that there is none: the form cannot tell the two
+/// apart.
 pub(crate) fn present<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<Option<Json>, D::Error> {
@@ -193,7 +194,8 @@ impl Dag {
     ///
     /// # Errors
     /// `InvalidInput` that names the task and what is wrong with it: a name used twice, a
-    /// dependency that is missing or listed twice, a cycle (all of its names), a size beyond the limits.
+    /// dependency that is missing or listed twice, a cycle (all of its names), a size beyond the
+    /// limits.
     pub fn new(tasks: impl IntoIterator<Item = TaskSpec>) -> Result<Self> {
         let mut tasks: Vec<TaskSpec> = tasks.into_iter().collect();
         // One form for "no parameters", see `present`.
@@ -217,7 +219,8 @@ impl Dag {
     /// Reads the canonical form back, for backends.
     ///
     /// # Errors
-    /// `InvalidInput` for JSON that is not an array of tasks, or of such as [`new`](Self::new) refuses.
+    /// `InvalidInput` for JSON that is not an array of tasks, or of such as [`new`](Self::new)
+    /// refuses.
     pub fn from_json(json: &str) -> Result<Self> {
         serde_json::from_str(json).map_err(|source| {
             Error::invalid("DAG", "is not an array of tasks that fit together").with_source(source)
@@ -226,14 +229,14 @@ impl Dag {
 
     /// The canonical form, which is what backends store and what the content hash is taken over.
     ///
-    /// The compact JSON (no white space outside of the values that were given as JSON) of the array of
-    /// tasks in index order, each an object with the keys `task_index`, `task_name`,
-    /// `executor_type`, `depends_on`, `params`, `signature` in this order, none left out (`null` where
-    /// there is nothing), then `max_retries` unless it is 0 and `timeout_seconds` unless there is none.
-    /// Parameters and signatures are the text that was given.
+    /// The compact JSON (no white space outside of the values that were given as JSON) of the array
+    /// of tasks in index order, each an object with the keys `task_index`, `task_name`,
+    /// `executor_type`, `depends_on`, `params`, `signature` in this order, none left out (`null`
+    /// where there is nothing), then `max_retries` unless it is 0 and `timeout_seconds` unless
+    /// there is none. Parameters and signatures are the text that was given.
     ///
-    /// Ork's form has the same fields, but its hash is over JSON with sorted keys. So a snapshot that
-    /// Ork stored has another hash here.
+    /// Ork's form has the same fields, but its hash is over JSON with sorted keys. So a snapshot
+    /// that Ork stored has another hash here.
     #[must_use]
     pub fn to_json(&self) -> &Json {
         &self.0.canonical
@@ -263,7 +266,8 @@ impl Dag {
         self.0.tasks.is_empty()
     }
 
-    /// The indexes that wait for the task at this index, ascending. Empty for an index beyond the DAG.
+    /// The indexes that wait for the task at this index, ascending. Empty for an index beyond the
+    /// DAG.
     #[must_use]
     pub fn dependents(&self, index: usize) -> &[u32] {
         self.0.dependents.get(index).map_or(&[], Vec::as_slice)

@@ -9,8 +9,8 @@ use crate::{DeferredJobStore, LogStore, Maintenance, RunStore, ScheduleStore, Ta
 ///
 /// # Where the methods are
 ///
-/// Read each signature as `async fn name(&self, …) -> Result<…>`. The longer form that is shown comes
-/// from the crate `async-trait`.
+/// Read each signature as `async fn name(&self, …) -> Result<…>`. The longer form that is shown
+/// comes from the crate `async-trait`.
 ///
 /// | role | methods |
 /// |---|---|
@@ -26,30 +26,36 @@ use crate::{DeferredJobStore, LogStore, Maintenance, RunStore, ScheduleStore, Ta
 /// # General rules
 /// They hold for every method of every role, and their methods' docs do not repeat them.
 ///
-/// - **G1** A method is one transaction. All of it is visible and durable or none of it, even if the
-///   process dies in the middle. No other call sees it half done.
-/// - **G2** An acknowledged write is seen by every call that begins later, through any handle and, where
-///   the store is shared, in any process. On a backend with
-///   [`Capability::Durable`](crate::Capability::Durable) it survives the end of the process at any later
-///   moment, and with default options loss of power. Other backends forget it with their process.
+/// - **G1** A method is one transaction. All of it is visible and durable or none of it, even if
+///   the process dies in the middle. No other call sees it half done.
+/// - **G2** An acknowledged write is seen by every call that begins later, through any handle and,
+///   where the store is shared, in any process. On a backend with
+///   [`Capability::Durable`](crate::Capability::Durable) it survives the end of the process at any
+///   later moment, and with default options loss of power. Other backends forget it with their
+///   process.
 /// - **G3** Ids are made by the store and never used twice; times are UTC in whole microseconds.
-/// - **G4** Time is the store's: that of the server if there is one, else of the machine. No caller's clock is asked.
-///   [`ConnectOptions::with_clock`](crate::ConnectOptions::with_clock) replaces it, for tests.
-/// - **G5** What goes in comes out equal: text of any script, JSON to the byte, logs to the byte. A text
-///   may have 1 MiB, a JSON value 16 MiB, a chunk of a log 16 MiB ([all limits](crate::limits)).
-/// - **G6** A list has one total order, the same on every backend, whatever the database's collation. Its
-///   pages neither skip nor repeat a row that stays, whatever is inserted or deleted between them.
-/// - **G7** A failing method has changed nothing, and says why by an [`ErrorKind`](crate::ErrorKind). Only
-///   `Unavailable` may leave it open, by [`Effect::Unknown`](crate::Effect::Unknown). No message shows a credential or a payload.
-/// - **G8** What is stored and cannot be read is `Corrupt`, and the error names table, id and column. It is
-///   never read as a default, and never left out of a list in silence. A claim passes over such a task, hands out the others, and
-///   [`verify`](Maintenance::verify) reports it.
-/// - **G9** A future may be dropped at any await point. The call then takes effect whole or not at all,
-///   and the store goes on as if nothing had happened.
-/// - **T6** Empty batches are no-ops with empty answers. Ids that do not exist and ids that come twice are
-///   answered one by one, in the order asked.
+/// - **G4** Time is the store's: that of the server if there is one, else of the machine. No
+///   caller's clock is asked. [`ConnectOptions::with_clock`](crate::ConnectOptions::with_clock)
+///   replaces it, for tests.
+/// - **G5** What goes in comes out equal: text of any script, JSON to the byte, logs to the byte. A
+///   text may have 1 MiB, a JSON value 16 MiB, a chunk of a log 16 MiB ([all
+///   limits](crate::limits)).
+/// - **G6** A list has one total order, the same on every backend, whatever the database's
+///   collation. Its pages neither skip nor repeat a row that stays, whatever is inserted or deleted
+///   between them.
+/// - **G7** A failing method has changed nothing, and says why by an
+///   [`ErrorKind`](crate::ErrorKind). Only `Unavailable` may leave it open, by
+///   [`Effect::Unknown`](crate::Effect::Unknown). No message shows a credential or a payload.
+/// - **G8** What is stored and cannot be read is `Corrupt`, and the error names table, id and
+///   column. It is never read as a default, and never left out of a list in silence. A claim passes
+///   over such a task, hands out the others, and [`verify`](Maintenance::verify) reports it.
+/// - **G9** A future may be dropped at any await point. The call then takes effect whole or not at
+///   all, and the store goes on as if nothing had happened.
+/// - **T6** Empty batches are no-ops with empty answers. Ids that do not exist and ids that come
+///   twice are answered one by one, in the order asked.
 ///
-/// Each method says under "Cancel safety" what to do after a lost answer. Reads may always be repeated.
+/// Each method says under "Cancel safety" what to do after a lost answer. Reads may always be
+/// repeated.
 ///
 /// # Errors of every method
 /// `Unavailable` when the store cannot be reached in time; `SchemaMismatch` until the store is

@@ -34,8 +34,8 @@ pub struct DeferredJob {
     pub status: JobStatus,
     /// Who is polling it, while somebody is.
     pub owner: Option<Label>,
-    /// When it is to be polled: from this moment on it is handed out. While somebody polls it, that is when the lease lapses.
-    /// `None` once it has ended.
+    /// When it is to be polled: from this moment on it is handed out. While somebody polls it, that
+    /// is when the lease lapses. `None` once it has ended.
     pub poll_at: Option<Timestamp>,
     /// What it gave.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::some")]
@@ -92,8 +92,8 @@ impl DeferredJob {
         Self::from_stored(JobId::generate(), task, run, index, new.clone(), now)
     }
 
-    /// A pending job, to be polled first when its delay after its creation is over. Backends set the
-    /// rest.
+    /// A pending job, to be polled first when its delay after its creation is over. Backends set
+    /// the rest.
     #[must_use]
     pub fn from_stored(
         id: JobId,
@@ -136,7 +136,9 @@ impl DeferTask {
     /// Has the task wait for all of these.
     ///
     /// # Errors
-    /// `InvalidInput` for no job at all, and beyond [`MAX_BATCH_ITEMS`](crate::limits::MAX_BATCH_ITEMS) or [`MAX_BATCH_BYTES`].
+    /// `InvalidInput` for no job at all, and beyond
+    /// [`MAX_BATCH_ITEMS`](crate::limits::MAX_BATCH_ITEMS) or
+    /// [`MAX_BATCH_BYTES`](crate::limits::MAX_BATCH_BYTES).
     pub fn new(claim: Claim, jobs: impl Into<Vec<NewDeferredJob>>) -> Result<Self> {
         let jobs = jobs.into();
         if jobs.is_empty() {
@@ -280,7 +282,9 @@ impl JobUpdates {
     /// Takes a batch; it may be empty.
     ///
     /// # Errors
-    /// `InvalidInput` for a job that comes twice, and beyond [`MAX_BATCH_ITEMS`](crate::limits::MAX_BATCH_ITEMS) or [`MAX_BATCH_BYTES`].
+    /// `InvalidInput` for a job that comes twice, and beyond
+    /// [`MAX_BATCH_ITEMS`](crate::limits::MAX_BATCH_ITEMS) or
+    /// [`MAX_BATCH_BYTES`](crate::limits::MAX_BATCH_BYTES).
     pub fn new(updates: Vec<JobUpdate>) -> Result<Self> {
         check_batch_len("batch of job updates", updates.len())?;
         check_batch_bytes("batch of job updates", updates.iter().map(JobUpdate::bytes).sum())?;
@@ -305,7 +309,8 @@ impl JobUpdates {
     }
 }
 
-/// What a task comes to once the last of its jobs has ended (**D1**), for backends: the jobs of its deferral in order.
+/// What a task comes to once the last of its jobs has ended (**D1**), for backends: the jobs of its
+/// deferral in order.
 #[must_use]
 pub fn deferred_end(jobs: &[&DeferredJob]) -> DeferredEnd {
     if let Some(failed) = jobs.iter().find(|job| job.status == JobStatus::Failed) {
@@ -332,7 +337,8 @@ pub enum DeferredEnd {
     },
 }
 
-/// The error of a call that defers a task whose claim does not hold, for backends: the task's status is `None` if it is not there.
+/// The error of a call that defers a task whose claim does not hold, for backends: the task's
+/// status is `None` if it is not there.
 #[must_use]
 pub fn cannot_defer(task: TaskId, status: Option<crate::TaskStatus>) -> Error {
     match status {
@@ -346,29 +352,29 @@ pub fn cannot_defer(task: TaskId, status: Option<crate::TaskStatus>) -> Error {
 
 /// Keeps deferred jobs. The [general rules](crate::Database#general-rules) hold for every method.
 ///
-/// A task may start something elsewhere, such as a query in a warehouse. Such a task is *deferred*: its
-/// worker goes away, and a poller finds out when the job is over. All that is known of the job is here,
-/// so any process may go on after another has died.
+/// A task may start something elsewhere, such as a query in a warehouse. Such a task is *deferred*:
+/// its worker goes away, and a poller finds out when the job is over. All that is known of the job
+/// is here, so any process may go on after another has died.
 ///
-/// A backend may opt out with [`Capability::DeferredJobs`](crate::Capability::DeferredJobs). All methods
-/// are then `Unsupported`, which is what they answer by default.
+/// A backend may opt out with [`Capability::DeferredJobs`](crate::Capability::DeferredJobs). All
+/// methods are then `Unsupported`, which is what they answer by default.
 #[async_trait]
 pub trait DeferredJobStore: Plugin {
     /// Has a claimed task wait for jobs.
     ///
-    /// **D1** The jobs come into being and the claim ends together. The task is `running` from now at the
-    /// latest. It has no lease, so none can lapse. [`open_jobs`](crate::Task::open_jobs) says for how many
-    /// jobs it waits. Its [timeout](crate::TaskStore::expire_timeouts) goes on.
+    /// **D1** The jobs come into being and the claim ends together. The task is `running` from now
+    /// at the latest. It has no lease, so none can lapse. [`open_jobs`](crate::Task::open_jobs)
+    /// says for how many jobs it waits. Its [timeout](crate::TaskStore::expire_timeouts) goes on.
     ///
     /// The answer has the jobs in the order given.
     ///
     /// # Errors
-    /// `LeaseLost` if the claim does not hold. `InvalidTransition` for a task that has ended. `NotFound` for
-    /// the task. `Unsupported`.
+    /// `LeaseLost` if the claim does not hold. `InvalidTransition` for a task that has ended.
+    /// `NotFound` for the task. `Unsupported`.
     ///
     /// # Cancel safety
-    /// Deferred or not. Repeated after a lost answer it is `LeaseLost`, since the claim is over. Look at the
-    /// task's [jobs](Self::list_jobs).
+    /// Deferred or not. Repeated after a lost answer it is `LeaseLost`, since the claim is over.
+    /// Look at the task's [jobs](Self::list_jobs).
     async fn defer_task(&self, defer: DeferTask) -> Result<Vec<DeferredJob>> {
         let _ = defer;
         Err(self.backend().lacks(Capability::DeferredJobs))
@@ -376,11 +382,11 @@ pub trait DeferredJobStore: Plugin {
 
     /// Takes jobs whose time to be polled has come.
     ///
-    /// **D1** Each due job goes to exactly one poller, however many ask at once. The longest due comes first,
-    /// then order is by id. A job is due again when its lease lapses, so a poller that dies holds nothing up.
-    /// A call may pass over jobs that another call holds or makes due meanwhile, as
-    /// [claims of tasks](crate::TaskStore::claim_tasks) may. The cost does not grow with the jobs that are
-    /// not due.
+    /// **D1** Each due job goes to exactly one poller, however many ask at once. The longest due
+    /// comes first, then order is by id. A job is due again when its lease lapses, so a poller that
+    /// dies holds nothing up. A call may pass over jobs that another call holds or makes due
+    /// meanwhile, as [claims of tasks](crate::TaskStore::claim_tasks) may. The cost does not grow
+    /// with the jobs that are not due.
     ///
     /// # Errors
     /// `Unsupported`. No due job is an empty answer.
@@ -396,10 +402,11 @@ pub trait DeferredJobStore: Plugin {
     ///
     /// - **D1** An item is applied if its claim holds: its token is current and its lease is live.
     /// - The end of the last open job of a task ends the task's attempt in the same transaction, as
-    ///   [`deferred_end`](crate::backend::deferred_end) says. If all jobs completed, that is a success. Else
-    ///   it is a failure with T5's retries, ready again from now. The run ends with its last task (**R3**).
-    /// - An ended job stays as it is (`AlreadyTerminal`). Each item stands for itself (**T6**). An empty
-    ///   batch is an empty answer.
+    ///   [`deferred_end`](crate::backend::deferred_end) says. If all jobs completed, that is a
+    ///   success. Else it is a failure with T5's retries, ready again from now. The run ends with
+    ///   its last task (**R3**).
+    /// - An ended job stays as it is (`AlreadyTerminal`). Each item stands for itself (**T6**). An
+    ///   empty batch is an empty answer.
     /// - Repeating a batch after its answer was lost changes nothing more (**T7**).
     ///
     /// # Errors
@@ -414,8 +421,8 @@ pub trait DeferredJobStore: Plugin {
 
     /// The jobs of a task in the order of their creation, those of earlier attempts too.
     ///
-    /// **D2** Something else than its jobs may end a task's attempt, such as a cancelled run or a timeout. In
-    /// the same transaction the open jobs become `cancelled`.
+    /// **D2** Something else than its jobs may end a task's attempt, such as a cancelled run or a
+    /// timeout. In the same transaction the open jobs become `cancelled`.
     ///
     /// # Errors
     /// `NotFound` for the task. `Unsupported`.

@@ -11,7 +11,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an operation failed (rule G7).
 ///
-/// - [`kind`](Self::kind) says what to do about it; [`is_retryable`](Self::is_retryable) sums it up.
+/// - [`kind`](Self::kind) says what to do about it; [`is_retryable`](Self::is_retryable) sums it
+///   up.
 /// - A failing method has changed nothing, unless [`effect`](Self::effect) says that nobody knows.
 /// - `Display` is one line that says what happened and what to do next; `Debug` adds the sources.
 /// - No message contains a credential or a payload.
@@ -149,8 +150,8 @@ impl ErrorKind {
 pub enum Effect {
     /// It did not: nothing has changed.
     NotApplied,
-    /// Nobody knows: the connection broke before the answer came. Whether the call may be repeated, and what to look at
-    /// first if not, stands at the method, under "Cancel safety".
+    /// Nobody knows: the connection broke before the answer came. Whether the call may be repeated,
+    /// and what to look at first if not, stands at the method, under "Cancel safety".
     Unknown,
 }
 
@@ -280,8 +281,8 @@ impl Error {
 
     /// Whether the same call may succeed later without anything else being changed.
     ///
-    /// Check [`effect`](Self::effect) first. If it is [`Effect::Unknown`], repeat the call only if the
-    /// method's section "Cancel safety" says that this is safe.
+    /// Check [`effect`](Self::effect) first. If it is [`Effect::Unknown`], repeat the call only if
+    /// the method's section "Cancel safety" says that this is safe.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self.kind(), ErrorKind::Unavailable { .. })

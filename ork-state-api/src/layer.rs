@@ -40,7 +40,8 @@ use crate::{
 pub struct Operation {
     /// The method's name.
     pub name: &'static str,
-    /// Whether a call whose answer was lost may be made again without harm, as the method's docs say under "Cancel safety".
+    /// Whether a call whose answer was lost may be made again without harm, as the method's docs
+    /// say under "Cancel safety".
     pub is_repeatable: bool,
 }
 
@@ -238,11 +239,14 @@ impl Rows for Pruned {
     }
 }
 
-/// Runs every operation in a span of [`tracing`] at level `DEBUG`, target `ork_state`, named `store`.
+/// Runs every operation in a span of [`tracing`] at level `DEBUG`, target `ork_state`, named
+/// `store`.
 ///
-/// Its fields are `backend`, `operation`, and, once the operation has ended, `outcome` (`ok`, or the
-/// [kind](ErrorKind::name) of the error) and `rows` (how many the answer is about). No payload is among them. What somebody must look after
-/// (`unavailable`, `corrupt`, `internal`, `schema_mismatch`) is an event at level `WARN` too. A subscriber that measures spans has all metrics from these.
+/// Its fields are `backend`, `operation`, and, once the operation has ended, `outcome` (`ok`, or
+/// the [kind](ErrorKind::name) of the error) and `rows` (how many the answer is about). No payload
+/// is among them. What somebody must look after (`unavailable`, `corrupt`, `internal`,
+/// `schema_mismatch`) is an event at level `WARN` too. A subscriber that measures spans has all
+/// metrics from these.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TraceLayer;
 
@@ -320,8 +324,8 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Before which pause this retry comes, counted from 0: by chance between a half and the whole of it, so that callers who were cut off
-    /// together do not come back together.
+    /// Before which pause this retry comes, counted from 0: by chance between a half and the whole
+    /// of it, so that callers who were cut off together do not come back together.
     fn pause(&self, retry: u32) -> Duration {
         let whole = self.first_pause.saturating_mul(2_u32.saturating_pow(retry)).min(self.longest_pause);
         let chance = u32::try_from(RandomState::new().hash_one(retry) % 1000).unwrap_or(0);
@@ -333,8 +337,8 @@ type Sleep = dyn Fn(Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send
 
 /// Makes calls again that failed for a reason that passes.
 ///
-/// That is what [`is_retryable`](Error::is_retryable) says. If nobody knows whether the call took effect ([`Effect::Unknown`]), it is made again only if
-/// it [may be](Operation::is_repeatable).
+/// That is what [`is_retryable`](Error::is_retryable) says. If nobody knows whether the call took
+/// effect ([`Effect::Unknown`]), it is made again only if it [may be](Operation::is_repeatable).
 #[derive(Clone)]
 pub struct RetryLayer {
     policy: RetryPolicy,
@@ -348,7 +352,8 @@ impl fmt::Debug for RetryLayer {
 }
 
 impl RetryLayer {
-    /// Retries by this policy, and waits by this function of the caller's runtime, such as `tokio::time::sleep`.
+    /// Retries by this policy, and waits by this function of the caller's runtime, such as
+    /// `tokio::time::sleep`.
     pub fn new<F>(policy: RetryPolicy, sleep: impl Fn(Duration) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -389,7 +394,8 @@ impl Layer for RetryLayer {
 pub enum Fault {
     /// The call is not made, and fails with this.
     Before(Error),
-    /// The call is made; its answer is lost, and it fails with this, such as [`Error::unknown_effect`].
+    /// The call is made; its answer is lost, and it fails with this, such as
+    /// [`Error::unknown_effect`].
     After(Error),
 }
 

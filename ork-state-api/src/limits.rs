@@ -92,8 +92,8 @@ impl From<Limit> for usize {
     }
 }
 
-/// How long a lease lasts from the moment it is given or renewed: 100 milliseconds to 7 days. A shorter one could lapse
-/// while the store writes it down.
+/// How long a lease lasts from the moment it is given or renewed: 100 milliseconds to 7 days. A
+/// shorter one could lapse while the store writes it down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LeaseTime(Duration);
 

@@ -146,8 +146,8 @@ pub fn log_cap_note(cap: u64) -> String {
 
 /// How to append a chunk to a log that may be capped, for backends.
 ///
-/// The log keeps the first `cap` bytes of what was appended, then [`log_cap_note`], and nothing after it. So a
-/// log is at its cap when it is longer than `cap` bytes.
+/// The log keeps the first `cap` bytes of what was appended, then [`log_cap_note`], and nothing
+/// after it. So a log is at its cap when it is longer than `cap` bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CappedAppend {
     /// How many bytes of the chunk to keep.
@@ -166,7 +166,8 @@ impl CappedAppend {
     }
 }
 
-/// Keeps what tasks print, byte for byte. The [general rules](crate::Database#general-rules) hold for every method.
+/// Keeps what tasks print, byte for byte. The [general rules](crate::Database#general-rules) hold
+/// for every method.
 ///
 /// A backend may opt out with [`Capability::Logs`](crate::Capability::Logs). Both methods are then
 /// `Unsupported`, which is what they answer by default.
@@ -174,14 +175,14 @@ impl CappedAppend {
 pub trait LogStore: Plugin {
     /// Appends to a task's log, which begins empty and goes on over all attempts.
     ///
-    /// **L2** The chunk is appended in one piece, even among concurrent appends. Its cost does not grow with
-    /// the log.
+    /// **L2** The chunk is appended in one piece, even among concurrent appends. Its cost does not
+    /// grow with the log.
     ///
-    /// Every byte stays, unless the store was connected with a cap (option `max_log_bytes`). Then the log
-    /// keeps its first bytes up to the cap and ends with [`log_cap_note`](crate::backend::log_cap_note). The
-    /// answer says how much was dropped. A log may be longer than the cap already, because the cap was
-    /// lowered or came later. Such a log stays as it is, without a note, and only the answer says that the
-    /// chunk was dropped.
+    /// Every byte stays, unless the store was connected with a cap (option `max_log_bytes`). Then
+    /// the log keeps its first bytes up to the cap and ends with
+    /// [`log_cap_note`](crate::backend::log_cap_note). The answer says how much was dropped. A log
+    /// may be longer than the cap already, because the cap was lowered or came later. Such a log
+    /// stays as it is, without a note, and only the answer says that the chunk was dropped.
     ///
     /// No claim is needed: what a lost worker printed is worth reading.
     ///
@@ -189,7 +190,8 @@ pub trait LogStore: Plugin {
     /// `NotFound` for the task. `Unsupported`.
     ///
     /// # Cancel safety
-    /// Appended whole or not at all. Not repeatable: after an unknown effect compare the log's length.
+    /// Appended whole or not at all. Not repeatable: after an unknown effect compare the log's
+    /// length.
     async fn append_log(&self, task: TaskId, chunk: LogChunk<'_>) -> Result<LogAppended> {
         let _ = (task, chunk);
         Err(self.backend().lacks(Capability::Logs))
@@ -197,8 +199,8 @@ pub trait LogStore: Plugin {
 
     /// Reads a part of a task's log.
     ///
-    /// **L2** The cost does not grow with the log, wherever the part lies. At the end, or beyond it, the part
-    /// is empty. To tail a log, ask again from [`next_offset`](LogSlice::next_offset).
+    /// **L2** The cost does not grow with the log, wherever the part lies. At the end, or beyond
+    /// it, the part is empty. To tail a log, ask again from [`next_offset`](LogSlice::next_offset).
     ///
     /// # Errors
     /// `NotFound` for the task. `Unsupported`.

@@ -19,7 +19,8 @@ pub struct MigrationReport {
     pub found: Found,
     /// The version that is there after it: what this code reads and writes.
     pub to: i64,
-    /// The steps that were applied, in order. Empty if there was nothing to do, or if another process did it at the same time.
+    /// The steps that were applied, in order. Empty if there was nothing to do, or if another
+    /// process did it at the same time.
     pub applied: Vec<String>,
     /// What could not be taken over as it was, by id, and what became of it. Nothing was dropped.
     pub adjusted: Vec<Violation>,
@@ -130,7 +131,8 @@ pub struct Stats {
     pub tasks: BTreeMap<TaskStatus, u64>,
     /// Deferred jobs that have not ended, by status; both of these statuses are there.
     pub open_jobs: BTreeMap<JobStatus, u64>,
-    /// Since when the task that is next in the queue is ready; `None` if no task is ready now. How far it lies back is how far the schedulers are behind.
+    /// Since when the task that is next in the queue is ready; `None` if no task is ready now. How
+    /// far it lies back is how far the schedulers are behind.
     pub oldest_ready_at: Option<Timestamp>,
 }
 
@@ -186,18 +188,18 @@ pub trait Maintenance:
     /// Brings the store's schema to the version that this code works with.
     ///
     /// **M1**
-    /// - Safe to call from many processes at once: one does the work, the others wait for it. The answer
-    ///   tells what was done. It is all done or nothing.
-    /// - A schema that is newer than this code is refused and left as it is, here and by every other method.
-    ///   Connecting may refuse it already.
-    /// - Until a store is migrated, every other method fails with `SchemaMismatch`. Methods of a capability
-    ///   that the backend lacks are `Unsupported` before and after.
+    /// - Safe to call from many processes at once: one does the work, the others wait for it. The
+    ///   answer tells what was done. It is all done or nothing.
+    /// - A schema that is newer than this code is refused and left as it is, here and by every
+    ///   other method. Connecting may refuse it already.
+    /// - Until a store is migrated, every other method fails with `SchemaMismatch`. Methods of a
+    ///   capability that the backend lacks are `Unsupported` before and after.
     ///
     /// Call it once when a process starts. On a store that is up to date it costs a look.
     ///
     /// # Errors
-    /// `SchemaMismatch` for a newer schema. `Unavailable` when another process holds the migration lock for
-    /// too long. `Conflict` for a store that something else made.
+    /// `SchemaMismatch` for a newer schema. `Unavailable` when another process holds the migration
+    /// lock for too long. `Conflict` for a store that something else made.
     ///
     /// # Cancel safety
     /// Migrated or not. Repeating it is safe.
@@ -205,9 +207,9 @@ pub trait Maintenance:
 
     /// Says what [`migrate`](Self::migrate) would find and do now, and changes nothing.
     ///
-    /// **M1** Where the database can, the migration is done and rolled back. So the answer has everything
-    /// that would be adjusted, and tells whether it would succeed. It then takes the same time and the same
-    /// locks. On a store in use, try it on a copy.
+    /// **M1** Where the database can, the migration is done and rolled back. So the answer has
+    /// everything that would be adjusted, and tells whether it would succeed. It then takes the
+    /// same time and the same locks. On a store in use, try it on a copy.
     ///
     /// # Errors
     /// Those of `migrate`.
@@ -216,13 +218,13 @@ pub trait Maintenance:
     /// Deletes ended runs with all that is theirs, the longest ended first, then by run id.
     ///
     /// **M2**
-    /// - One call deletes at most `limit` runs, so that it holds nothing up for long. Call it until it
-    ///   deletes none.
-    /// - Live runs stay, and so do those that ended more recently than asked. A run that another call holds
-    ///   may be passed over.
+    /// - One call deletes at most `limit` runs, so that it holds nothing up for long. Call it until
+    ///   it deletes none.
+    /// - Live runs stay, and so do those that ended more recently than asked. A run that another
+    ///   call holds may be passed over.
     /// - The idempotency keys of deleted runs are free again.
-    /// - The space of long logs may be freed in steps after their runs are gone, while others write. If a
-    ///   call is dropped or killed before that is done, the next one goes on.
+    /// - The space of long logs may be freed in steps after their runs are gone, while others
+    ///   write. If a call is dropped or killed before that is done, the next one goes on.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
@@ -233,20 +235,21 @@ pub trait Maintenance:
 
     /// How much there is of what.
     ///
-    /// **M3** Exact, as of one moment. The cost does not grow with the history. It may grow with the live
-    /// runs and the claimed tasks.
+    /// **M3** Exact, as of one moment. The cost does not grow with the history. It may grow with
+    /// the live runs and the claimed tasks.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
     async fn stats(&self) -> Result<Stats>;
 
-    /// Gives hints that something has happened, in other processes too, so that idle schedulers need not
-    /// poll all the time.
+    /// Gives hints that something has happened, in other processes too, so that idle schedulers
+    /// need not poll all the time.
     ///
-    /// **M5** Subscribe first, then check, then wait. What happens after this returns is hinted at. Hints may
-    /// be spurious, merged or missing, so also poll every few seconds: a missed hint costs latency, never
-    /// work. While the connection to a server is away no hint comes, and one comes when it is back. Time
-    /// gives no hint: a retry time that comes, a lease that lapses, a slot that is due.
+    /// **M5** Subscribe first, then check, then wait. What happens after this returns is hinted at.
+    /// Hints may be spurious, merged or missing, so also poll every few seconds: a missed hint
+    /// costs latency, never work. While the connection to a server is away no hint comes, and one
+    /// comes when it is back. Time gives no hint: a retry time that comes, a lease that lapses, a
+    /// slot that is due.
     ///
     /// # Errors
     /// `Unsupported`, which is the default.
@@ -281,9 +284,9 @@ pub trait Maintenance:
     /// - lists out of order,
     /// - what only the backend can see, such as rows whose owner is gone.
     ///
-    /// It reads the whole store page by page and changes nothing. Entities that change while it runs may be
-    /// reported wrongly: ask again, or stop the schedulers first. A row that cannot be read (G8) is a
-    /// violation too, and hides as little of the rest as possible.
+    /// It reads the whole store page by page and changes nothing. Entities that change while it
+    /// runs may be reported wrongly: ask again, or stop the schedulers first. A row that cannot be
+    /// read (G8) is a violation too, and hides as little of the rest as possible.
     ///
     /// A backend adds its own checks to [`observe`](crate::verify::observe), which is the default.
     ///

@@ -115,7 +115,8 @@ impl FromStr for StoreUrl {
 
 const QUESTION_MARK: &str = "A `?` in a password must be written as `%3F`";
 
-/// A parameter's name if it may be quoted: after a password with a `?` in it, what looks like parameters is its other half.
+/// A parameter's name if it may be quoted: after a password with a `?` in it, what looks like
+/// parameters is its other half.
 fn name_to_show<'a>(name: &'a str, parameters: &[(String, String)]) -> Option<&'a str> {
     let is_plain = (1..=32).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
@@ -149,7 +150,8 @@ impl StoreUrl {
 
     /// The location as a path of the file system: percent-decoded, without a leading `//`.
     ///
-    /// `file:./dir`, `file:dir` and `file:///var/dir` are what they look like; `sqlite://ork.db` is relative.
+    /// `file:./dir`, `file:dir` and `file:///var/dir` are what they look like; `sqlite://ork.db` is
+    /// relative.
     ///
     /// # Errors
     /// `InvalidInput` for an empty path or a NUL byte.
@@ -164,7 +166,8 @@ impl StoreUrl {
     /// The query parameters, to be read by name, for a backend that knows these.
     ///
     /// # Errors
-    /// `InvalidInput` for a parameter that the backend does not know; the message lists those it does.
+    /// `InvalidInput` for a parameter that the backend does not know; the message lists those it
+    /// does.
     pub fn parameters(&self, backend: &Backend) -> Result<Parameters<'_>> {
         for (name, _) in &self.parameters {
             if !backend.options.iter().any(|option| option.name == name) {

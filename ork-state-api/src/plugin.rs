@@ -52,12 +52,13 @@ pub trait Plugin: fmt::Debug + Send + Sync {
     fn backend(&self) -> &'static Backend;
 }
 
-/// Something that a backend may lack. All are on unless a plugin opts out; what is opted out of must be refused
-/// with `Unsupported` and change nothing.
+/// Something that a backend may lack. All are on unless a plugin opts out; what is opted out of
+/// must be refused with `Unsupported` and change nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Capability {
-    /// What is acknowledged is still there after the process has ended and the store is opened again.
+    /// What is acknowledged is still there after the process has ended and the store is opened
+    /// again.
     Durable,
     /// Several processes may work on one store at the same time.
     MultiProcess,

@@ -33,8 +33,8 @@ inventory::collect!(Registration);
 /// # Ok::<(), Error>(())
 /// ```
 ///
-/// A crate that is a dependency but never named is not linked, and its plugin silently missing: an application names
-/// it with `use ork_state_nowhere as _;`.
+/// A crate that is a dependency but never named is not linked, and its plugin silently missing: an
+/// application names it with `use ork_state_nowhere as _;`.
 #[macro_export]
 macro_rules! register_backend {
     ($backend:path) => {
@@ -42,10 +42,11 @@ macro_rules! register_backend {
     };
 }
 
-/// Opens the store at this URL with the plugin that answers to its scheme, among those that are linked.
+/// Opens the store at this URL with the plugin that answers to its scheme, among those that are
+/// linked.
 ///
-/// Name the backend's crate once, or the linker drops it and its scheme is unknown. The store is not
-/// [migrated](crate::Maintenance::migrate) yet.
+/// Name the backend's crate once, or the linker drops it and its scheme is unknown. The store is
+/// not [migrated](crate::Maintenance::migrate) yet.
 ///
 /// ```ignore
 /// use ork_state_sqlite as _; // links the backend
@@ -56,15 +57,16 @@ macro_rules! register_backend {
 ///
 /// # Errors
 /// `InvalidInput` for a bad URL, an unknown scheme or option: the message says what there is.
-/// `Unavailable` when the store cannot be reached or opened, `SchemaMismatch` when it is newer than the code.
+/// `Unavailable` when the store cannot be reached or opened, `SchemaMismatch` when it is newer than
+/// the code.
 pub async fn connect(url: &str) -> Result<Arc<dyn Database>> {
     Registry::linked()?.connect(ConnectOptions::new(url)?).await
 }
 
 /// A set of plugins.
 ///
-/// [`linked`](Self::linked) is what the linker brought. Where that is not to be relied on, such as in
-/// a static library that C links, name them: `Registry::new().with(&ork_state_sqlite::BACKEND)`.
+/// [`linked`](Self::linked) is what the linker brought. Where that is not to be relied on, such as
+/// in a static library that C links, name them: `Registry::new().with(&ork_state_sqlite::BACKEND)`.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
     backends: Vec<&'static Backend>,

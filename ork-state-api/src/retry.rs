@@ -8,7 +8,8 @@ use crate::{Entity, Error, Result, RetryRun, Run, RunStatus, Task, TaskCounts, T
 /// What to do for [`RunStore::retry_run`](crate::RunStore::retry_run). For backends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPlan {
-    /// The tasks to be done again, by index, each with how many of its dependencies are done again too.
+    /// The tasks to be done again, by index, each with how many of its dependencies are done again
+    /// too.
     pub again: Vec<(u32, u32)>,
     /// The run's error from now on.
     pub error: Option<Text>,

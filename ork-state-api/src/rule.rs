@@ -11,7 +11,8 @@ macro_rules! rules {
     ($($name:ident $title:literal at $place:literal,)*) => {
         /// A rule of the contract.
         ///
-        /// Its name is the word for it in documentation, in reports and in [`Violation`](crate::Violation)s.
+        /// Its name is the word for it in documentation, in reports and in
+        /// [`Violation`](crate::Violation)s.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[non_exhaustive]
         pub enum Rule {

@@ -29,8 +29,9 @@ pub struct Run {
     pub triggered_by: Label,
     /// The key it was created under, see [`RunStore::create_run`].
     pub idempotency_key: Option<Label>,
-    /// The first task that failed for good, as [`task_failed_message`](crate::backend::task_failed_message)
-    /// words it; there as soon as that has happened. Of several in one call the one with the lowest index.
+    /// The first task that failed for good, as
+    /// [`task_failed_message`](crate::backend::task_failed_message) words it; there as soon as that
+    /// has happened. Of several in one call the one with the lowest index.
     pub error: Option<Text>,
     /// How its tasks stand; all zero before it is started.
     pub tasks: TaskCounts,
@@ -204,7 +205,8 @@ impl StartRun {
 pub struct RetryRun {
     /// The run to retry.
     pub run: RunId,
-    /// The tasks to do again, with all that depends on them; those that failed or were cancelled if `None`.
+    /// The tasks to do again, with all that depends on them; those that failed or were cancelled if
+    /// `None`.
     pub tasks: Option<Vec<TaskName>>,
 }
 
@@ -361,17 +363,17 @@ impl FromStr for RunKey {
 /// Keeps runs. The [general rules](crate::Database#general-rules) hold for every method.
 ///
 /// Every change of a run is decided under a lock of that run. So calls about one run that meet take
-/// effect one after the other: a pause and the end of the last task, two starts, a cancellation and a
-/// failure.
+/// effect one after the other: a pause and the end of the last task, two starts, a cancellation and
+/// a failure.
 #[async_trait]
 pub trait RunStore: Send + Sync {
     /// Creates a pending run of a workflow.
     ///
     /// **R1** The run keeps the snapshot that is current now, whatever becomes of the workflow.
     ///
-    /// With an idempotency key there is one run per (workflow, key), for as long as that run exists. The
-    /// first call makes it. Every other call gets it as it stands, even at the same moment. The answer tells
-    /// which happened. The same key under another workflow is another key.
+    /// With an idempotency key there is one run per (workflow, key), for as long as that run
+    /// exists. The first call makes it. Every other call gets it as it stands, even at the same
+    /// moment. The answer tells which happened. The same key under another workflow is another key.
     ///
     /// # Errors
     /// `NotFound` for the workflow.
@@ -411,12 +413,12 @@ pub trait RunStore: Send + Sync {
 
     /// Makes a run's tasks and sets it going.
     ///
-    /// **R2** All tasks come into being and the run becomes `running` together. Tasks without dependencies
-    /// are ready from this moment. A run without tasks is a `success` at once.
+    /// **R2** All tasks come into being and the run becomes `running` together. Tasks without
+    /// dependencies are ready from this moment. A run without tasks is a `success` at once.
     ///
-    /// A run that was started before, and not cancelled, is left as it is and returned, whatever DAG comes
-    /// with the call. If two schedulers start a run at the same moment, its tasks are those of one of the
-    /// two calls.
+    /// A run that was started before, and not cancelled, is left as it is and returned, whatever
+    /// DAG comes with the call. If two schedulers start a run at the same moment, its tasks are
+    /// those of one of the two calls.
     ///
     /// # Errors
     /// `NotFound`. `InvalidTransition` for a cancelled run, started before or not.
@@ -427,14 +429,14 @@ pub trait RunStore: Send + Sync {
 
     /// Ends a run and whatever of it has not ended.
     ///
-    /// **R4** The run and its unfinished tasks become `cancelled` together, and their leases are gone. A
-    /// worker that reports later is told [`AlreadyTerminal`](crate::UpdateOutcome::AlreadyTerminal) and
-    /// changes nothing.
+    /// **R4** The run and its unfinished tasks become `cancelled` together, and their leases are
+    /// gone. A worker that reports later is told
+    /// [`AlreadyTerminal`](crate::UpdateOutcome::AlreadyTerminal) and changes nothing.
     ///
-    /// A cancelled task keeps what its attempts left: `attempts`, `error`, `execution_name` and their times.
-    /// Only `ready_at` and `retry_at` are emptied, since it is not tried again. Finished tasks stay as they
-    /// are. So do the run's error and its counts of all and of failed tasks. A cancelled run is left as it
-    /// is and returned.
+    /// A cancelled task keeps what its attempts left: `attempts`, `error`, `execution_name` and
+    /// their times. Only `ready_at` and `retry_at` are emptied, since it is not tried again.
+    /// Finished tasks stay as they are. So do the run's error and its counts of all and of failed
+    /// tasks. A cancelled run is left as it is and returned.
     ///
     /// # Errors
     /// `NotFound`. `InvalidTransition` for a run that succeeded or failed.
@@ -445,9 +447,10 @@ pub trait RunStore: Send + Sync {
 
     /// Stops handing out a run's tasks.
     ///
-    /// **R5** From here on no task of the run is ready. Claimed tasks go on, keep their leases, and may
-    /// finish. If the last one finishes, the run ends as if it were running. Claims of other runs cost the
-    /// same however many tasks paused runs hold. A paused run is left as it is and returned.
+    /// **R5** From here on no task of the run is ready. Claimed tasks go on, keep their leases, and
+    /// may finish. If the last one finishes, the run ends as if it were running. Claims of other
+    /// runs cost the same however many tasks paused runs hold. A paused run is left as it is and
+    /// returned.
     ///
     /// Pausing, resuming or cancelling waits for a concurrent change of the run instead of failing.
     ///
@@ -460,8 +463,8 @@ pub trait RunStore: Send + Sync {
 
     /// Hands out a paused run's tasks again.
     ///
-    /// **R5** Tasks that wait for nothing are ready from now, or from their retry time if that is later. A
-    /// running run is left as it is and returned.
+    /// **R5** Tasks that wait for nothing are ready from now, or from their retry time if that is
+    /// later. A running run is left as it is and returned.
     ///
     /// # Errors
     /// `NotFound`. `InvalidTransition` for a pending or ended run.
@@ -474,26 +477,26 @@ pub trait RunStore: Send + Sync {
     ///
     /// **R6** The run is running again, and the chosen tasks become pending together.
     ///
-    /// - Chosen are the tasks that failed or were cancelled, or else the named ones. Whatever depends on a
-    ///   chosen task, however far, is chosen too. All others stay as they are.
-    /// - A chosen task is as if it had never been claimed: it has no attempt, error, output or time of the
-    ///   last time. Its tokens go on growing, and its log and ended jobs stay.
+    /// - Chosen are the tasks that failed or were cancelled, or else the named ones. Whatever
+    ///   depends on a chosen task, however far, is chosen too. All others stay as they are.
+    /// - A chosen task is as if it had never been claimed: it has no attempt, error, output or time
+    ///   of the last time. Its tokens go on growing, and its log and ended jobs stay.
     /// - Chosen tasks that wait for nothing are ready from now.
-    /// - The run's [`error`](Run::error) is that of the failed tasks that stay, if there are any. It names
-    ///   the one with the lowest index among those that failed by themselves. If only cancelled tasks
-    ///   stay, it names the first of them.
+    /// - The run's [`error`](Run::error) is that of the failed tasks that stay, if there are any.
+    ///   It names the one with the lowest index among those that failed by themselves. If only
+    ///   cancelled tasks stay, it names the first of them.
     /// - A run in which a failed or cancelled task stays cannot succeed (R3).
     ///
     /// # Errors
     /// - `NotFound` for the run, or for a name that is not a task of it.
-    /// - `InvalidTransition` for a run that has not ended, that was never started, or that has nothing to do
-    ///   again.
-    /// - `Conflict` if a chosen task depends on one that neither succeeded nor is chosen. It names both: name
-    ///   that other task too.
+    /// - `InvalidTransition` for a run that has not ended, that was never started, or that has
+    ///   nothing to do again.
+    /// - `Conflict` if a chosen task depends on one that neither succeeded nor is chosen. It names
+    ///   both: name that other task too.
     ///
     /// # Cancel safety
-    /// Retried whole or not at all. Repeated after a lost answer it is `InvalidTransition` while the run
-    /// goes on.
+    /// Retried whole or not at all. Repeated after a lost answer it is `InvalidTransition` while
+    /// the run goes on.
     async fn retry_run(&self, retry: RetryRun) -> Result<Run>;
 }
 

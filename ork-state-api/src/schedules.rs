@@ -10,8 +10,8 @@ use crate::{Capability, Error, Limit, Result, Run, Text, Timestamp, Workflow, Wo
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Schedule {
-    /// The schedule as its author wrote it, such as a cron expression. The store gives it no meaning: whoever fires it works out the
-    /// times.
+    /// The schedule as its author wrote it, such as a cron expression. The store gives it no
+    /// meaning: whoever fires it works out the times.
     pub expression: Text,
     /// Whether it is in force.
     pub enabled: bool,
@@ -106,8 +106,8 @@ impl FireSchedule {
 pub enum FiredSchedule {
     /// It made this run.
     Fired(Run),
-    /// The slot is not the one that is due: another scheduler fired it, or the schedule was changed, disabled or removed. Nothing was
-    /// changed.
+    /// The slot is not the one that is due: another scheduler fired it, or the schedule was
+    /// changed, disabled or removed. Nothing was changed.
     NotDue,
 }
 
@@ -116,20 +116,21 @@ pub const SCHEDULE_TRIGGER: &str = "schedule";
 
 /// Keeps schedules. The [general rules](crate::Database#general-rules) hold for every method.
 ///
-/// A backend may opt out with [`Capability::Schedules`](crate::Capability::Schedules). All methods are
-/// then `Unsupported`, which is what they answer by default.
+/// A backend may opt out with [`Capability::Schedules`](crate::Capability::Schedules). All methods
+/// are then `Unsupported`, which is what they answer by default.
 #[async_trait]
 pub trait ScheduleStore: Plugin {
     /// Gives a workflow a schedule, replaces the one it has, or takes it away.
     ///
-    /// **S1** What is given is kept as it is, [`last_at`](Schedule::last_at) too, and comes with the
-    /// [workflow](Workflow::schedule).
+    /// **S1** What is given is kept as it is, [`last_at`](Schedule::last_at) too, and comes with
+    /// the [workflow](Workflow::schedule).
     ///
     /// # Errors
     /// `NotFound` for the workflow. `Unsupported`.
     ///
     /// # Cancel safety
-    /// Set or not. Repeating it is safe, unless another caller has fired or changed the schedule meanwhile.
+    /// Set or not. Repeating it is safe, unless another caller has fired or changed the schedule
+    /// meanwhile.
     async fn set_schedule(&self, workflow: WorkflowId, schedule: Option<Schedule>) -> Result<Workflow> {
         let _ = (workflow, schedule);
         Err(self.backend().lacks(Capability::Schedules))
@@ -137,8 +138,9 @@ pub trait ScheduleStore: Plugin {
 
     /// The schedules that are due now, the longest due first, then by workflow id (**G6**).
     ///
-    /// **S1** A schedule is due when it is enabled and its next slot has come by the store's clock (**G4**).
-    /// One without a next slot is never due. The cost does not grow with the schedules that are not due.
+    /// **S1** A schedule is due when it is enabled and its next slot has come by the store's clock
+    /// (**G4**). One without a next slot is never due. The cost does not grow with the schedules
+    /// that are not due.
     ///
     /// # Errors
     /// `Unsupported`.
@@ -149,17 +151,18 @@ pub trait ScheduleStore: Plugin {
 
     /// Fires a slot: makes a pending run and moves the schedule on.
     ///
-    /// **S1** The slot is fired only if the schedule is due and this is its next slot. Then a run is created
-    /// as by [`create_run`](crate::RunStore::create_run), with the trigger [`SCHEDULE_TRIGGER`]. `last_at`
-    /// becomes the slot, and `next_at` the one after it. All of it is one transaction, so two schedulers
-    /// never fire one slot twice. Otherwise the answer is [`NotDue`](FiredSchedule::NotDue).
+    /// **S1** The slot is fired only if the schedule is due and this is its next slot. Then a run
+    /// is created as by [`create_run`](crate::RunStore::create_run), with the trigger
+    /// [`SCHEDULE_TRIGGER`]. `last_at` becomes the slot, and `next_at` the one after it. All of it
+    /// is one transaction, so two schedulers never fire one slot twice. Otherwise the answer is
+    /// [`NotDue`](FiredSchedule::NotDue).
     ///
     /// # Errors
     /// `NotFound` for the workflow. `Unsupported`.
     ///
     /// # Cancel safety
-    /// Fired or not. Repeated after a lost answer it is `NotDue`. The run is then the newest of the workflow
-    /// that the schedule made.
+    /// Fired or not. Repeated after a lost answer it is `NotDue`. The run is then the newest of the
+    /// workflow that the schedule made.
     ///
     /// # Example
     /// ```

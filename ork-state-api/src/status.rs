@@ -66,7 +66,8 @@ status!(
         Paused = "paused",
         /// Every task succeeded.
         Success = "success",
-        /// All tasks ended. At least one failed, or was cancelled before the run was retried without it.
+        /// All tasks ended. At least one failed, or was cancelled before the run was retried
+        /// without it.
         Failed = "failed",
         /// Stopped on request.
         Cancelled = "cancelled",

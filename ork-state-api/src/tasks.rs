@@ -35,14 +35,15 @@ pub struct Task {
     /// Where it stands.
     pub status: TaskStatus,
     /// Attempts that were begun: one per claim, less those that were released. It starts again with
-    /// [`retry_run`](crate::RunStore::retry_run); for a number that never repeats use the claim's token. A task with one
-    /// retry that failed for good was tried twice and shows 2.
+    /// [`retry_run`](crate::RunStore::retry_run); for a number that never repeats use the claim's
+    /// token. A task with one retry that failed for good was tried twice and shows 2.
     pub attempts: u32,
     /// How many attempts may follow the first.
     pub max_retries: u32,
     /// How long one attempt may run, in seconds: see [`TaskStore::expire_timeouts`].
     pub timeout_seconds: Option<u32>,
-    /// Who holds it: there while it is `dispatched` or `running`, unless it waits for deferred jobs.
+    /// Who holds it: there while it is `dispatched` or `running`, unless it waits for deferred
+    /// jobs.
     pub lease: Option<Lease>,
     /// The executor's name for the present or latest attempt.
     pub execution_name: Option<Label>,
@@ -50,21 +51,23 @@ pub struct Task {
     pub error: Option<Text>,
     /// When it was created.
     pub created_at: Timestamp,
-    /// Since when it may be claimed, or when it will be; `None` unless it is pending, waits for no other
-    /// task and its run is running. See [`TaskStore::claim_tasks`].
+    /// Since when it may be claimed, or when it will be; `None` unless it is pending, waits for no
+    /// other task and its run is running. See [`TaskStore::claim_tasks`].
     pub ready_at: Option<Timestamp>,
     /// Not before this it is tried again; `None` unless its latest attempt failed.
     pub retry_at: Option<Timestamp>,
     /// When its present or latest attempt was claimed.
     pub dispatched_at: Option<Timestamp>,
-    /// When that attempt was first reported as running; if it never was, when its end was reported or its lease lapsed.
+    /// When that attempt was first reported as running; if it never was, when its end was reported
+    /// or its lease lapsed.
     pub started_at: Option<Timestamp>,
     /// When it became terminal.
     pub finished_at: Option<Timestamp>,
 }
 
 impl Task {
-    /// The tasks of a run as they are made when it is started (R2), in the order of its DAG. For backends.
+    /// The tasks of a run as they are made when it is started (R2), in the order of its DAG. For
+    /// backends.
     pub fn of_run(run: RunId, dag: &Dag, now: Timestamp) -> impl Iterator<Item = Self> {
         (0_u32..).zip(dag.tasks()).map(move |(index, spec)| {
             let (name, executor_type) = (spec.name.clone(), spec.executor_type.clone());
@@ -267,14 +270,14 @@ pub struct ClaimedTask {
     pub workflow_name: WorkflowName,
     /// How and where to run it.
     pub target: Target,
-    /// What each of its dependencies gave, by name, if that was asked for; else empty. A dependency that
-    /// gave nothing has `None`.
+    /// What each of its dependencies gave, by name, if that was asked for; else empty. A dependency
+    /// that gave nothing has `None`.
     pub dependency_outputs: BTreeMap<TaskName, Option<Json>>,
 }
 
 impl ClaimedTask {
-    /// A task as a claim left it, of a workflow, with the token that the claim gave. Backends set the
-    /// rest.
+    /// A task as a claim left it, of a workflow, with the token that the claim gave. Backends set
+    /// the rest.
     #[must_use]
     pub const fn new(
         task: Task,
@@ -375,8 +378,8 @@ pub struct ExpiredTasks {
     pub ended_runs: Vec<EndedRun>,
 }
 
-/// The error of a task that fails because one that it depends on, directly or not, failed: it names the
-/// task that failed by itself.
+/// The error of a task that fails because one that it depends on, directly or not, failed: it names
+/// the task that failed by itself.
 ///
 /// ```
 /// # use ork_state_api::backend::dependency_failed_message;
@@ -412,8 +415,8 @@ pub fn timed_out_message(timeout_seconds: u32) -> String {
     format!("timed out after {timeout_seconds} s")
 }
 
-/// A page of a run's tasks, without their payloads. [`TaskStore::task_outputs`] gives outputs by name,
-/// [`TaskStore::get_task`] all of one task.
+/// A page of a run's tasks, without their payloads. [`TaskStore::task_outputs`] gives outputs by
+/// name, [`TaskStore::get_task`] all of one task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListTasks {
@@ -448,8 +451,8 @@ impl ListTasks {
 pub trait TaskStore: Send + Sync {
     /// The tasks that are ready now, in the order in which claims hand them out.
     ///
-    /// **T1** Shows exactly the tasks that a claim would hand out at this moment, and takes none. A task
-    /// whose dependency failed is never among them, not for a moment.
+    /// **T1** Shows exactly the tasks that a claim would hand out at this moment, and takes none. A
+    /// task whose dependency failed is never among them, not for a moment.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
@@ -459,29 +462,30 @@ pub trait TaskStore: Send + Sync {
     ///
     /// **T2**
     /// - Each ready task goes to exactly one claimer, however many processes ask at once.
-    /// - A claim returns fewer tasks than asked only if no other task was ready or another call holds the
-    ///   rest. Such a call is another claim, or a pause or cancellation of the run. The claim does not wait
-    ///   for it. Nor need it see what becomes ready while it is under way.
+    /// - A claim returns fewer tasks than asked only if no other task was ready or another call
+    ///   holds the rest. Such a call is another claim, or a pause or cancellation of the run. The
+    ///   claim does not wait for it. Nor need it see what becomes ready while it is under way.
     /// - The order is (`ready_at`, run id, index), in the answer too.
     /// - `ready_at` is the latest of these moments: the run started or resumed, the last dependency
     ///   succeeded, the retry time came, the task was released,
     ///   [`expire_leases`](Self::expire_leases) took it back.
-    /// - A task whose lease has lapsed is not ready until [`expire_leases`](Self::expire_leases) takes it
-    ///   back.
-    /// - Each lease has the asked length, counted from now, and is live when the answer is made. Its fencing
-    ///   token is greater than any that the task had before.
+    /// - A task whose lease has lapsed is not ready until [`expire_leases`](Self::expire_leases)
+    ///   takes it back.
+    /// - Each lease has the asked length, counted from now, and is live when the answer is made.
+    ///   Its fencing token is greater than any that the task had before.
     /// - The cost does not depend on how many tasks wait.
     ///
-    /// An attempt begins: `attempts` grows by one, and `execution_name`, `retry_at` and `started_at` are
-    /// emptied.
+    /// An attempt begins: `attempts` grows by one, and `execution_name`, `retry_at` and
+    /// `started_at` are emptied.
     ///
     /// # Errors
-    /// Only those of the [general rules](crate::Database#general-rules). No ready task is an empty answer.
+    /// Only those of the [general rules](crate::Database#general-rules). No ready task is an empty
+    /// answer.
     ///
     /// # Cancel safety
     /// If the answer is lost, the tasks stay claimed until their leases lapse and
-    /// [`expire_leases`](Self::expire_leases) takes them back. That costs each of them an attempt. A
-    /// task without attempts left then fails.
+    /// [`expire_leases`](Self::expire_leases) takes them back. That costs each of them an attempt.
+    /// A task without attempts left then fails.
     ///
     /// # Example
     /// ```
@@ -502,28 +506,32 @@ pub trait TaskStore: Send + Sync {
 
     /// Renews leases.
     ///
-    /// **T3** A live lease with this token lasts the asked time from now. Any other lease is lost: its token
-    /// is no longer current, it has lapsed (even if nobody has claimed the task since), or its task has
-    /// ended or does not exist. Answers come in the order of the claims. A claim that is listed twice is
-    /// answered twice (**T6**).
+    /// **T3** A live lease with this token lasts the asked time from now. Any other lease is lost:
+    /// its token is no longer current, it has lapsed (even if nobody has claimed the task since),
+    /// or its task has ended or does not exist. Answers come in the order of the claims. A claim
+    /// that is listed twice is answered twice (**T6**).
     ///
     /// # Errors
-    /// Only those of the [general rules](crate::Database#general-rules). A lost lease is an answer, not an error.
+    /// Only those of the [general rules](crate::Database#general-rules). A lost lease is an answer,
+    /// not an error.
     ///
     /// # Cancel safety
     /// All of the leases are renewed or none. Repeating it is safe.
     async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<HeartbeatOutcome>>;
 
-    /// Takes back up to `limit` tasks whose leases have lapsed, the longest lapsed first, then by task id.
+    /// Takes back up to `limit` tasks whose leases have lapsed, the longest lapsed first, then by
+    /// task id.
     ///
     /// **T3**
-    /// - The attempt is spent, as if it had failed. A task with attempts left is pending again, ready from now. One without fails,
-    ///   and its dependents too, as in [`update_tasks`](Self::update_tasks) (T5). Its error is
+    /// - The attempt is spent, as if it had failed. A task with attempts left is pending again,
+    ///   ready from now. One without fails, and its dependents too, as in
+    ///   [`update_tasks`](Self::update_tasks) (T5). Its error is
     ///   [`lease_lapsed_message`](crate::backend::lease_lapsed_message).
     /// - Tasks of paused runs are taken back too, and wait for the run to resume.
     /// - Several callers at once share the work: each task is taken back once.
-    /// - A call need not wait for another that holds such a task or its run, for example a late heartbeat.
-    ///   What the other call holds counts towards the limit and may be left to the next call.
+    /// - A call need not wait for another that holds such a task or its run, for example a late
+    ///   heartbeat. What the other call holds counts towards the limit and may be left to the next
+    ///   call.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
@@ -532,16 +540,18 @@ pub trait TaskStore: Send + Sync {
     /// All of it happened or none. Repeating it is safe.
     async fn expire_leases(&self, limit: Limit) -> Result<ExpiredTasks>;
 
-    /// Ends up to `limit` attempts that have run for too long, the longest overdue first, then by task id.
+    /// Ends up to `limit` attempts that have run for too long, the longest overdue first, then by
+    /// task id.
     ///
     /// **T8**
     /// - An attempt runs from the moment it was reported as `running`, or deferred. It may run for
-    ///   [`timeout_seconds`](Task::timeout_seconds), if the task has any. From then on it is overdue, whoever
-    ///   holds it and however often the lease was renewed.
+    ///   [`timeout_seconds`](Task::timeout_seconds), if the task has any. From then on it is
+    ///   overdue, whoever holds it and however often the lease was renewed.
     /// - This ends the attempt as a failure with the error
-    ///   [`timed_out_message`](crate::backend::timed_out_message). With attempts left the task is ready
-    ///   again from now. Else it fails, and its dependents too, as in [`update_tasks`](Self::update_tasks)
-    ///   (T5). Its lease is over and its open jobs are cancelled (D2).
+    ///   [`timed_out_message`](crate::backend::timed_out_message). With attempts left the task is
+    ///   ready again from now. Else it fails, and its dependents too, as in
+    ///   [`update_tasks`](Self::update_tasks) (T5). Its lease is over and its open jobs are
+    ///   cancelled (D2).
     /// - Until somebody calls this, an overdue attempt may still succeed.
     /// - Several callers at once share the work, as in [`expire_leases`](Self::expire_leases) (T3).
     ///
@@ -554,30 +564,32 @@ pub trait TaskStore: Send + Sync {
 
     /// Reports what became of claimed tasks.
     ///
-    /// - **T4** An item is applied if its claim holds: its token is current and its lease is live. Else the
-    ///   task stays as it is, and the answer is the first of these that is true: the task does not exist
-    ///   (`NotFound`), it has ended (`AlreadyTerminal`, whatever the claim), the lease is lost
-    ///   (`LeaseLost`). A status never moves back: `dispatched` on a running task only records the execution
-    ///   name.
-    /// - **T5** A failure with attempts left makes the task pending again, to be tried after the given delay.
-    ///   A failure without, or one that asks for no retry, makes the task `failed`. In the same transaction
-    ///   every task that depends on it, however far, fails with the error
-    ///   [`dependency_failed_message`](crate::backend::dependency_failed_message). That error names this
-    ///   task, or the one with the lowest index if several fail at once.
-    /// - **T6** Each item stands for itself: one that is not applied does not touch the others. Items about
-    ///   one task take effect one after the other, in the order that [`TaskUpdates`] gives. An empty batch
-    ///   is an empty answer.
-    /// - **T7** Repeating a batch after its answer was lost changes nothing more. What had ended is answered
-    ///   `AlreadyTerminal`, what had gone back to pending `LeaseLost`. So a repeated success reads
-    ///   `AlreadyTerminal { status: Success }`, and whoever repeats takes that for done.
-    /// - **R3** A run ends in the very transaction in which its last task ends: `success` if all tasks
-    ///   succeeded, else `failed`. The answer names the runs that ended.
+    /// - **T4** An item is applied if its claim holds: its token is current and its lease is live.
+    ///   Else the task stays as it is, and the answer is the first of these that is true: the task
+    ///   does not exist (`NotFound`), it has ended (`AlreadyTerminal`, whatever the claim), the
+    ///   lease is lost (`LeaseLost`). A status never moves back: `dispatched` on a running task
+    ///   only records the execution name.
+    /// - **T5** A failure with attempts left makes the task pending again, to be tried after the
+    ///   given delay. A failure without, or one that asks for no retry, makes the task `failed`. In
+    ///   the same transaction every task that depends on it, however far, fails with the error
+    ///   [`dependency_failed_message`](crate::backend::dependency_failed_message). That error names
+    ///   this task, or the one with the lowest index if several fail at once.
+    /// - **T6** Each item stands for itself: one that is not applied does not touch the others.
+    ///   Items about one task take effect one after the other, in the order that [`TaskUpdates`]
+    ///   gives. An empty batch is an empty answer.
+    /// - **T7** Repeating a batch after its answer was lost changes nothing more. What had ended is
+    ///   answered `AlreadyTerminal`, what had gone back to pending `LeaseLost`. So a repeated
+    ///   success reads `AlreadyTerminal { status: Success }`, and whoever repeats takes that for
+    ///   done.
+    /// - **R3** A run ends in the very transaction in which its last task ends: `success` if all
+    ///   tasks succeeded, else `failed`. The answer names the runs that ended.
     ///
-    /// Success keeps the output, clears `error`, and lets dependents become ready. A release takes the
-    /// attempt back and makes the task ready from now.
+    /// Success keeps the output, clears `error`, and lets dependents become ready. A release takes
+    /// the attempt back and makes the task ready from now.
     ///
     /// # Errors
-    /// Only those of the [general rules](crate::Database#general-rules). An item that is not applied is an answer, not an error.
+    /// Only those of the [general rules](crate::Database#general-rules). An item that is not
+    /// applied is an answer, not an error.
     ///
     /// # Cancel safety
     /// The whole batch is applied or nothing of it. Repeating it is safe (T7).
@@ -589,8 +601,8 @@ pub trait TaskStore: Send + Sync {
     /// `NotFound`.
     async fn get_task(&self, id: TaskId) -> Result<TaskDetail>;
 
-    /// The tasks of a run in the order of its DAG (**G6**). The key is the index. A run has no tasks before
-    /// it is started.
+    /// The tasks of a run in the order of its DAG (**G6**). The key is the index. A run has no
+    /// tasks before it is started.
     ///
     /// # Errors
     /// `NotFound` for the run.
@@ -598,9 +610,9 @@ pub trait TaskStore: Send + Sync {
 
     /// The outputs of these tasks of a run.
     ///
-    /// **L1** One call for any number of names. Every name that the run has is in the answer, with `None` if
-    /// the task has no output. JSON `null` is an output. A name that the run does not have is left out. One
-    /// that is listed twice is answered once.
+    /// **L1** One call for any number of names. Every name that the run has is in the answer, with
+    /// `None` if the task has no output. JSON `null` is an output. A name that the run does not
+    /// have is left out. One that is listed twice is answered once.
     ///
     /// # Errors
     /// `NotFound` for the run. `InvalidInput` for more than

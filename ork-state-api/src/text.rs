@@ -122,8 +122,9 @@ text!(
 );
 
 impl Text {
-    /// Makes the best of any text, for what must be recorded whatever it holds, such as the error of
-    /// a failed process: NUL becomes U+FFFD, and what is too long is cut with a note that says so.
+    /// Makes the best of any text, for what must be recorded whatever it holds, such as the error
+    /// of a failed process: NUL becomes U+FFFD, and what is too long is cut with a note that says
+    /// so.
     ///
     /// ```
     /// # use ork_state_api::Text;
@@ -149,8 +150,8 @@ impl Default for Text {
 }
 
 impl Label {
-    /// Makes the best of any text, for what must be kept whatever it holds: NUL becomes U+FFFD, what is too long is cut, and an empty one is
-    /// `unknown`.
+    /// Makes the best of any text, for what must be kept whatever it holds: NUL becomes U+FFFD,
+    /// what is too long is cut, and an empty one is `unknown`.
     #[must_use]
     pub fn lossy(text: &str) -> Self {
         let mut clean = text.replace('\0', "\u{fffd}");

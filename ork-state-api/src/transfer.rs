@@ -33,7 +33,8 @@ pub enum Record {
     Job {
         /// As it is read.
         job: DeferredJob,
-        /// Grows with each time that its task was deferred; that of a task which waits for it is the task's token.
+        /// Grows with each time that its task was deferred; that of a task which waits for it is
+        /// the task's token.
         deferral: Token,
         /// A fencing token that is at least that of every claim of it so far.
         token: Token,
@@ -63,8 +64,9 @@ impl Record {
         }
     }
 
-    /// The form in which a backend keeps it until the import is finished: a JSON object with one key, its [kind](Self::kind). Payloads
-    /// are in it as strings, so that what takes it apart need not keep the text of JSON values.
+    /// The form in which a backend keeps it until the import is finished: a JSON object with one
+    /// key, its [kind](Self::kind). Payloads are in it as strings, so that what takes it apart need
+    /// not keep the text of JSON values.
     ///
     /// # Errors
     /// `Internal`, which is not known to happen.
@@ -213,12 +215,14 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
     pairs.map(|pair| Some(digit(*pair.first()?)? << 4 | digit(*pair.get(1)?)?)).collect()
 }
 
-/// How far an import has come: how many records, and a digest of them all, by which it is known whether it may go on.
+/// How far an import has come: how many records, and a digest of them all, by which it is known
+/// whether it may go on.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ImportProgress {
     /// How many records are there.
     pub records: u64,
-    /// The SHA-256 of the digest before the last of them and that one's encoded form, in hexadecimal digits; empty at the beginning.
+    /// The SHA-256 of the digest before the last of them and that one's encoded form, in
+    /// hexadecimal digits; empty at the beginning.
     pub digest: String,
 }
 
@@ -308,15 +312,15 @@ pub fn no_import() -> Error {
     Error::conflict("no import is under way")
 }
 
-/// Takes in what another store holds. Callers use [`copy`](crate::copy::copy), which needs this of the
-/// store it copies to.
+/// Takes in what another store holds. Callers use [`copy`](crate::copy::copy), which needs this of
+/// the store it copies to.
 ///
-/// **M6** Records are kept apart, page by page. Nothing else sees them until the import is finished. Then
-/// all of them become what the store holds, in one transaction. From then on every method answers as the
-/// store did that they came from, and work goes on.
+/// **M6** Records are kept apart, page by page. Nothing else sees them until the import is
+/// finished. Then all of them become what the store holds, in one transaction. From then on every
+/// method answers as the store did that they came from, and work goes on.
 ///
-/// A backend may opt out with [`Capability::Transfer`](crate::Capability::Transfer). All methods are then
-/// `Unsupported`, which is what they answer by default.
+/// A backend may opt out with [`Capability::Transfer`](crate::Capability::Transfer). All methods
+/// are then `Unsupported`, which is what they answer by default.
 #[async_trait]
 pub trait Transfer: Plugin {
     /// How far an import has come; `None` if none is under way.
@@ -342,9 +346,9 @@ pub trait Transfer: Plugin {
     /// Makes what was imported the content of the store. The import is over with it.
     ///
     /// # Errors
-    /// `Conflict` if no import is under way, or if the store has a workflow by now. `Unsupported`. A failure
-    /// has changed nothing (G7). [`copy`](crate::copy::copy) sees to it that the records fit each other, so
-    /// a backend need not check.
+    /// `Conflict` if no import is under way, or if the store has a workflow by now. `Unsupported`.
+    /// A failure has changed nothing (G7). [`copy`](crate::copy::copy) sees to it that the records
+    /// fit each other, so a backend need not check.
     ///
     /// # Cancel safety
     /// Finished or not: it is if no import is under way any more.

@@ -115,8 +115,8 @@ pub enum UpdateOutcome<S = TaskStatus> {
 impl UpdateOutcome {
     /// The status, or an error unless the item about `task` was applied.
     ///
-    /// Not for a batch that is repeated after a lost answer: there `AlreadyTerminal` may mean that the
-    /// first try was applied (T7), and here it is an error.
+    /// Not for a batch that is repeated after a lost answer: there `AlreadyTerminal` may mean that
+    /// the first try was applied (T7), and here it is an error.
     ///
     /// # Errors
     /// `NotFound`, `LeaseLost`, or `InvalidTransition` for a task that has ended.
@@ -171,13 +171,15 @@ impl<S> UpdateReport<S> {
 
 /// A batch of updates that is within the limits.
 ///
-/// Items about one task are applied one after the other. Those under one claim are taken together, at the place of the first
-/// of them; claims come in the order in which they first appear, and each finds what those before it left (**T6**). So with a
-/// stale claim S and the current one C of a task, the batch S, C (which ends it), S is answered `LeaseLost`, `Applied`,
-/// `LeaseLost`, and C, S is answered `Applied`, `AlreadyTerminal`.
+/// Items about one task are applied one after the other. Those under one claim are taken together,
+/// at the place of the first of them; claims come in the order in which they first appear, and each
+/// finds what those before it left (**T6**). So with a stale claim S and the current one C of a
+/// task, the batch S, C (which ends it), S is answered `LeaseLost`, `Applied`, `LeaseLost`, and C,
+/// S is answered `Applied`, `AlreadyTerminal`.
 ///
-/// That is worked out here, once for all backends: [`steps`](Self::steps) has at most one [`UpdateStep`] a claim, and
-/// [`outcomes`](Self::outcomes) turns the steps' outcomes into those of the items.
+/// That is worked out here, once for all backends: [`steps`](Self::steps) has at most one
+/// [`UpdateStep`] a claim, and [`outcomes`](Self::outcomes) turns the steps' outcomes into those of
+/// the items.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskUpdates {
     steps: Vec<UpdateStep>,
@@ -265,13 +267,15 @@ impl TaskUpdates {
         Self { steps, items }
     }
 
-    /// What to apply, in the order in which the claims first appear. Two steps may name one task, with different tokens.
+    /// What to apply, in the order in which the claims first appear. Two steps may name one task,
+    /// with different tokens.
     #[must_use]
     pub fn steps(&self) -> &[UpdateStep] {
         &self.steps
     }
 
-    /// The answers to the items, made of the answers to the [steps](Self::steps), which must be as many.
+    /// The answers to the items, made of the answers to the [steps](Self::steps), which must be as
+    /// many.
     #[must_use]
     pub fn outcomes(&self, steps: &[UpdateOutcome]) -> Vec<UpdateOutcome> {
         debug_assert_eq!(steps.len(), self.steps.len(), "an answer a step");

@@ -18,9 +18,9 @@ fn page_limit() -> Limit {
 /// This is [`Maintenance::verify`](crate::Maintenance::verify) for a backend that has nothing to
 /// add. Violations come in the order of the runs, newest first.
 ///
-/// A row that cannot be read hides as little as can be: the runs after it are checked, but the one just before it may be
-/// missing. A workflow that cannot be read hides those after it by name: their keys are not known. Of a run with such a task
-/// no more is checked than that.
+/// A row that cannot be read hides as little as can be: the runs after it are checked, but the one
+/// just before it may be missing. A workflow that cannot be read hides those after it by name:
+/// their keys are not known. Of a run with such a task no more is checked than that.
 ///
 /// # Errors
 /// What the store's methods fail with, but for `Corrupt`, which is a violation.
@@ -92,15 +92,18 @@ async fn read_ready<S: TaskStore + ?Sized>(store: &S, found: &mut Vec<Violation>
     }
 }
 
-/// For a page that holds a row that cannot be read: half as long, so that the rows before it are seen.
+/// For a page that holds a row that cannot be read: half as long, so that the rows before it are
+/// seen.
 fn halved(limit: Limit) -> Option<Limit> {
     Limit::new(limit.get() / 2).ok()
 }
 
-/// The place in the list of runs just after the row that this error is about and that comes next after `after`.
+/// The place in the list of runs just after the row that this error is about and that comes next
+/// after `after`.
 ///
-/// The error tells the run's id and not when it was created, so that is searched for: from any place before the row the same
-/// error comes, from its own place or later ones another answer. `None` if the error does not tell an id of a run.
+/// The error tells the run's id and not when it was created, so that is searched for: from any
+/// place before the row the same error comes, from its own place or later ones another answer.
+/// `None` if the error does not tell an id of a run.
 async fn past_unreadable<S: RunStore + ?Sized>(
     store: &S,
     after: Option<RunKey>,

@@ -22,7 +22,8 @@ pub struct Watch(Box<dyn WatchSource>);
 /// Where a backend's hints come from.
 #[async_trait]
 pub trait WatchSource: Send {
-    /// Waits until something has happened since the last call, or since the source was made. Several happenings are one hint.
+    /// Waits until something has happened since the last call, or since the source was made.
+    /// Several happenings are one hint.
     ///
     /// # Errors
     /// `Unavailable` when the store has gone for good.
@@ -39,7 +40,8 @@ impl Watch {
         Self(Box::new(source))
     }
 
-    /// Waits until something has happened since the last call, or since the watch began. Several happenings are one hint.
+    /// Waits until something has happened since the last call, or since the watch began. Several
+    /// happenings are one hint.
     ///
     /// # Errors
     /// `Unavailable` when the store has gone for good.

@@ -229,10 +229,12 @@ impl WorkflowFilter {
         Self { name_contains: Some(text) }
     }
 
-    /// Whether a workflow of this name is one of them. For backends: this is the one rule of all searches.
+    /// Whether a workflow of this name is one of them. For backends: this is the one rule of all
+    /// searches.
     ///
-    /// The text is literal (`%`, `_`, `\` and `*` mean themselves), and the case of letters of any script does not matter: both sides are
-    /// compared after Unicode's full lower-casing, as [`str::to_lowercase`] does it. Accents matter.
+    /// The text is literal (`%`, `_`, `\` and `*` mean themselves), and the case of letters of any
+    /// script does not matter: both sides are compared after Unicode's full lower-casing, as
+    /// [`str::to_lowercase`] does it. Accents matter.
     ///
     /// ```
     /// # use ork_state_api::WorkflowFilter;
@@ -313,14 +315,15 @@ impl Snapshot {
 pub trait WorkflowStore: Send + Sync {
     /// Stores a workflow with its DAG.
     ///
-    /// **W1** The workflow and the snapshot of its DAG come into being together. A taken name is refused. If
-    /// two callers create it at once, one of them gets it. Names are case-sensitive.
+    /// **W1** The workflow and the snapshot of its DAG come into being together. A taken name is
+    /// refused. If two callers create it at once, one of them gets it. Names are case-sensitive.
     ///
     /// # Errors
     /// `AlreadyExists` for a taken name.
     ///
     /// # Cancel safety
-    /// The workflow is there whole or not at all. Repeated after a lost answer it is `AlreadyExists`.
+    /// The workflow is there whole or not at all. Repeated after a lost answer it is
+    /// `AlreadyExists`.
     ///
     /// # Example
     /// ```
@@ -345,7 +348,8 @@ pub trait WorkflowStore: Send + Sync {
     /// `NotFound`.
     async fn find_workflow(&self, name: &WorkflowName) -> Result<Workflow>;
 
-    /// Workflows, in the byte order of their names (**G6**): `B` before `a`, whatever the database's collation.
+    /// Workflows, in the byte order of their names (**G6**): `B` before `a`, whatever the
+    /// database's collation.
     ///
     /// # Errors
     /// Only those of the [general rules](crate::Database#general-rules).
@@ -359,9 +363,10 @@ pub trait WorkflowStore: Send + Sync {
 
     /// Changes a workflow.
     ///
-    /// **W2** Everything that is given is replaced together. A DAG becomes the workflow's current snapshot.
-    /// That is a new snapshot, or an earlier one of this workflow with the very same
-    /// [content](Dag::content_hash). Snapshots never change, and runs keep the one they were created with.
+    /// **W2** Everything that is given is replaced together. A DAG becomes the workflow's current
+    /// snapshot. That is a new snapshot, or an earlier one of this workflow with the very same
+    /// [content](Dag::content_hash). Snapshots never change, and runs keep the one they were
+    /// created with.
     ///
     /// # Errors
     /// `NotFound`.
@@ -390,10 +395,11 @@ pub trait WorkflowStore: Send + Sync {
     /// `NotFound`.
     async fn get_snapshot(&self, id: SnapshotId) -> Result<Snapshot>;
 
-    /// Deletes a workflow with its schedule, snapshots, runs, tasks, outputs, logs and deferred jobs.
+    /// Deletes a workflow with its schedule, snapshots, runs, tasks, outputs, logs and deferred
+    /// jobs.
     ///
-    /// **W3** All of it goes or none. It is refused while a run of it is pending, running or paused. A run
-    /// that is created meanwhile either stops the deletion or finds no workflow.
+    /// **W3** All of it goes or none. It is refused while a run of it is pending, running or
+    /// paused. A run that is created meanwhile either stops the deletion or finds no workflow.
     ///
     /// # Errors
     /// `NotFound`. `Conflict` that names a run that has not ended.

@@ -1,4 +1,5 @@
-//! A store that lies in one thing at a time: `observe` must tell every lie, and none of a store that tells the truth.
+//! A store that lies in one thing at a time: `observe` must tell every lie, and none of a store
+//! that tells the truth.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -36,7 +37,8 @@ fn unexpected<T>() -> Result<T> {
     Err(Error::internal("observe has no use for this method"))
 }
 
-/// The rows after a key, in the order in which they lie here. Like a backend, it reads one row more than it was asked for.
+/// The rows after a key, in the order in which they lie here. Like a backend, it reads one row more
+/// than it was asked for.
 fn page<T: Clone, K: PartialOrd>(
     rows: &[T],
     request: &PageRequest<K>,
@@ -192,8 +194,8 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_micros(1_767_225_600_000_000 + second * 1_000_000).unwrap()
 }
 
-/// Two workflows and three runs, newest first: one is running (a success, a claimed task, a ready one and one that waits), one
-/// succeeded, one failed. All is as it must be.
+/// Two workflows and three runs, newest first: one is running (a success, a claimed task, a ready
+/// one and one that waits), one succeeded, one failed. All is as it must be.
 fn truth() -> Fake {
     let spec = |name: &str, after: &[&str]| {
         TaskSpec::new(name.parse().unwrap(), "process".parse().unwrap())

@@ -38,10 +38,12 @@ impl Case {
 
 /// Writes cases: rules, name and body, or one body for a table of rows.
 ///
-/// A backend may have cases of its own, in its `tests/conformance.rs`: they run after the same rules as the suite's, each on a fresh
-/// store, with the verification after it, and count for the level. Whatever a backend promises beyond the contract is worth one.
+/// A backend may have cases of its own, in its `tests/conformance.rs`: they run after the same
+/// rules as the suite's, each on a fresh store, with the verification after it, and count for the
+/// level. Whatever a backend promises beyond the contract is worth one.
 ///
-/// A case with `heavy` after its rules takes long: `cargo test` runs it only with `-- --include-ignored`, and says so.
+/// A case with `heavy` after its rules takes long: `cargo test` runs it only with `--
+/// --include-ignored`, and says so.
 ///
 /// ```
 /// use ork_state_conformance::case;

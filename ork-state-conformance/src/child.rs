@@ -1,4 +1,5 @@
-//! Other processes: a case starts this very program again, in a role. What a role does is in `roles.rs`.
+//! Other processes: a case starts this very program again, in a role. What a role does is in
+//! `roles.rs`.
 
 use std::process::Stdio;
 
@@ -13,7 +14,8 @@ pub(crate) const ROLE: &str = "ORK_STATE_CONFORMANCE_CHILD";
 /// What a child does.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Role {
-    /// Says `ready`, waits for a line, then claims in batches and completes until nothing is ready. Prints each claimed task's id.
+    /// Says `ready`, waits for a line, then claims in batches and completes until nothing is ready.
+    /// Prints each claimed task's id.
     WorkOff {
         /// The store.
         url: String,
@@ -36,7 +38,8 @@ pub(crate) enum Role {
         /// Of this workflow.
         workflow: WorkflowId,
     },
-    /// Takes workflows from their creation to their deletion, for ever, telling each step as a [`Told`]: to be killed.
+    /// Takes workflows from their creation to their deletion, for ever, telling each step as a
+    /// [`Told`]: to be killed.
     LiveOn {
         /// The store.
         url: String,
@@ -56,7 +59,8 @@ pub(crate) enum Role {
         /// How long each is, with its end.
         lengths: Vec<usize>,
     },
-    /// Makes the calls that it is asked for, as [`processes`](crate::traces) has them, at this time.
+    /// Makes the calls that it is asked for, as [`processes`](crate::traces) has them, at this
+    /// time.
     Answer {
         /// The store.
         url: String,
@@ -77,7 +81,8 @@ pub(crate) enum Role {
     },
 }
 
-/// What a child that lives on says: each line is one of these, as JSON, printed when the store has acknowledged it.
+/// What a child that lives on says: each line is one of these, as JSON, printed when the store has
+/// acknowledged it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Told {
     /// A workflow was created.
@@ -163,7 +168,8 @@ impl ChildProcess {
         drop(self.process.stdin.take());
     }
 
-    /// Kills it with SIGKILL, waits until it is gone, and gives what it had said by then and nobody had read.
+    /// Kills it with SIGKILL, waits until it is gone, and gives what it had said by then and nobody
+    /// had read.
     pub(crate) async fn kill(mut self) -> std::io::Result<Vec<String>> {
         self.process.kill().await?;
         let mut rest = Vec::new();

@@ -15,8 +15,9 @@ use crate::child::{ChildProcess, Role, Told};
 use crate::ctx::work_off;
 use crate::{CaseResult, Ctx, LEASE, ServerFailure};
 
-/// How often a store is asked whether it is sound (rule M4): a server may be at the last call of a process that is dead already, and what changes while it is
-/// looked at may be reported wrongly. What is really wrong stays so.
+/// How often a store is asked whether it is sound (rule M4): a server may be at the last call of a
+/// process that is dead already, and what changes while it is looked at may be reported wrongly.
+/// What is really wrong stays so.
 const ASKED: usize = 10;
 
 /// How often writers died, and what the store had acknowledged to them by then.
@@ -77,7 +78,8 @@ impl<'a> Survivor<'a> {
             Some(failure) => {
                 let mut failing = std::pin::pin!(self.t.fixture().fail_server(failure));
                 loop {
-                    // It goes on writing meanwhile, also when it has more to say than a pipe holds. That it ends when the server does is no failure.
+                    // It goes on writing meanwhile, also when it has more to say than a pipe holds.
+                    // That it ends when the server does is no failure.
                     tokio::select! {
                         failed = &mut failing => break failed?,
                         Ok(Some(line)) = child.line() => said.push(line),
@@ -97,7 +99,8 @@ impl<'a> Survivor<'a> {
         Ok(())
     }
 
-    /// What every other process finds now: nothing half done, and all that was acknowledged since the last look.
+    /// What every other process finds now: nothing half done, and all that was acknowledged since
+    /// the last look.
     pub(crate) async fn check(&mut self) -> CaseResult {
         // On real time like the children: for the case's clock what they made ready is not yet.
         let db = self.t.connect(self.t.url()).await?;
@@ -127,8 +130,8 @@ impl<'a> Survivor<'a> {
         Ok(())
     }
 
-    /// All that was ever acknowledged is there still, and work goes on: what was claimed comes back, what was not started is started, and all of it
-    /// ends.
+    /// All that was ever acknowledged is there still, and work goes on: what was claimed comes
+    /// back, what was not started is started, and all of it ends.
     pub(crate) async fn finish(self) -> Result<Crashes, Box<dyn std::error::Error + Send + Sync>> {
         let db = self.t.reopen().await?;
         self.look_for(&self.told, &*db).await?;

@@ -14,8 +14,8 @@ use crate::runtime::block_on;
 use crate::traces::{Histories, Traces, drawn, seed_of};
 use crate::{Ctx, Facts, Fixture, ServerFailure};
 
-/// At most so many steps a trace. Short ones begin anew often, and one that shows a difference is soon cut down; in a long one, of which there is one in
-/// [`ONE_IN`], a store grows old.
+/// At most so many steps a trace. Short ones begin anew often, and one that shows a difference is
+/// soon cut down; in a long one, of which there is one in [`ONE_IN`], a store grows old.
 const SHORT: usize = 150;
 const LONG: usize = 2000;
 const ONE_IN: u64 = 4;
@@ -26,7 +26,8 @@ const DEATHS: usize = 10;
 /// Seeds have so many bits: more are rounded by what reads JSON as JavaScript does.
 const SEEDS: u64 = (1 << 53) - 1;
 
-/// A piece that takes longer has hung: they take seconds, but for one that is being cut down to its shortest form.
+/// A piece that takes longer has hung: they take seconds, but for one that is being cut down to its
+/// shortest form.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// What a deep run is made of.
@@ -59,7 +60,8 @@ impl DeepKind {
 /// What to run, and for how long.
 #[derive(Debug, Clone)]
 pub struct Deep {
-    /// Where chance comes from. Each piece of a run has a seed of its own; that of the first is this one.
+    /// Where chance comes from. Each piece of a run has a seed of its own; that of the first is
+    /// this one.
     pub seed: u64,
     /// No new piece begins after this time; but there is at least one of each kind and backend.
     pub time: Duration,
@@ -67,7 +69,8 @@ pub struct Deep {
     pub threads: usize,
     /// Of which kinds.
     pub kinds: Vec<DeepKind>,
-    /// The command that runs one piece again: of its kind, its backend unless it is about all, and its seed.
+    /// The command that runs one piece again: of its kind, its backend unless it is about all, and
+    /// its seed.
     pub replay: fn(kind: DeepKind, backend: Option<&str>, seed: u64) -> String,
 }
 
@@ -123,7 +126,8 @@ pub struct Finding {
     pub seed: u64,
     /// What was seen.
     pub message: String,
-    /// The command that runs the piece again. What depends on how processes met may need it several times.
+    /// The command that runs the piece again. What depends on how processes met may need it several
+    /// times.
     pub replay: String,
 }
 
@@ -160,7 +164,8 @@ struct Run<'a> {
 }
 
 impl Deep {
-    /// Runs pieces over these fixtures until the time is over, and tells about it as it goes. A finding does not end it.
+    /// Runs pieces over these fixtures until the time is over, and tells about it as it goes. A
+    /// finding does not end it.
     pub fn run(
         &self,
         fixtures: &[Arc<dyn Fixture>],
@@ -319,7 +324,8 @@ async fn outlive(fixture: Arc<dyn Fixture>, seed: u64, deaths: Vec<Death>) -> Re
     })
 }
 
-/// How processes die over one store. In three of ten stores the last of them has its server fail, where there is one.
+/// How processes die over one store. In three of ten stores the last of them has its server fail,
+/// where there is one.
 fn drawn_deaths(seed: u64) -> Vec<Death> {
     let failure = proptest::sample::select(vec![
         ServerFailure::Crash,

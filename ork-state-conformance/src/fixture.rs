@@ -44,8 +44,8 @@ pub trait Fixture: Send + Sync {
         linked(self.backend())
     }
 
-    /// Opens a store at a URL of this backend. To be overridden where that is not what its plugin does, such as for a store with a
-    /// [layer](ork_state_api::layer) around it.
+    /// Opens a store at a URL of this backend. To be overridden where that is not what its plugin
+    /// does, such as for a store with a [layer](ork_state_api::layer) around it.
     async fn connect(&self, options: ConnectOptions) -> Result<Arc<dyn Database>> {
         Registry::linked()?.connect(options).await
     }
@@ -55,8 +55,9 @@ pub trait Fixture: Send + Sync {
         None
     }
 
-    /// Has what serves the stores fail, for all of them, and waits until it serves again. Says `false` if that cannot be done, because there
-    /// is no server, or it is not the suite's to break.
+    /// Has what serves the stores fail, for all of them, and waits until it serves again. Says
+    /// `false` if that cannot be done, because there is no server, or it is not the suite's to
+    /// break.
     async fn fail_server(&self, failure: ServerFailure) -> Result<bool> {
         let _ = failure;
         Ok(false)
@@ -89,13 +90,15 @@ pub trait TestStore: Send + Sync {
     /// The URL to open it with, as often as wanted and from any process.
     fn url(&self) -> String;
 
-    /// Has it left in place when it is dropped, for a person to look at after a failure, and says where it is.
+    /// Has it left in place when it is dropped, for a person to look at after a failure, and says
+    /// where it is.
     fn keep(&self) -> Option<String> {
         None
     }
 
-    /// Puts something into the store, past the backend, that no backend would write (rules G8, M1, M4). Says `false` if that
-    /// cannot be done, because what the store keeps can hold no such thing.
+    /// Puts something into the store, past the backend, that no backend would write (rules G8, M1,
+    /// M4). Says `false` if that cannot be done, because what the store keeps can hold no such
+    /// thing.
     async fn damage(&self, damage: Damage) -> Result<bool> {
         let _ = damage;
         Ok(false)
@@ -114,13 +117,16 @@ pub enum Damage {
     TaskName(TaskId),
     /// The snapshot's tasks become the JSON `{}`, which is no DAG.
     Dag(SnapshotId),
-    /// The task's list of dependencies becomes one that cannot be read: no JSON, or with a name in it that is none.
+    /// The task's list of dependencies becomes one that cannot be read: no JSON, or with a name in
+    /// it that is none.
     DependsOn(TaskId),
     /// The run's count of unfinished tasks becomes one more than it has; all else stays.
     RunCount(RunId),
-    /// The run becomes a success that finished when it was created; its tasks stay as they are, and alive.
+    /// The run becomes a success that finished when it was created; its tasks stay as they are, and
+    /// alive.
     RunEnded(RunId),
-    /// The store's schema becomes one that is newer than the code: at least one step is recorded that it does not know.
+    /// The store's schema becomes one that is newer than the code: at least one step is recorded
+    /// that it does not know.
     NewerSchema,
 }
 
@@ -156,7 +162,8 @@ impl<F: Fn(&Path) -> String + Send + Sync> DirectoryFixture<F> {
         Self { backend, url, damage: None }
     }
 
-    /// Says how a store of this backend is damaged, so that the cases of rules G8, M1 and M4 that need it apply.
+    /// Says how a store of this backend is damaged, so that the cases of rules G8, M1 and M4 that
+    /// need it apply.
     #[must_use]
     pub const fn with_damage(mut self, damage: DamageDirectory) -> Self {
         self.damage = Some(damage);

@@ -18,21 +18,24 @@ use crate::{
     run_case, run_if_child,
 };
 
-/// Names backends, by commas, that must be there: `ORK_STATE_REQUIRE=postgres`. Without it a backend whose stores cannot
-/// be had shows as one ignored test that says why.
+/// Names backends, by commas, that must be there: `ORK_STATE_REQUIRE=postgres`. Without it a
+/// backend whose stores cannot be had shows as one ignored test that says why.
 pub const REQUIRE: &str = "ORK_STATE_REQUIRE";
 
 /// The seed of what cases leave to chance, a number; [`chosen_seed`] reads it.
 pub const SEED: &str = "ORK_STATE_SEED";
 
-/// Names a directory that [`run_tests`] writes its report into: `ORK_STATE_REPORT=report cargo test --test conformance`.
+/// Names a directory that [`run_tests`] writes its report into: `ORK_STATE_REPORT=report cargo test
+/// --test conformance`.
 pub const REPORT: &str = "ORK_STATE_REPORT";
 
-/// Has [`run_tests`] make a [deep run](Deep) instead of running the cases: `ORK_STATE_DEEP=30 cargo test --test conformance` for half an hour. After the minutes
-/// there may be a kind, and then a backend, as in `ORK_STATE_DEEP="5 histories mine"`.
+/// Has [`run_tests`] make a [deep run](Deep) instead of running the cases: `ORK_STATE_DEEP=30 cargo
+/// test --test conformance` for half an hour. After the minutes there may be a kind, and then a
+/// backend, as in `ORK_STATE_DEEP="5 histories mine"`.
 pub const DEEP: &str = "ORK_STATE_DEEP";
 
-/// How many seconds a case may take: one that is still running then is *timed out*. [`TIME_LIMIT`] by default.
+/// How many seconds a case may take: one that is still running then is *timed out*. [`TIME_LIMIT`]
+/// by default.
 pub const LIMIT: &str = "ORK_STATE_CASE_LIMIT";
 
 /// What says that a heavy case did not run.
@@ -55,7 +58,8 @@ pub struct BadNumber {
 pub fn chosen_seed() -> Result<u64, BadNumber> {
     match std::env::var_os(SEED) {
         Some(given) => read(SEED, &given.to_string_lossy()),
-        // The standard library's hasher is keyed by chance. 53 bits: more are rounded by what reads JSON as JavaScript does.
+        // The standard library's hasher is keyed by chance. 53 bits: more are rounded by what reads
+        // JSON as JavaScript does.
         None => Ok(RandomState::new().hash_one(()) >> 11),
     }
 }
@@ -77,8 +81,8 @@ fn read(variable: &'static str, given: &str) -> Result<u64, BadNumber> {
 
 /// Runs all cases over these fixtures as tests. [`main!`](crate::main) calls it.
 ///
-/// It ends by saying what each backend comes to; [`REPORT`] has it write the whole report. Under nextest, where every case is a process of
-/// its own, there is neither.
+/// It ends by saying what each backend comes to; [`REPORT`] has it write the whole report. Under
+/// nextest, where every case is a process of its own, there is neither.
 #[must_use]
 pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
     run_if_child();
@@ -239,7 +243,8 @@ pub fn replay_by_test(backend: &str, case: &str, seed: u64) -> String {
 /// A test of a backend's own: what it is called, and what it does.
 pub type OwnTest = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()> + Send>>);
 
-/// Runs a backend's own tests, which need stores of this fixture as the cases do. [`own_tests_main!`](crate::own_tests_main) calls it.
+/// Runs a backend's own tests, which need stores of this fixture as the cases do.
+/// [`own_tests_main!`](crate::own_tests_main) calls it.
 #[must_use]
 pub fn run_own_tests(fixture: &dyn Fixture, tests: &[OwnTest]) -> ExitCode {
     let arguments = Arguments::from_args();

@@ -58,7 +58,8 @@ pub mod __private {
 
 /// The `main` of a test that runs the suite: `tests/conformance.rs`, with `harness = false`.
 ///
-/// It names the backend's crate, which links its plugin, and takes the fixtures of the backends in it.
+/// It names the backend's crate, which links its plugin, and takes the fixtures of the backends in
+/// it.
 ///
 /// ```ignore
 /// ork_state_conformance::main!(my_backend, Arc::new(UrlFixture::new("mine", "mine:")));
@@ -83,10 +84,12 @@ macro_rules! own_tests {
     };
 }
 
-/// The `main` of a test program with `harness = false` of a backend whose stores need something that may not be there, such as a server.
+/// The `main` of a test program with `harness = false` of a backend whose stores need something
+/// that may not be there, such as a server.
 ///
-/// It takes a `&dyn Fixture` and the modules that have [`own_tests!`](crate::own_tests). Where no store can be had they show as one ignored
-/// test that says why, or as a failed one if [`REQUIRE`] names the backend: they never pass unseen.
+/// It takes a `&dyn Fixture` and the modules that have [`own_tests!`](crate::own_tests). Where no
+/// store can be had they show as one ignored test that says why, or as a failed one if [`REQUIRE`]
+/// names the backend: they never pass unseen.
 ///
 /// ```ignore
 /// mod failover;

@@ -38,8 +38,9 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Runs the cases of a report again, from its seed, over the backends in it, and compares: the same cases are there, with the same verdicts,
-/// and come to the same level. How long they took, and what exactly a failure said, may differ. The kill matrix is not made again.
+/// Runs the cases of a report again, from its seed, over the backends in it, and compares: the same
+/// cases are there, with the same verdicts, and come to the same level. How long they took, and
+/// what exactly a failure said, may differ. The kill matrix is not made again.
 ///
 /// A backend of the report for which there is no fixture is a difference too.
 pub fn repeat(
@@ -76,7 +77,8 @@ pub fn repeat(
     Repeated { report, differences }
 }
 
-/// The cases that a whole report does not know: the suite has got them since, so its levels cannot be come to again.
+/// The cases that a whole report does not know: the suite has got them since, so its levels cannot
+/// be come to again.
 fn newer_cases(then: &Report) -> Vec<Difference> {
     let known: BTreeSet<&str> =
         then.backends.iter().flat_map(|backend| &backend.cases).map(|case| case.name.as_str()).collect();

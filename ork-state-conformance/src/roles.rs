@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use crate::child::{PlayResult, ROLE, Role, Told, wait_for_release};
 use crate::ctx::{LEASE, connect, dag};
 
-/// If this process was started as a child, does what it is for and ends. To be called first in `main` of every program that
-/// runs cases.
+/// If this process was started as a child, does what it is for and ends. To be called first in
+/// `main` of every program that runs cases.
 pub fn run_if_child() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let code = match play(&role) {

@@ -29,7 +29,8 @@ pub(crate) struct Manner {
 impl Manner {
     /// As a backend's author wants it.
     pub(crate) const THOROUGH: Self = Self { patience: TIME_LIMIT, threads: 2, shrinks: true };
-    /// For many runs over the model: it answers under a lock, and hands over only where a fault has it.
+    /// For many runs over the model: it answers under a lock, and hands over only where a fault has
+    /// it.
     pub(crate) const QUICK: Self = Self { threads: 1, shrinks: false, ..Self::THOROUGH };
 }
 
@@ -44,13 +45,14 @@ pub enum Verdict {
         /// What was seen.
         message: String,
     },
-    /// The case was still running at its time limit. It hangs, or the machine is slow: neither is known.
+    /// The case was still running at its time limit. It hangs, or the machine is slow: neither is
+    /// known.
     TimedOut {
         /// The limit, in milliseconds.
         limit: u64,
     },
-    /// The case has nothing to check here: the backend declares that it lacks what the case needs, or its stores cannot
-    /// get into the state that the case is about.
+    /// The case has nothing to check here: the backend declares that it lacks what the case needs,
+    /// or its stores cannot get into the state that the case is about.
     NotApplicable {
         /// Why.
         reason: String,
@@ -111,7 +113,8 @@ pub struct CaseReport {
 
 /// Runs a case in a runtime of its own, against a fresh store, and has the store verified after it.
 ///
-/// What a case leaves to chance comes from the seed. It is given up at the time limit. Blocks; not to be called from async code.
+/// What a case leaves to chance comes from the seed. It is given up at the time limit. Blocks; not
+/// to be called from async code.
 #[must_use]
 pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64, limit: Duration) -> CaseReport {
     run_case_so(Manner { patience: limit, ..Manner::THOROUGH }, fixture, case, seed)
@@ -195,7 +198,8 @@ fn fail(message: String) -> Verdict {
     Verdict::Failed { message }
 }
 
-/// Runs a future in a runtime of its own, for as long as it may take. Its panic is an error like any other.
+/// Runs a future in a runtime of its own, for as long as it may take. Its panic is an error like
+/// any other.
 pub(crate) fn guarded<T: Send + 'static>(
     patience: Duration,
     future: impl Future<Output = Result<T, String>> + Send + 'static,
@@ -247,8 +251,8 @@ async fn in_fresh_store(
     result
 }
 
-/// Rule M4 after every case, on what another process would see: what the backend itself finds, and what shows in its answers,
-/// so that a backend that finds nothing is not taken at its word.
+/// Rule M4 after every case, on what another process would see: what the backend itself finds, and
+/// what shows in its answers, so that a backend that finds nothing is not taken at its word.
 async fn verify(ctx: &Ctx) -> Result<(), String> {
     let durable = ctx.backend().capabilities.has(Capability::Durable);
     let db = if durable {

@@ -15,7 +15,8 @@ pub struct Suite {
     pub filter: Option<String>,
     /// How many cases run at the same time.
     pub threads: usize,
-    /// How long a case may take: one that is still running then is *timed out*. [`TIME_LIMIT`](crate::TIME_LIMIT) unless you know better.
+    /// How long a case may take: one that is still running then is *timed out*.
+    /// [`TIME_LIMIT`](crate::TIME_LIMIT) unless you know better.
     pub limit: Duration,
     /// Where chance comes from in cases that leave something to it: the same seed, the same course.
     pub seed: u64,
@@ -45,7 +46,8 @@ pub enum Event<'a> {
 }
 
 impl Suite {
-    /// Runs the cases over each fixture, one backend after the other, and tells about it as it goes.
+    /// Runs the cases over each fixture, one backend after the other, and tells about it as it
+    /// goes.
     pub fn run(&self, fixtures: &[Arc<dyn Fixture>], on_event: &(dyn Fn(Event<'_>) + Sync)) -> Report {
         let matches = |case: &Case| self.filter.as_deref().is_none_or(|filter| case.name.contains(filter));
         self.run_chosen(fixtures, &|_, case| matches(case), on_event)

@@ -1,4 +1,5 @@
-//! What there must be of faults. Whether each is caught takes a minute: `cargo xtask conformance --faults`.
+//! What there must be of faults. Whether each is caught takes a minute: `cargo xtask conformance
+//! --faults`.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,6 @@
-//! What has gone wrong in stores of this kind that are in use, each with what would find it here: cases of the suite, which hold every backend to
-//! it, or a test of the crate that alone can have it.
+//! What has gone wrong in stores of this kind that are in use, each with what would find it here:
+//! cases of the suite, which hold every backend to it, or a test of the crate that alone can have
+//! it.
 
 use std::collections::BTreeSet;
 use std::fs;

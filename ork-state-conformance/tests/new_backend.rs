@@ -1,4 +1,5 @@
-//! A new crate, outside the workspace: it compiles without a warning, registers itself, and fails what is not written yet and nothing else.
+//! A new crate, outside the workspace: it compiles without a warning, registers itself, and fails
+//! what is not written yet and nothing else.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
 
@@ -44,7 +45,8 @@ fn a_new_crate_fails_what_is_not_written_yet_and_nothing_else() {
         }
     }
     assert_eq!(verdicts.len(), plan.cases().iter().map(Vec::len).sum::<usize>());
-    // A few are green because they want an error or cannot have their damage; the rest says what is missing.
+    // A few are green because they want an error or cannot have their damage; the rest says what is
+    // missing.
     assert!(failed * 10 > core * 8, "{failed} of {core}");
     let says_so = said.matches("is not written yet").count();
     assert!(says_so >= failed, "{says_so} of {failed}");

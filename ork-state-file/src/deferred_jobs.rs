@@ -80,7 +80,8 @@ fn update_jobs(tx: &mut Transaction<'_>, updates: &JobUpdates) -> Result<UpdateR
     Ok(UpdateReport::new(outcomes?, settle(tx, &ended)))
 }
 
-/// Applies one item. A task that it ended is added to `ended`, to be settled with the others of the batch.
+/// Applies one item. A task that it ended is added to `ended`, to be settled with the others of the
+/// batch.
 fn update_job(
     tx: &mut Transaction<'_>,
     update: &JobUpdate,

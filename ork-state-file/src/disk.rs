@@ -1,5 +1,5 @@
-//! What makes writes last. Everything that is to be there after the power was gone goes through here, so that a test sees a disk that
-//! forgets all else.
+//! What makes writes last. Everything that is to be there after the power was gone goes through
+//! here, so that a test sees a disk that forgets all else.
 
 use std::fs::{DirBuilder, File};
 use std::io;

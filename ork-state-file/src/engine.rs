@@ -1,9 +1,9 @@
-//! One thread that owns the state: calls come to it through a queue and are answered when what they saw
-//! is on disk.
+//! One thread that owns the state: calls come to it through a queue and are answered when what they
+//! saw is on disk.
 //!
-//! All calls that are waiting are taken together: one lock, one write, one sync for all of them (group
-//! commit). None is answered before the commit, readers included, so nothing is seen that could still be
-//! lost. A caller that goes away does not stop its call (rule G9).
+//! All calls that are waiting are taken together: one lock, one write, one sync for all of them
+//! (group commit). None is answered before the commit, readers included, so nothing is seen that
+//! could still be lost. A caller that goes away does not stop its call (rule G9).
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +26,8 @@ use crate::watch::{Hints, JournalWatcher, LookSoon, Source};
 /// Most calls that share a commit: what one of them may have to wait for.
 const MAX_GROUP: usize = 256;
 
-/// When the other calls of a group took longer, what hands out leases waits for the next commit: else the leases would run out
-/// while the group is written (rule T2).
+/// When the other calls of a group took longer, what hands out leases waits for the next commit:
+/// else the leases would run out while the group is written (rule T2).
 const SOON: Duration = Duration::from_millis(10);
 
 /// What a call does with the store.
@@ -37,7 +37,8 @@ pub(crate) enum Access {
     Read,
     /// It may change something: other processes are kept out.
     Write,
-    /// It changes something and hands out leases, which are counted from when it runs: its answer must not wait long.
+    /// It changes something and hands out leases, which are counted from when it runs: its answer
+    /// must not wait long.
     Lease,
 }
 
@@ -130,8 +131,8 @@ impl Engine {
         }
     }
 
-    /// Runs the calls and commits what they changed. If it fails nothing has changed, for any of them. Says how many calls that were:
-    /// all of them, but perhaps those that hand out leases.
+    /// Runs the calls and commits what they changed. If it fails nothing has changed, for any of
+    /// them. Says how many calls that were: all of them, but perhaps those that hand out leases.
     fn serve_group(&mut self, group: &mut [Box<dyn Call>]) -> (usize, Result<()>) {
         group.iter().for_each(|call| call.taken());
         let writes = group.iter().any(|call| call.access() != Access::Read);

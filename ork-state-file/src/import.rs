@@ -1,7 +1,8 @@
-//! Takes over a directory that Ork wrote before ork-state: a JSON file an entity, written in place, without a version.
+//! Takes over a directory that Ork wrote before ork-state: a JSON file an entity, written in place,
+//! without a version.
 //!
-//! The old files are read and left as they are. What rules compute from rows (counts, edges, what is ready) is computed; what cannot be had as it
-//! was is told of by id, and what became of it.
+//! The old files are read and left as they are. What rules compute from rows (counts, edges, what
+//! is ready) is computed; what cannot be had as it was is told of by id, and what became of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -22,7 +23,8 @@ use uuid::Uuid;
 use crate::change::{Change, NewJob, NewTask, TaskPatch};
 use crate::error::io_at;
 
-/// Whether a directory holds files of Ork's. One of a legacy state store has a directory `runs` too, and is another thing.
+/// Whether a directory holds files of Ork's. One of a legacy state store has a directory `runs`
+/// too, and is another thing.
 pub(crate) fn is_orks(directory: &Path) -> bool {
     ["workflows", "tasks"].iter().any(|name| directory.join(name).is_dir())
 }
@@ -196,7 +198,8 @@ impl Import {
         self.out.adjusted.push(Violation::new(rule, entity, problem));
     }
 
-    /// All entities of a kind, by the names of their files. One that cannot be read stays in its file and is told of.
+    /// All entities of a kind, by the names of their files. One that cannot be read stays in its
+    /// file and is told of.
     fn read_all<T: DeserializeOwned>(&mut self, directory: &Path, kind: &str) -> Result<Vec<T>> {
         let folder = directory.join(kind);
         let entries = match fs::read_dir(&folder) {
@@ -477,7 +480,8 @@ impl Import {
         for row in &mut rows {
             self.jobs(row, jobs.remove(&row.old.id).unwrap_or_default());
         }
-        // A claimed task that waits for no job has a lease, which has lapsed: nobody holds it as far as we know.
+        // A claimed task that waits for no job has a lease, which has lapsed: nobody holds it as
+        // far as we know.
         for row in rows.iter_mut().filter(|row| row.task.status.is_claimed()) {
             row.token = Token::from_stored(1);
             if row.task.open_jobs == 0 {
@@ -510,7 +514,8 @@ impl Import {
         self.out.transactions.push(changes);
     }
 
-    /// The tasks of a run by their places, with dependencies that are there. What cannot be had as it was is told of.
+    /// The tasks of a run by their places, with dependencies that are there. What cannot be had as
+    /// it was is told of.
     fn tasks(&mut self, run: &Run, old: Vec<OldTask>) -> Vec<Row> {
         let mut used: BTreeSet<TaskName> = BTreeSet::new();
         let mut renamed: HashMap<String, TaskName> = HashMap::new();
@@ -764,7 +769,8 @@ impl Import {
         };
     }
 
-    /// A task's deferred jobs: those that are open belong to the running attempt; of a task that does not run they are over.
+    /// A task's deferred jobs: those that are open belong to the running attempt; of a task that
+    /// does not run they are over.
     fn jobs(&mut self, row: &mut Row, mut old: Vec<OldJob>) {
         old.sort_by(|a, b| (&a.created_at, a.id).cmp(&(&b.created_at, b.id)));
         for (index, old) in (0_u32..).zip(old) {

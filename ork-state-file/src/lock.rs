@@ -62,7 +62,8 @@ pub(crate) fn wait(
                 return Err(Error::unavailable(format!("{} was locked for {waited:?}", path.display()))
                     .with_hint("Another process is writing, or hangs: `fuser -v` on this file tells which"));
             }
-            // There is no waiting for a lock with a time limit; the pause stays far below one fsync.
+            // There is no waiting for a lock with a time limit; the pause stays far below one
+            // fsync.
             None => {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(1));

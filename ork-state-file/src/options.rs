@@ -116,8 +116,9 @@ impl FileOptions {
     /// Opens the store, reading all of it. It does not migrate.
     ///
     /// # Errors
-    /// `Unavailable` when the directory cannot be read or written, `Corrupt` with the file and offset of what cannot be
-    /// understood, `SchemaMismatch` for a newer format, `Conflict` for a directory of an older Ork.
+    /// `Unavailable` when the directory cannot be read or written, `Corrupt` with the file and
+    /// offset of what cannot be understood, `SchemaMismatch` for a newer format, `Conflict` for a
+    /// directory of an older Ork.
     pub async fn connect(self) -> Result<FileDatabase> {
         let backend = if self.directory.is_some() { &BACKEND } else { &MEMORY_BACKEND };
         let (lock_timeout, sync) = (self.lock_timeout, self.sync);

@@ -6,7 +6,8 @@ use crate::change::{Change, JobPatch, NewTask, TaskPatch};
 use crate::log_files::Logs;
 use crate::state::{JobRow, State, TaskRow};
 
-/// What one call works on. It first checks, then changes: an error after a change would leave it half done.
+/// What one call works on. It first checks, then changes: an error after a change would leave it
+/// half done.
 #[derive(Debug)]
 pub(crate) struct Transaction<'a> {
     pub(crate) state: &'a mut State,

@@ -27,7 +27,8 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, updates: &TaskUpdates) -> Result<U
     Ok(UpdateReport::new(updates.outcomes(&outcomes), settle(tx, &ended)))
 }
 
-/// Applies one step. A task that it ended is added to `ended`, to be settled with the others of the batch.
+/// Applies one step. A task that it ended is added to `ended`, to be settled with the others of the
+/// batch.
 fn apply_step(tx: &mut Transaction<'_>, step: &UpdateStep, ended: &mut Vec<TaskId>) -> Result<UpdateOutcome> {
     let id = step.claim.task;
     let Some(row) = tx.state.find_task(id) else { return Ok(UpdateOutcome::NotFound) };
@@ -122,7 +123,8 @@ fn expire(tx: &mut Transaction<'_>, tasks: Vec<TaskId>, error: fn(&Task) -> Stri
     expired
 }
 
-/// Ends an attempt as a failure that no worker reported: it is tried again from now if attempts are left. Gives the task's status.
+/// Ends an attempt as a failure that no worker reported: it is tried again from now if attempts are
+/// left. Gives the task's status.
 pub(crate) fn fail_attempt(
     tx: &mut Transaction<'_>,
     id: TaskId,
@@ -232,7 +234,8 @@ fn release_dependents(tx: &mut Transaction<'_>, run: RunId, index: u32) {
     }
 }
 
-/// Fails whatever depends on a task that failed for good, however far (T5); says how many that were.
+/// Fails whatever depends on a task that failed for good, however far (T5); says how many that
+/// were.
 fn fail_dependents(tx: &mut Transaction<'_>, run: RunId, culprit: u32) -> usize {
     let (now, mut failed) = (tx.now, 0);
     let Some(name) = name_of(tx, run, culprit) else { return 0 };

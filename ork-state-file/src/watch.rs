@@ -1,7 +1,8 @@
 //! Hints that something has happened (rule M5).
 //!
-//! The engine's thread knows what every transaction brought, its own and those that it reads of other processes. That there are such,
-//! the file system tells: the journal is watched, and a look is put into the engine's queue when it has grown.
+//! The engine's thread knows what every transaction brought, its own and those that it reads of
+//! other processes. That there are such, the file system tells: the journal is watched, and a look
+//! is put into the engine's queue when it has grown.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use tokio::sync::watch::{Receiver, Sender};
 
 use crate::state::News;
 
-/// How often a watcher looks without a hint of the file system: it has none of writers on other machines, such as on NFS.
+/// How often a watcher looks without a hint of the file system: it has none of writers on other
+/// machines, such as on NFS.
 const FALLBACK: Duration = Duration::from_secs(1);
 
 /// Where the engine says what has happened.

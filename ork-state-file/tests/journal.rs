@@ -334,7 +334,8 @@ async fn calls_that_share_a_commit_are_lost_together() {
             tokio::spawn(async move { db.create_run(NewRun::new(workflow)).await })
         })
         .collect();
-    // They are in the queue when this comes round; the store's thread holds some and waits for the lock.
+    // They are in the queue when this comes round; the store's thread holds some and waits for the
+    // lock.
     tokio::task::yield_now().await;
     lock.unlock().unwrap();
     for call in calls {
@@ -456,7 +457,8 @@ async fn what_another_process_is_folding_is_left_to_it() {
     assert_eq!(names(home.path()), ["journal.jsonl", "snapshot.jsonl.new"]);
 }
 
-/// A process that was killed between the two names that a seal gives leaves a journal that is sealed and goes on. Its lines count once.
+/// A process that was killed between the two names that a seal gives leaves a journal that is
+/// sealed and goes on. Its lines count once.
 #[tokio::test]
 async fn a_journal_that_is_sealed_and_goes_on_reads_the_same() {
     let (home, journal) = store(2).await;
@@ -511,7 +513,8 @@ async fn a_sealed_journal_that_is_lost_or_cut_short_is_corrupt() {
     assert!(matches!(refuses(home.path()).await.kind(), ErrorKind::Corrupt { .. }));
 }
 
-/// Neither who writes nor who reads is in the way of a fold, nor it in theirs: many of them, in two stores over one directory.
+/// Neither who writes nor who reads is in the way of a fold, nor it in theirs: many of them, in two
+/// stores over one directory.
 #[tokio::test]
 async fn calls_go_on_while_the_journal_is_folded() {
     let (home, _) = store(0).await;
@@ -577,8 +580,8 @@ async fn who_waits_for_the_lock_is_the_next_to_have_it() {
     turnstile.try_lock().unwrap();
 }
 
-/// A clock that does something when it is read for the so-manieth time: after a call has brought its state up to date,
-/// and before it looks at its files.
+/// A clock that does something when it is read for the so-manieth time: after a call has brought
+/// its state up to date, and before it looks at its files.
 #[derive(Default)]
 struct Ambush {
     clock: ManualClock,
@@ -604,7 +607,8 @@ impl Clock for Ambush {
     }
 }
 
-/// A store with a task that has a log, and a clock that has another process delete it at this reading.
+/// A store with a task that has a log, and a clock that has another process delete it at this
+/// reading.
 async fn deleted_at(reading: usize) -> (TempDir, FileDatabase, TaskId, Arc<Ambush>) {
     let (home, _) = store(0).await;
     let clock = Arc::new(Ambush::default());

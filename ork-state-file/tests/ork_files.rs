@@ -18,7 +18,8 @@ use tempfile::TempDir;
 
 const RUN: &str = "0b5f3c1e-6a60-4d5a-9a3e-0a4c8f1f2b11";
 
-/// As Ork wrote it: in place, pretty, with nanoseconds and explicit nulls, fields in any order and some that nobody knows.
+/// As Ork wrote it: in place, pretty, with nanoseconds and explicit nulls, fields in any order and
+/// some that nobody knows.
 fn write(path: &Path, text: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, text).unwrap();

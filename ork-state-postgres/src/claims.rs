@@ -37,7 +37,8 @@ pub(crate) async fn claim(db: Arc<Core>, queue: Arc<Queue>, claim: ClaimTasks) -
         let rows = match db.rows(Access::Write, claim_left).await {
             Ok(rows) => rows,
             Err(error) if claimed.is_empty() => return Err(error),
-            // What is claimed already is leased: an error would keep it from everybody until that has lapsed.
+            // What is claimed already is leased: an error would keep it from everybody until that
+            // has lapsed.
             Err(_) => break,
         };
         let (outputs, rows) = split(&rows)?;
@@ -52,7 +53,8 @@ pub(crate) async fn claim(db: Arc<Core>, queue: Arc<Queue>, claim: ClaimTasks) -
         }
         left = int_limit(claim.limit).saturating_sub(i32::try_from(claimed.len()).unwrap_or(i32::MAX));
         if !unreadable.is_empty() {
-            // They stay pending, where `verify` finds them, and others come in their place (rule G8).
+            // They stay pending, where `verify` finds them, and others come in their place (rule
+            // G8).
             match set_aside(&db, &unreadable).await {
                 Err(error) if claimed.is_empty() => return Err(error),
                 Err(_) => break,

@@ -1,7 +1,7 @@
 //! The connections of a store, kept for the next call.
 //!
-//! Not by the driver's own pool: it asks the server whether a connection still works each time one comes back, which is a second round trip
-//! for every call.
+//! Not by the driver's own pool: it asks the server whether a connection still works each time one
+//! comes back, which is a second round trip for every call.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +10,8 @@ use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleError,
 use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 
-/// A connection that lay idle for longer is tried before it is used: the server may be gone. Trying it costs a round trip.
+/// A connection that lay idle for longer is tried before it is used: the server may be gone. Trying
+/// it costs a round trip.
 const TRUSTED_IDLE: Duration = Duration::from_secs(5);
 /// How long the server may take to show that such a connection still works.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -67,7 +67,8 @@ impl DeferredJobStore for PostgresDatabase {
                     .bind(db.now())
             };
             let rows = db.rows(Access::Write, statement).await?;
-            // One that cannot be read is due again when its lease lapses, and `verify` finds it (rule G8).
+            // One that cannot be read is due again when its lease lapses, and `verify` finds it
+            // (rule G8).
             Ok(rows.iter().filter_map(|row| claimed_job(row).ok()).collect())
         })
         .await

@@ -5,7 +5,8 @@ use std::fmt;
 use ork_state_api::Error;
 use sqlx::error::DatabaseError;
 
-/// SQLSTATEs that mean something to us: <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+/// SQLSTATEs that mean something to us:
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
 mod sqlstate {
     pub(super) const READ_ONLY: &str = "25006";
     pub(super) const INVALID_AUTHORIZATION: &str = "28000";
@@ -110,7 +111,8 @@ pub(crate) fn of_statement(place: &str, access: Access, error: sqlx::Error) -> E
     let Some(said) = error.as_database_error() else {
         return match &error {
             error if is_broken(error) => broken(format!("the connection to {place} broke")),
-            // Decoding is done by us, column by column: this is about the protocol or a statement of ours.
+            // Decoding is done by us, column by column: this is about the protocol or a statement
+            // of ours.
             _ => Error::internal(format!("the driver failed at a statement for {place}")),
         }
         .with_source(error);

@@ -1,7 +1,8 @@
 //! Updates of one task each that wait at the same moment go to the server as one.
 //!
-//! Many workers that report one task each would otherwise pay a statement, a transaction and a sync of the server's log each. Nothing is
-//! held back for it: only calls that find so many others under way wait for one of these, and go together when it is done.
+//! Many workers that report one task each would otherwise pay a statement, a transaction and a sync
+//! of the server's log each. Nothing is held back for it: only calls that find so many others under
+//! way wait for one of these, and go together when it is done.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +14,11 @@ use tokio::sync::oneshot;
 use crate::core::Core;
 use crate::updates::{apply, apply_alone};
 
-/// Statements under way at once. One alone would let what one of them waits for, such as a run that is just being cancelled,
-/// keep all others waiting.
+/// Statements under way at once. One alone would let what one of them waits for, such as a run that
+/// is just being cancelled, keep all others waiting.
 const AT_ONCE: usize = 4;
-/// Most calls that are put together, and most bytes of payload: more would keep the small ones waiting for the large.
+/// Most calls that are put together, and most bytes of payload: more would keep the small ones
+/// waiting for the large.
 const MAX_CALLS: usize = 256;
 const MAX_BYTES: usize = 256 * 1024;
 
@@ -38,8 +40,8 @@ struct State {
 }
 
 impl State {
-    /// The next calls to go together, in the order in which they came. Each is about another task, so that their order does
-    /// not matter.
+    /// The next calls to go together, in the order in which they came. Each is about another task,
+    /// so that their order does not matter.
     fn next(&mut self) -> Vec<Waiting> {
         let (mut tasks, mut bytes) = (HashSet::new(), 0);
         let fits = self.waiting.iter().take(MAX_CALLS).take_while(|call| {

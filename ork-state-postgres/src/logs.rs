@@ -45,8 +45,9 @@ impl LogStore for PostgresDatabase {
     }
 
     async fn read_log(&self, task: TaskId, range: LogRange) -> Result<LogSlice> {
-        // $2: an offset, or null; $3: bytes before the end, or null; $4: how many at most. The chunk that holds the first
-        // byte is the last that begins at or before it. Nothing of chunks before it and after the range is read.
+        // $2: an offset, or null; $3: bytes before the end, or null; $4: how many at most. The
+        // chunk that holds the first byte is the last that begins at or before it. Nothing of
+        // chunks before it and after the range is read.
         const READ: Statement = Statement::new(
             "SELECT b.length, b.first, c.data
              FROM {schema}.tasks t

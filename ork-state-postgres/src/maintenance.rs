@@ -21,7 +21,8 @@ use crate::rows::{Reader, int_limit, interval};
 use crate::schema::{self, Intent};
 use crate::statement::Statement;
 
-/// What each number of the statement above means: the rule, what the id is of, and what is wrong with it.
+/// What each number of the statement above means: the rule, what the id is of, and what is wrong
+/// with it.
 const CHECKS: &[(Rule, &str, &str)] = &[
     (Rule::R1, "run", "has no snapshot of its workflow"),
     (Rule::W3, "task", "belongs to a run that is gone"),
@@ -73,8 +74,9 @@ impl Maintenance for PostgresDatabase {
     }
 
     async fn stats(&self) -> Result<Stats> {
-        // What has ended is counted as it ends; the rest is live, and found by indexes. One statement, so that all of it is of one moment. Claimed
-        // and deferred tasks are the only ones whose rows are looked at.
+        // What has ended is counted as it ends; the rest is live, and found by indexes. One
+        // statement, so that all of it is of one moment. Claimed and deferred tasks are the only
+        // ones whose rows are looked at.
         const STATS: Statement = Statement::new(
             "WITH ended AS (
                  SELECT c.kind, c.status, sum(c.number)::bigint AS number
@@ -143,8 +145,8 @@ impl Maintenance for PostgresDatabase {
     }
 
     async fn verify(&self) -> Result<Vec<Violation>> {
-        // What the methods of the store do not show. One statement, so that all of it is seen at one moment; each check has a
-        // number in `CHECKS`.
+        // What the methods of the store do not show. One statement, so that all of it is seen at
+        // one moment; each check has a number in `CHECKS`.
         const VERIFY: Statement = Statement::new(
             "SELECT c.number, c.id::text AS id FROM (
                  SELECT 0 AS number, r.id

@@ -25,7 +25,8 @@ pub static BACKEND: Backend = Backend {
     },
 };
 
-/// Every parameter of the URL; those after `max_log_bytes` are libpq's and go to the driver as they are.
+/// Every parameter of the URL; those after `max_log_bytes` are libpq's and go to the driver as they
+/// are.
 const OPTIONS: &[OptionInfo] = &[
     OptionInfo { name: "schema", help: "the schema that holds the store, default `public`" },
     OptionInfo {
@@ -147,7 +148,8 @@ impl PostgresOptions {
     /// The options that this URL gives.
     ///
     /// # Errors
-    /// `InvalidInput` for a text that is no such URL, an unknown parameter or a wrong value; it names the parameter.
+    /// `InvalidInput` for a text that is no such URL, an unknown parameter or a wrong value; it
+    /// names the parameter.
     pub fn new(url: &str) -> Result<Self> {
         Self::from_url(&ConnectOptions::new(url)?)
     }
@@ -180,7 +182,8 @@ impl PostgresOptions {
         })
     }
 
-    /// Sets the schema that holds the store. Any name will do; it need not exist before the store is migrated.
+    /// Sets the schema that holds the store. Any name will do; it need not exist before the store
+    /// is migrated.
     ///
     /// # Errors
     /// `InvalidInput` for a name that is not 1 to 63 bytes without NUL.
@@ -220,7 +223,8 @@ impl PostgresOptions {
         format!("{server}:{}/{database}", self.driver.get_port())
     }
 
-    /// The driver's options with what every session of ours has set. All of it goes along with the connection.
+    /// The driver's options with what every session of ours has set. All of it goes along with the
+    /// connection.
     pub(crate) fn session(&self) -> PgConnectOptions {
         let millis = |timeout: Duration| format!("{}ms", timeout.as_millis());
         // Functions rely on each of their statements seeing what was committed before it.
@@ -235,8 +239,8 @@ impl PostgresOptions {
     }
 }
 
-/// Has the driver read what is its own. Its errors show no credentials, but neither do they name what is wrong: whatever can be
-/// checked is checked before.
+/// Has the driver read what is its own. Its errors show no credentials, but neither do they name
+/// what is wrong: whatever can be checked is checked before.
 fn driver_options(url: &StoreUrl) -> Result<PgConnectOptions> {
     let parameters = url.parameters(&BACKEND)?;
     // The driver takes no user without a host, as in `//user@/database?host=/socket`.

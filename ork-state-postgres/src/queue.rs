@@ -1,13 +1,15 @@
 //! Where the queue of ready tasks begins.
 //!
-//! A claim reads the queue from its beginning, and there lie the rows of all tasks that were claimed before, until they are vacuumed,
-//! which a single old transaction anywhere on the server can put off for hours. So a store remembers from where on there can be tasks at
-//! all, and claims look from there.
+//! A claim reads the queue from its beginning, and there lie the rows of all tasks that were
+//! claimed before, until they are vacuumed, which a single old transaction anywhere on the server
+//! can put off for hours. So a store remembers from where on there can be tasks at all, and claims
+//! look from there.
 //!
-//! A task's place in the queue is the time at which it became ready, as its transaction saw it after it had got its number (xid). So nothing
-//! can appear any more before a moment at which every transaction then under way has ended since. What the clock of the server
-//! cannot explain (it was set back, a store was imported) is found by the claims that get fewer tasks than they asked for: now and then
-//! they look at all of the queue.
+//! A task's place in the queue is the time at which it became ready, as its transaction saw it
+//! after it had got its number (xid). So nothing can appear any more before a moment at which every
+//! transaction then under way has ended since. What the clock of the server cannot explain (it was
+//! set back, a store was imported) is found by the claims that get fewer tasks than they asked for:
+//! now and then they look at all of the queue.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

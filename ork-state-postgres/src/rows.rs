@@ -1,4 +1,5 @@
-//! Reading rows into the API's types, and binding those. What does not parse is `Corrupt`, by table, id and column (rule G8).
+//! Reading rows into the API's types, and binding those. What does not parse is `Corrupt`, by
+//! table, id and column (rule G8).
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -18,7 +19,8 @@ use uuid::Uuid;
 
 /// A point in time as a `timestamptz`.
 ///
-/// Not read as chrono's type: the driver's conversion panics at `infinity` and other times beyond its range.
+/// Not read as chrono's type: the driver's conversion panics at `infinity` and other times beyond
+/// its range.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp(pub(crate) Timestamp);
 

@@ -49,8 +49,8 @@ impl RunStore for PostgresDatabase {
     }
 
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>> {
-        // $1 to $3: the page, its greatest id being $4. $5 to $7: the filter, each part null if it does
-        // not matter. $8: the statuses. $9: the workflow.
+        // $1 to $3: the page, its greatest id being $4. $5 to $7: the filter, each part null if it
+        // does not matter. $8: the statuses. $9: the workflow.
         const LIST: Statement = Statement::new(
             "SELECT {run} FROM {schema}.runs r
              WHERE (r.created_at, r.id) < (coalesce($1, 'infinity'), coalesce($2, $4))
@@ -68,7 +68,8 @@ impl RunStore for PostgresDatabase {
              ORDER BY r.created_at DESC, r.id DESC
              LIMIT $3",
         );
-        // A range of the index by status each, merged: of a rare status nobody reads past the others.
+        // A range of the index by status each, merged: of a rare status nobody reads past the
+        // others.
         const LIST_BY_STATUS: Statement = Statement::new(
             "SELECT r.*
              FROM unnest($8::text[]) AS s (status)
@@ -188,7 +189,8 @@ fn statuses(filter: &RunFilter) -> Option<Vec<&'static str>> {
     filter.statuses.as_ref().map(|statuses| statuses.iter().map(|status| status.as_str()).collect())
 }
 
-/// Plans a retry from what is there, then sets the run going if nothing of it has changed meanwhile.
+/// Plans a retry from what is there, then sets the run going if nothing of it has changed
+/// meanwhile.
 ///
 /// No lock is held between the two statements: every change of an ended run gives its row another
 /// version.
@@ -278,7 +280,8 @@ async fn start_run(db: Arc<Core>, start: StartRun) -> Result<Run> {
     started(one(&db, Access::Write, id, || tasks.bind(&db, id)).await?)
 }
 
-/// A run that was started, now or before, whatever became of it; but a cancelled one may never have been.
+/// A run that was started, now or before, whatever became of it; but a cancelled one may never have
+/// been.
 fn started(run: Run) -> Result<Run> {
     if run.status == RunStatus::Cancelled {
         return Err(Error::invalid_transition(Entity::Run, run.id, run.status, RunStatus::Running));

@@ -313,9 +313,11 @@ async fn apply(site: &Site, connection: &mut PgConnection, intent: Intent) -> Re
     Ok(report)
 }
 
-/// Whether `MIGRATOR` made the store. Then sqlx keeps a record of its own, which must not fall behind.
+/// Whether `MIGRATOR` made the store. Then sqlx keeps a record of its own, which must not fall
+/// behind.
 async fn is_made_by_migrator(site: &Site, connection: &mut PgConnection) -> Result<bool> {
-    // Ork's own begin with 1. A `MIGRATOR` that met another process may have come no further than 0.
+    // Ork's own begin with 1. A `MIGRATOR` that met another process may have come no further than
+    // 0.
     const BY_MIGRATOR: Statement = Statement::new(
         "SELECT (SELECT array_agg(m.version) FROM {schema}._sqlx_migrations m) @> ARRAY[0, $1::bigint]",
     );

@@ -82,7 +82,8 @@ impl TaskStore for PostgresDatabase {
     }
 
     async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>> {
-        // A run without tasks on this page gives one row, whose `id` is null; no row means no such run.
+        // A run without tasks on this page gives one row, whose `id` is null; no row means no such
+        // run.
         const LIST: Statement = Statement::new(
             "SELECT t.*
              FROM {schema}.runs r

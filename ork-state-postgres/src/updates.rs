@@ -30,8 +30,8 @@ pub(crate) async fn apply_alone(db: &Core, updates: &TaskUpdates) -> Result<Upda
     report.unwrap_or_else(|| Err(Error::internal("no answer to a call")))
 }
 
-/// Applies batches by one statement: several only if no two steps are about one task. An answer that cannot be read is an error of its own
-/// batch: what it is about was done.
+/// Applies batches by one statement: several only if no two steps are about one task. An answer
+/// that cannot be read is an error of its own batch: what it is about was done.
 pub(crate) async fn apply(db: &Core, batches: &[&TaskUpdates]) -> Result<Vec<Result<UpdateReport>>> {
     let steps: Vec<&UpdateStep> = batches.iter().flat_map(|batch| batch.steps()).collect();
     let arrays = StepArrays::new(&steps);
@@ -78,8 +78,8 @@ fn outcome(row: &PgRow, step: &UpdateStep) -> Result<UpdateOutcome> {
     })
 }
 
-/// Two steps may name one task under different claims, of which one holds. If that one comes first and ends the task, the
-/// other finds it ended.
+/// Two steps may name one task under different claims, of which one holds. If that one comes first
+/// and ends the task, the other finds it ended.
 fn in_sequence(steps: &[UpdateStep], outcomes: &mut [UpdateOutcome]) {
     let mut ended: HashMap<TaskId, TaskStatus> = HashMap::new();
     for (step, outcome) in steps.iter().zip(outcomes) {

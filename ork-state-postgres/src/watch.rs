@@ -1,4 +1,5 @@
-//! Hints that something has happened (rule M5): LISTEN, on a connection of its own for each topic, for all who watch it.
+//! Hints that something has happened (rule M5): LISTEN, on a connection of its own for each topic,
+//! for all who watch it.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -15,8 +16,9 @@ use crate::core::Core;
 use crate::error::Access;
 use crate::statement::Statement;
 
-/// How long to wait before the next try to listen again, and how often a watcher of ready tasks looks without having been told: a
-/// task that becomes ready beside another one gives no notification, and that other one may have been claimed just then.
+/// How long to wait before the next try to listen again, and how often a watcher of ready tasks
+/// looks without having been told: a task that becomes ready beside another one gives no
+/// notification, and that other one may have been claimed just then.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The listeners of a store that somebody needs.
@@ -81,7 +83,8 @@ async fn channel(db: &Core, topic: Topic) -> Result<String> {
     row.try_get(0).map_err(|source| Error::internal("the name of a channel is no text").with_source(source))
 }
 
-/// Listens for ever, and tells of every notification; also whenever it begins anew, for it may have missed some.
+/// Listens for ever, and tells of every notification; also whenever it begins anew, for it may have
+/// missed some.
 async fn listen(
     options: PgConnectOptions,
     channel: String,
@@ -154,7 +157,8 @@ impl WatchSource for Source {
 }
 
 impl Source {
-    /// Whether a task is ready. An error is not told here: whoever is told of a task finds out what is wrong.
+    /// Whether a task is ready. An error is not told here: whoever is told of a task finds out what
+    /// is wrong.
     async fn is_ready(&self) -> bool {
         const READY: Statement = Statement::new(
             "SELECT EXISTS (SELECT FROM {schema}.ready_tasks q WHERE q.ready_at <= coalesce($1, now()))",

@@ -122,7 +122,8 @@ impl WorkflowStore for PostgresDatabase {
 /// How many names are looked through at a time.
 const NAMES_AT_ONCE: i64 = 10_000;
 
-/// The names after one that match, in order, up to a limit. They are compared here: no function of the server follows the rule.
+/// The names after one that match, in order, up to a limit. They are compared here: no function of
+/// the server follows the rule.
 async fn matching_names(
     db: &Core,
     filter: &WorkflowFilter,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+#[allow(dead_code, reason = "`own.rs` uses the rest of it")]
 mod common;
 mod pages;
 

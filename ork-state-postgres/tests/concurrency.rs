@@ -85,7 +85,8 @@ async fn a_claim_passes_over_what_another_is_just_taking() {
     assert_sound(&db).await;
 }
 
-/// Rules R4 and R5: it is refused for a status that the run has, and not for the one that it has got meanwhile.
+/// Rules R4 and R5: it is refused for a status that the run has, and not for the one that it has
+/// got meanwhile.
 async fn a_step_of_a_run_waits_for_the_step_that_it_meets() {
     const START: &str =
         "SELECT ork_start_run($1, ARRAY[gen_random_uuid()], ARRAY['a'], ARRAY['process'], ARRAY['{}'],
@@ -131,8 +132,8 @@ async fn a_step_of_a_run_waits_for_the_step_that_it_meets() {
     assert_sound(&db).await;
 }
 
-/// Both have planned it before either is done. Then the run gets another version three times: by the
-/// holder, by the first of the two, and the second finds it going.
+/// Both have planned it before either is done. Then the run gets another version three times: by
+/// the holder, by the first of the two, and the second finds it going.
 async fn of_two_retries_that_were_planned_at_once_one_is_refused() {
     let (store, db, _clock) = store().await;
     let run = start(&db, workflow(&db, "w", "a b:a c:b").await).await.id;

@@ -81,7 +81,8 @@ async fn what_a_deletion_left_of_a_log_is_no_damage_and_goes_with_the_next() {
     assert_eq!(count(&store, "deleted_logs").await, 0);
 }
 
-/// Rule M2: two that free at once do not wait for each other, and neither goes on for ever for what the other has.
+/// Rule M2: two that free at once do not wait for each other, and neither goes on for ever for what
+/// the other has.
 async fn what_another_call_is_freeing_is_left_to_it() {
     let (store, db, _clock) = store().await;
     ended_with_log(&store, &db, 3).await;

@@ -1,5 +1,5 @@
-//! What only this backend can get wrong, over PostgreSQL. One program: a program each would link all of it a dozen times, and start a
-//! server each.
+//! What only this backend can get wrong, over PostgreSQL. One program: a program each would link
+//! all of it a dozen times, and start a server each.
 
 #![allow(clippy::unwrap_used, reason = "test code")]
 

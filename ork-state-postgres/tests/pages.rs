@@ -1,5 +1,6 @@
-//! Where updates leave the new versions of rows. Run by `alone.rs`, so that it has its server for itself: a transaction open in
-//! any database of a server can keep another's old versions from being pruned, and a page is then full sooner.
+//! Where updates leave the new versions of rows. Run by `alone.rs`, so that it has its server for
+//! itself: a transaction open in any database of a server can keep another's old versions from
+//! being pruned, and a page is then full sooner.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
@@ -19,7 +20,8 @@ async fn updates_of_tasks_stay_on_their_pages() {
             .flat_map(|task| [TaskUpdate::running(task.claim), TaskUpdate::succeeded(task.claim, None)]);
         update(&db, done.collect()).await;
     }
-    // The counters of other sessions show when those have sent them in; dropping the connections makes them.
+    // The counters of other sessions show when those have sent them in; dropping the connections
+    // makes them.
     drop(db);
     let mut session = session(&store).await;
     let (mut updates, mut hot) = (0_i64, 0_i64);

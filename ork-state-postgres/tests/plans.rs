@@ -1,5 +1,6 @@
-//! How the server finds what it is asked for. A plan inside a function is not shown by EXPLAIN: it is told by the extension
-//! `auto_explain`, and by the counters that the server keeps of what a transaction read.
+//! How the server finds what it is asked for. A plan inside a function is not shown by EXPLAIN: it
+//! is told by the extension `auto_explain`, and by the counters that the server keeps of what a
+//! transaction read.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
@@ -191,7 +192,8 @@ async fn a_step_of_freeing_logs_reads_neither_those_of_others_nor_what_was_freed
         let step = sqlx::query_scalar("SELECT ork_free_logs()").fetch_one(&mut *transaction).await;
         assert_eq!(step.map_err(|error| error.to_string()), Ok(left));
         assert_eq!(scans(&mut transaction, "task_log_chunks").await.whole, 0);
-        // Entries of the index, those of dead rows too. The server counts on where a transaction soon follows another.
+        // Entries of the index, those of dead rows too. The server counts on where a transaction
+        // soon follows another.
         let read =
             sqlx::query_scalar("SELECT pg_stat_get_xact_tuples_returned('task_log_chunks_pkey'::regclass)");
         let read: i64 = read.fetch_one(&mut *transaction).await.unwrap();

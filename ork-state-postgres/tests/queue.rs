@@ -1,4 +1,5 @@
-//! Claims look at the queue from where it begins, by the clock of the server. What is told here: nothing is left out by that.
+//! Claims look at the queue from where it begins, by the clock of the server. What is told here:
+//! nothing is left out by that.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 

@@ -19,7 +19,8 @@ async fn a_silent_server_costs_no_connection_for_ever() {
 
     proxy.silent.send_replace(true);
     let new = || NewWorkflow::new("w".parse().unwrap(), dag("a"));
-    // The connection that was just given back may still be tried; then this one waits for it in vain, and is not applied.
+    // The connection that was just given back may still be tried; then this one waits for it in
+    // vain, and is not applied.
     let write = WorkflowStore::create_workflow(&db, new()).await.unwrap_err();
     let read = db.list_runs(ListRuns::default()).await.unwrap_err();
     assert_eq!((read.is_retryable(), read.effect()), (true, Effect::NotApplied), "{read}");

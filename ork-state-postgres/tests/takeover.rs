@@ -1,4 +1,5 @@
-//! Databases that Ork made before ork-state, at each of its versions, with rows that nobody would write today.
+//! Databases that Ork made before ork-state, at each of its versions, with rows that nobody would
+//! write today.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
@@ -17,7 +18,8 @@ const fn id(number: u128) -> Uuid {
     Uuid::from_u128(0xabcd_0000_0000_4000_8000_0000_0000_0000 + number)
 }
 
-/// The schema that Ork's own migrations left at this version, with its table of them: other checksums than ours.
+/// The schema that Ork's own migrations left at this version, with its table of them: other
+/// checksums than ours.
 async fn ork_at(version: i64) -> Store {
     let store = empty().await;
     let mut statements = String::new();

@@ -1,4 +1,5 @@
-//! How often a call waits for the server: one that costs another round trip does so over every network, however fast the server is.
+//! How often a call waits for the server: one that costs another round trip does so over every
+//! network, however fast the server is.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
@@ -137,7 +138,8 @@ async fn claims_by_the_clock_of_the_server_take_one_round_trip_too() {
     }
     let looks = begun.elapsed().as_millis() as usize / 100 + 1;
     let trips = proxy.take_trips();
-    // The schema is looked at every few seconds; to look at the queue the first time, its statement is prepared.
+    // The schema is looked at every few seconds; to look at the queue the first time, its statement
+    // is prepared.
     assert!(trips <= 100 + looks + 3, "{trips} round trips, {looks} looks");
 }
 

@@ -33,9 +33,9 @@ pub(crate) fn query(sql: &'static str, rows: &[Value]) -> Attempt<Query<'static,
     Ok(sqlx::query(sql).bind(json).persistent(keep_prepared))
 }
 
-/// Long texts of a batch, bound as one blob beside its rows, which say where in it each text is. SQLite cuts
-/// `substr(blob, start, length)` out of it: no text is escaped, parsed or rendered, so each stays what it is to the byte, and a
-/// batch of 256 MiB stays one of 256 MiB.
+/// Long texts of a batch, bound as one blob beside its rows, which say where in it each text is.
+/// SQLite cuts `substr(blob, start, length)` out of it: no text is escaped, parsed or rendered, so
+/// each stays what it is to the byte, and a batch of 256 MiB stays one of 256 MiB.
 #[derive(Debug)]
 pub(crate) struct Texts(Vec<u8>);
 
@@ -58,8 +58,8 @@ impl Texts {
     }
 }
 
-/// Whether a statement may stay prepared after it was given so many bytes. The driver keeps the parameters of a
-/// prepared statement until its next use.
+/// Whether a statement may stay prepared after it was given so many bytes. The driver keeps the
+/// parameters of a prepared statement until its next use.
 pub(crate) const fn is_small(bytes: usize) -> bool {
     bytes <= 64 * 1024
 }

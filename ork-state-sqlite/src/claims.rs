@@ -14,8 +14,8 @@ use crate::batch;
 use crate::error::Attempt;
 use crate::rows::{self, Cells, hex, task_columns, workflow_columns};
 
-/// Takes the first ready tasks. All of this is one transaction that holds the write lock, so nobody else takes
-/// the same.
+/// Takes the first ready tasks. All of this is one transaction that holds the write lock, so nobody
+/// else takes the same.
 pub(crate) async fn claim(
     connection: &mut SqliteConnection,
     asked: &ClaimTasks,
@@ -65,8 +65,8 @@ async fn first_ready(
         .map_err(Into::into)
 }
 
-/// Reads the queue's key from its beginning up to now, and each task by its id: its cost does not depend on how
-/// many tasks wait.
+/// Reads the queue's key from its beginning up to now, and each task by its id: its cost does not
+/// depend on how many tasks wait.
 pub(crate) const FIRST_READY: &str = concat!(
     "SELECT ",
     task_columns!(),
@@ -81,8 +81,8 @@ pub(crate) const FIRST_READY: &str = concat!(
      LIMIT ?2"
 );
 
-/// Takes out of the queue all up to this row, which are those that were read: the good ones are claimed, the others wait for
-/// somebody to repair them.
+/// Takes out of the queue all up to this row, which are those that were read: the good ones are
+/// claimed, the others wait for somebody to repair them.
 async fn leave_queue(connection: &mut SqliteConnection, last: &SqliteRow) -> Attempt<()> {
     const LEAVE: &str = "DELETE FROM ready_tasks WHERE (ready_at, run_id, task_index) <= (?1, ?2, ?3)";
     sqlx::query(LEAVE)
@@ -150,7 +150,8 @@ impl Ready {
         Ok(ready)
     }
 
-    /// The task as the claim leaves it, with its row, unless something that comes with it cannot be read.
+    /// The task as the claim leaves it, with its row, unless something that comes with it cannot be
+    /// read.
     fn claimed(
         mut self,
         asked: &ClaimTasks,
@@ -182,7 +183,8 @@ impl Ready {
     }
 }
 
-/// The workflows of these tasks, each once. One that cannot be read is left out, and so its tasks are passed over.
+/// The workflows of these tasks, each once. One that cannot be read is left out, and so its tasks
+/// are passed over.
 async fn workflows(
     connection: &mut SqliteConnection,
     tasks: &[Ready],

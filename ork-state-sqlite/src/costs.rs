@@ -1,5 +1,6 @@
-//! What calls cost in instructions of SQLite's virtual machine: they are the same in every run, whatever the machine is. A statement more, a
-//! row more that is touched, or an index that is not used shows here.
+//! What calls cost in instructions of SQLite's virtual machine: they are the same in every run,
+//! whatever the machine is. A statement more, a row more that is touched, or an index that is not
+//! used shows here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -68,7 +69,8 @@ impl Rig {
         (given, self.steps.load(Ordering::Relaxed))
     }
 
-    /// The costs of claiming 100 tasks, saying that they run, giving one back, and completing the others.
+    /// The costs of claiming 100 tasks, saying that they run, giving one back, and completing the
+    /// others.
     async fn costs(&self) -> [u64; 4] {
         let (claims, claiming) = self.cost(self.claim(100)).await;
         assert_eq!(claims.len(), 100);

@@ -1,4 +1,5 @@
-//! How much has ended: kept in the transactions that end, retry or delete runs, so that nobody need count the history (rule M3).
+//! How much has ended: kept in the transactions that end, retry or delete runs, so that nobody need
+//! count the history (rule M3).
 
 use serde_json::Value;
 use sqlx::sqlite::SqliteConnection;
@@ -6,8 +7,8 @@ use sqlx::sqlite::SqliteConnection;
 use crate::batch;
 use crate::error::Attempt;
 
-/// The statement that adds ended runs, with their tasks, to the counts (`?2` is 1), or takes them out (-1). The runs are those
-/// whose ids a query gives that has one parameter, `?1`.
+/// The statement that adds ended runs, with their tasks, to the counts (`?2` is 1), or takes them
+/// out (-1). The runs are those whose ids a query gives that has one parameter, `?1`.
 macro_rules! count_ended_sql {
     ($runs:literal) => {
         concat!(

@@ -25,12 +25,14 @@ const OLDEST_SOUND_SQLITE: [u32; 3] = [3, 51, 3];
 pub struct SqliteDatabase {
     writer: Writer,
     updates: Arc<Gather>,
-    /// None for a database in memory, which lives in the writer's connection, and for one that is not ours.
+    /// None for a database in memory, which lives in the writer's connection, and for one that is
+    /// not ours.
     readers: Option<SqlitePool>,
     location: Location,
     clock: Arc<dyn Clock>,
     max_log_bytes: Option<u64>,
-    /// Whether the schema was seen, in all of its steps, to be the one that this code needs. That it still is, each transaction checks.
+    /// Whether the schema was seen, in all of its steps, to be the one that this code needs. That
+    /// it still is, each transaction checks.
     is_current: Arc<AtomicBool>,
     signal: Signal,
     /// What watches the file that other processes touch, while somebody watches the store.
@@ -41,8 +43,8 @@ impl SqliteOptions {
     /// Opens the store. It does not migrate.
     ///
     /// # Errors
-    /// `Unavailable` when the file cannot be opened, `Corrupt` when it is no database, `SchemaMismatch`
-    /// when it is newer than this code.
+    /// `Unavailable` when the file cannot be opened, `Corrupt` when it is no database,
+    /// `SchemaMismatch` when it is newer than this code.
     pub async fn connect(self) -> Result<SqliteDatabase> {
         SqliteDatabase::open(self).await
     }
@@ -60,7 +62,8 @@ impl SqliteDatabase {
         let is_ours = match schema {
             Schema::Newer { .. } => return Err(schema.error()),
             Schema::Current | Schema::Older { .. } | Schema::Begun { .. } | Schema::Changed { .. } => true,
-            // Of a database of Ork that cannot be taken over nothing is changed, not even the journal mode.
+            // Of a database of Ork that cannot be taken over nothing is changed, not even the
+            // journal mode.
             Schema::Ork { .. } => schema.can_be_taken_over(),
             Schema::Foreign { .. } => false,
         };
@@ -113,7 +116,8 @@ impl SqliteDatabase {
         &self.signal
     }
 
-    /// Watches the file that other processes touch after they have committed. There is none for a store in memory.
+    /// Watches the file that other processes touch after they have committed. There is none for a
+    /// store in memory.
     pub(crate) fn file_watcher(&self) -> Option<Arc<FileWatcher>> {
         let mut shared = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(watcher) = shared.upgrade() {
@@ -220,8 +224,8 @@ impl SqliteDatabase {
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
     {
         let Some(readers) = self.readers.clone() else { return self.writer.run_alone(work).await };
-        // In a task of its own: dropping the caller's future must not give a connection back to the pool in the
-        // middle of something (rule G9).
+        // In a task of its own: dropping the caller's future must not give a connection back to the
+        // pool in the middle of something (rule G9).
         let task = tokio::spawn(async move {
             let mut connection = readers.acquire().await?;
             let result = guarded(work(&mut connection)).await;
@@ -259,8 +263,8 @@ impl Plugin for SqliteDatabase {
     }
 }
 
-/// Opens the connection that writes. The first ones to open a new file switch it to WAL, which does not wait for
-/// others by itself.
+/// Opens the connection that writes. The first ones to open a new file switch it to WAL, which does
+/// not wait for others by itself.
 async fn connect(options: &SqliteOptions, how: &SqliteConnectOptions) -> Result<SqliteConnection, Fault> {
     const PAUSE: Duration = Duration::from_millis(5);
     let deadline = Instant::now() + options.busy_timeout;
@@ -274,7 +278,8 @@ async fn connect(options: &SqliteOptions, how: &SqliteConnectOptions) -> Result<
     }
 }
 
-/// Makes the file if it is not there, for its owner alone. SQLite gives the files beside it the same mode.
+/// Makes the file if it is not there, for its owner alone. SQLite gives the files beside it the
+/// same mode.
 fn create_private(path: &Path) -> Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     if let Some(directory) = directory.filter(|directory| !directory.is_dir()) {

@@ -383,8 +383,9 @@ async fn without_jobs(
     Ok(found.iter().map(Held::from_row).collect::<Result<_>>()?)
 }
 
-/// What tasks come to by the jobs of their last deferral, as [`deferred_end`](ork_state_api::backend::deferred_end) says. Of the jobs
-/// only what counts is read.
+/// What tasks come to by the jobs of their last deferral, as
+/// [`deferred_end`](ork_state_api::backend::deferred_end) says. Of the jobs only what counts is
+/// read.
 async fn ends(connection: &mut SqliteConnection, tasks: &[Held]) -> Attempt<Vec<(TaskId, DeferredEnd)>> {
     // Those of the attempt: the token was the task's last one when it was deferred.
     const JOBS: &str = "SELECT j.id, j.task_id, j.status = 'failed' AS has_failed, j.error, j.output

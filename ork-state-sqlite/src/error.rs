@@ -72,7 +72,8 @@ pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
 
 /// The driver's error as the contract's, naming the file and what to do.
 ///
-/// SQLite's messages name tables and columns, never values, so the driver's error may be the source.
+/// SQLite's messages name tables and columns, never values, so the driver's error may be the
+/// source.
 pub(crate) fn describe(location: &Location, error: &Arc<sqlx::Error>, stage: Stage) -> Error {
     let place = match location {
         Location::File(path) => format!("the database {}", path.display()),
@@ -133,7 +134,8 @@ fn broken(location: &Location, reason: &str) -> Error {
         .with_hint("Restore it from a backup, or move it away to begin with an empty store")
 }
 
-/// The writer or a reader ended before it answered: the runtime is shutting down, or there is a bug.
+/// The writer or a reader ended before it answered: the runtime is shutting down, or there is a
+/// bug.
 pub(crate) fn gone() -> Error {
     Error::unknown_effect("the store was closed before it answered")
         .with_hint("Keep the Tokio runtime that connected the store, or connect again")

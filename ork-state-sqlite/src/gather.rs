@@ -1,7 +1,8 @@
 //! Updates that wait at the same moment are applied as one batch.
 //!
-//! Many workers that report one task each would take a handful of statements each. Their batches are put one after
-//! the other and applied by one set of statements, with the effect and the answers of one call after the other.
+//! Many workers that report one task each would take a handful of statements each. Their batches
+//! are put one after the other and applied by one set of statements, with the effect and the
+//! answers of one call after the other.
 
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,8 +33,8 @@ struct State {
 }
 
 impl Gather {
-    /// Applies a batch, perhaps together with others. Once this was polled it is applied, also if the future is
-    /// dropped (rule G9).
+    /// Applies a batch, perhaps together with others. Once this was polled it is applied, also if
+    /// the future is dropped (rule G9).
     pub(crate) async fn update(
         self: &Arc<Self>,
         writer: &Writer,
@@ -52,7 +53,8 @@ impl Gather {
         answer.await.unwrap_or_else(|_| Err(error::gone()))
     }
 
-    /// The next calls to be applied together, in the order in which they came. With none the serving ends.
+    /// The next calls to be applied together, in the order in which they came. With none the
+    /// serving ends.
     fn next(&self) -> Vec<Waiting> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut items = 0;

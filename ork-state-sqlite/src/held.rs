@@ -1,7 +1,8 @@
 //! A claimed task, and what can become of it: pure state, no statement.
 //!
-//! Only what the decision needs is read, and what it needs not be valid for is not parsed: a row that is damaged elsewhere does
-//! not stand in the way of the others of a batch. All else stays where it is, in SQL.
+//! Only what the decision needs is read, and what it needs not be valid for is not parsed: a row
+//! that is damaged elsewhere does not stand in the way of the others of a batch. All else stays
+//! where it is, in SQL.
 
 use ork_state_api::backend::{UpdateStep, lease_lapsed_message, timed_out_message};
 use ork_state_api::{
@@ -196,7 +197,8 @@ impl Held {
         self.end = Some(End::Succeeded { output });
     }
 
-    /// Takes back a lapsed lease (rule T3): the attempt is spent, and there is no delay before the next.
+    /// Takes back a lapsed lease (rule T3): the attempt is spent, and there is no delay before the
+    /// next.
     pub(crate) fn lapse(&mut self, now: Timestamp) {
         let owner = self.lease.as_ref().map_or("", |lease| &lease.owner);
         let error = lease_lapsed_message(owner);
@@ -209,7 +211,8 @@ impl Held {
         self.fail_now(timed_out_message(seconds), now);
     }
 
-    /// Ends the attempt as a failure that no worker reported: it is tried again from now if attempts are left.
+    /// Ends the attempt as a failure that no worker reported: it is tried again from now if
+    /// attempts are left.
     pub(crate) fn fail_now(&mut self, error: String, now: Timestamp) {
         self.changed_by = Some(0);
         self.fail(error, Some(now), None);

@@ -43,8 +43,9 @@ pub(crate) const DELETED: &str = "SELECT d.task_id, c.rowid AS chunk, length(c.d
      LIMIT 4000";
 
 impl SqliteDatabase {
-    /// Frees the logs of deleted tasks, step by step, so that others write in between and the WAL stays short. It stops where a step
-    /// fails: the deletion itself is done, and the next one frees what is left.
+    /// Frees the logs of deleted tasks, step by step, so that others write in between and the WAL
+    /// stays short. It stops where a step fails: the deletion itself is done, and the next one
+    /// frees what is left.
     pub(crate) async fn free_deleted_logs(&self) {
         // Mostly there is nothing to free, and no reason to wait for the write lock.
         let mut left = self.read(|connection| Box::pin(any_deleted(connection))).await;

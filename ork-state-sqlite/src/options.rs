@@ -42,7 +42,8 @@ pub enum Synchronous {
     /// Before it is acknowledged: it survives a loss of power.
     #[default]
     Full,
-    /// At the next checkpoint: it survives a crash of the process, and a loss of power may take the last writes.
+    /// At the next checkpoint: it survives a crash of the process, and a loss of power may take the
+    /// last writes.
     Normal,
 }
 
@@ -88,8 +89,8 @@ impl SqliteOptions {
     /// # Errors
     /// `InvalidInput` for a path that is empty or not UTF-8.
     pub fn new(path: impl Into<PathBuf>) -> Result<Self> {
-        // Absolute, so that the store stays the same one when the process changes its directory, and so that SQLite
-        // never takes a name for one of its URIs.
+        // Absolute, so that the store stays the same one when the process changes its directory,
+        // and so that SQLite never takes a name for one of its URIs.
         let path = std::path::absolute(path.into())
             .map_err(|source| Error::invalid("database path", "cannot be used").with_source(source))?;
         if path.to_str().is_none() {

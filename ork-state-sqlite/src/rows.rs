@@ -1,4 +1,5 @@
-//! Rows as the contract's types. What does not parse is `Corrupt`, naming table, id and column (rule G8).
+//! Rows as the contract's types. What does not parse is `Corrupt`, naming table, id and column
+//! (rule G8).
 
 use std::str::FromStr;
 

@@ -37,7 +37,8 @@ impl RunStore for SqliteDatabase {
 
     async fn start_run(&self, start: StartRun) -> Result<Run> {
         let id = start.run;
-        // The DAG is read and made into rows before the write lock is taken: both can be long, and a snapshot never changes.
+        // The DAG is read and made into rows before the write lock is taken: both can be long, and
+        // a snapshot never changes.
         let read_dag = start.dag.is_none();
         let (run, pinned) = self
             .read_one_state(move |connection| {
@@ -81,8 +82,8 @@ impl RunStore for SqliteDatabase {
     }
 }
 
-/// What every list of runs asks for. Parameters 1 and 2 are the key to begin after, 3 is how many, 4 and 5 are the times, 6 is the
-/// trigger, 7 are the statuses, 8 is the workflow.
+/// What every list of runs asks for. Parameters 1 and 2 are the key to begin after, 3 is how many,
+/// 4 and 5 are the times, 6 is the trigger, 7 are the statuses, 8 is the workflow.
 macro_rules! matching {
     () => {
         "(created_at, id) < (?1, ?2) AND created_at >= ?4 AND created_at < ?5
@@ -172,7 +173,8 @@ async fn count_runs(connection: &mut SqliteConnection, filter: RunFilter) -> Att
     Ok(u64::try_from(number).unwrap_or(0))
 }
 
-/// Rows of a run that are in the queue. `tasks.ready_at` is the same value, by which they are found.
+/// Rows of a run that are in the queue. `tasks.ready_at` is the same value, by which they are
+/// found.
 const LEAVE_QUEUE: &str = "DELETE FROM ready_tasks WHERE (ready_at, run_id, task_index) IN (
          SELECT ready_at, run_id, task_index FROM tasks WHERE run_id = ?1 AND ready_at IS NOT NULL)";
 
@@ -471,9 +473,10 @@ fn unless_already(run: Run, wanted: RunStatus) -> Attempt<Run> {
     Err(Error::invalid_transition(Entity::Run, run.id, run.status, wanted).into())
 }
 
-/// The statements that delete runs with all that is theirs, in this order; the last two delete the tasks and the runs themselves. Which
-/// runs says a query that gives their ids and has one parameter, `?1`. The runs must have been taken out of the counts. The chunks of
-/// their logs stay for [`free_deleted_logs`](SqliteDatabase::free_deleted_logs).
+/// The statements that delete runs with all that is theirs, in this order; the last two delete the
+/// tasks and the runs themselves. Which runs says a query that gives their ids and has one
+/// parameter, `?1`. The runs must have been taken out of the counts. The chunks of their logs stay
+/// for [`free_deleted_logs`](SqliteDatabase::free_deleted_logs).
 macro_rules! delete_runs_sql {
     ($runs:literal) => {
         [

@@ -11,7 +11,8 @@ use crate::sql::run_sql;
 use crate::steps::{LAST_OF_ORK, MIGRATOR, name, needed};
 use crate::takeover;
 
-/// How long a migration waits for another's, and how often it looks: each look waits for `busy_timeout` itself.
+/// How long a migration waits for another's, and how often it looks: each look waits for
+/// `busy_timeout` itself.
 const PATIENCE: Duration = Duration::from_secs(30);
 const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
@@ -28,7 +29,8 @@ pub(crate) enum Schema {
     Newer { found: i64 },
     /// A step has our number but is not ours.
     Changed { name: String },
-    /// It was made by Ork before there was this crate; the first of Ork's own migrations that did not succeed, if there is one.
+    /// It was made by Ork before there was this crate; the first of Ork's own migrations that did
+    /// not succeed, if there is one.
     Ork { version: i64, failed: Option<i64> },
     /// It is something else's.
     Foreign { table: String },
@@ -120,8 +122,8 @@ pub(crate) async fn look(connection: &mut SqliteConnection) -> Attempt<Schema> {
     Ok(if found == needed() { Schema::Current } else { Schema::Older { found } })
 }
 
-/// Refuses any schema but the one that this code needs, by one look at its version: for every transaction. A step that is not ours
-/// was seen when the store was opened.
+/// Refuses any schema but the one that this code needs, by one look at its version: for every
+/// transaction. A step that is not ours was seen when the store was opened.
 pub(crate) async fn check(connection: &mut SqliteConnection) -> Attempt<()> {
     const VERSION: &str = "SELECT max(version) FROM ork_state_migrations";
     // It fails where there is no such table.
@@ -154,8 +156,8 @@ pub(crate) async fn migrate(connection: &mut SqliteConnection, how: Migrate) -> 
         schema @ Schema::Ork { .. } if schema.can_be_taken_over() => {}
         refused => return Err(refused.error().into()),
     }
-    // Tables are made anew with foreign keys off, as SQLite's documentation tells: dropping the old one would
-    // delete what refers to it. It can only be set outside of a transaction.
+    // Tables are made anew with foreign keys off, as SQLite's documentation tells: dropping the old
+    // one would delete what refers to it. It can only be set outside of a transaction.
     run_sql(connection, "PRAGMA foreign_keys = OFF").await?;
     let result = migrate_locked(connection, how).await;
     if result.is_err() {
@@ -211,7 +213,8 @@ async fn migrate_locked(connection: &mut SqliteConnection, how: Migrate) -> Atte
     Ok(report)
 }
 
-/// Takes the write lock. Polls, with an end: a `busy_timeout` of zero must not fail one of two that migrate at once.
+/// Takes the write lock. Polls, with an end: a `busy_timeout` of zero must not fail one of two that
+/// migrate at once.
 async fn lock(connection: &mut SqliteConnection) -> Attempt<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -224,11 +227,13 @@ async fn lock(connection: &mut SqliteConnection) -> Attempt<()> {
     }
 }
 
-/// Whether `MIGRATOR` made the store. Then sqlx keeps a record of its own, which must not fall behind.
+/// Whether `MIGRATOR` made the store. Then sqlx keeps a record of its own, which must not fall
+/// behind.
 async fn is_made_by_migrator(connection: &mut SqliteConnection) -> Attempt<bool> {
     const IS_THERE: &str =
         "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = '_sqlx_migrations')";
-    // Ork's own begin with 1. A `MIGRATOR` that met another process may have come no further than 0.
+    // Ork's own begin with 1. A `MIGRATOR` that met another process may have come no further than
+    // 0.
     const BY_MIGRATOR: &str = "SELECT count(*) = 2 FROM _sqlx_migrations WHERE version IN (0, ?1)";
     Ok(sqlx::query_scalar(IS_THERE).fetch_one(&mut *connection).await?
         && sqlx::query_scalar(BY_MIGRATOR).bind(LAST_OF_ORK + 1).fetch_one(connection).await?)

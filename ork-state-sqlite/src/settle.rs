@@ -1,10 +1,13 @@
-//! What follows when claimed tasks change: the one core of [`update_tasks`](ork_state_api::TaskStore::update_tasks),
-//! [`expire_leases`](ork_state_api::TaskStore::expire_leases), [`expire_timeouts`](ork_state_api::TaskStore::expire_timeouts) and
+//! What follows when claimed tasks change: the one core of
+//! [`update_tasks`](ork_state_api::TaskStore::update_tasks),
+//! [`expire_leases`](ork_state_api::TaskStore::expire_leases),
+//! [`expire_timeouts`](ork_state_api::TaskStore::expire_timeouts) and
 //! [`update_jobs`](ork_state_api::DeferredJobStore::update_jobs).
 //!
-//! What becomes of each task is worked out in memory by the methods of [`Held`]; [`settle`] writes it, with all
-//! that follows (rules R3, T1, T5, D2): leases, deadlines, deferred jobs, dependents, the failure of whatever depends on a failed
-//! task, counts, ends of runs. The number of statements does not depend on the number of tasks.
+//! What becomes of each task is worked out in memory by the methods of [`Held`]; [`settle`] writes
+//! it, with all that follows (rules R3, T1, T5, D2): leases, deadlines, deferred jobs, dependents,
+//! the failure of whatever depends on a failed task, counts, ends of runs. The number of statements
+//! does not depend on the number of tasks.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -20,8 +23,9 @@ use crate::error::Attempt;
 use crate::held::{Again, End, Held, RunFound};
 use crate::rows::{Cells, hex};
 
-/// Writes what became of tasks, with all that follows. Answers the runs that ended, by id, each with the call that
-/// ended it: of several that are applied together, the last that ended a task of it.
+/// Writes what became of tasks, with all that follows. Answers the runs that ended, by id, each
+/// with the call that ended it: of several that are applied together, the last that ended a task of
+/// it.
 pub(crate) async fn settle(
     connection: &mut SqliteConnection,
     tasks: impl IntoIterator<Item = Held>,
@@ -76,9 +80,9 @@ const fn ready_at(task: &Held) -> Option<Timestamp> {
 
 /// Writes the tasks' own rows.
 async fn store(connection: &mut SqliteConnection, tasks: &[Held], now: Timestamp) -> Attempt<()> {
-    // Fields: row, status, execution name, whether it runs or has ended, whether it is released, whether the attempt is over, times,
-    // which error (0 keeps the old one), the error, the output. A claimed task has no `ready_at` or `retry_at`, and no
-    // `finished_at`.
+    // Fields: row, status, execution name, whether it runs or has ended, whether it is released,
+    // whether the attempt is over, times, which error (0 keeps the old one), the error, the output.
+    // A claimed task has no `ready_at` or `retry_at`, and no `finished_at`.
     const STORE: &str = "UPDATE tasks SET
              status = coalesce(new.value ->> 1, status),
              attempts = max(attempts - (new.value ->> 4), 0),
@@ -145,7 +149,8 @@ async fn store(connection: &mut SqliteConnection, tasks: &[Held], now: Timestamp
     Ok(())
 }
 
-/// Removes what goes with an attempt: its lease, its deadline, and its jobs if it ends without them (rule D2).
+/// Removes what goes with an attempt: its lease, its deadline, and its jobs if it ends without them
+/// (rule D2).
 async fn end_attempts(connection: &mut SqliteConnection, tasks: &[Held], now: Timestamp) -> Attempt<()> {
     const LEASES: &str = "DELETE FROM task_leases WHERE task_id IN (SELECT unhex(value) FROM json_each(?1))";
     const TIMEOUTS: &str =
@@ -173,7 +178,8 @@ async fn end_attempts(connection: &mut SqliteConnection, tasks: &[Held], now: Ti
     Ok(())
 }
 
-/// Notes when the attempts of these tasks, which run, are overdue (rule T8). One that has a deadline keeps it.
+/// Notes when the attempts of these tasks, which run, are overdue (rule T8). One that has a
+/// deadline keeps it.
 pub(crate) async fn set_deadlines(connection: &mut SqliteConnection, rows: &[Value]) -> Attempt<()> {
     const DEADLINES: &str = "INSERT OR IGNORE INTO task_timeouts (task_id, deadline)
          SELECT id, min(started_at + timeout_seconds * 1000000, ?2) FROM tasks
@@ -184,7 +190,8 @@ pub(crate) async fn set_deadlines(connection: &mut SqliteConnection, rows: &[Val
     Ok(())
 }
 
-/// Counts down the dependents of tasks that succeeded. Answers the rows of those that are ready now.
+/// Counts down the dependents of tasks that succeeded. Answers the rows of those that are ready
+/// now.
 async fn release_dependents(
     connection: &mut SqliteConnection,
     tasks: &[Held],
@@ -235,7 +242,8 @@ async fn enqueue(connection: &mut SqliteConnection, rows: &[Value]) -> Attempt<(
     Ok(())
 }
 
-/// Fails whatever depends, however far, on tasks that failed (rule T5). Answers the culprit of each.
+/// Fails whatever depends, however far, on tasks that failed (rule T5). Answers the culprit of
+/// each.
 ///
 /// The tasks must be in the order of culprits.
 async fn fail_dependents<'a>(
@@ -243,7 +251,8 @@ async fn fail_dependents<'a>(
     tasks: &'a [Held],
     now: Timestamp,
 ) -> Attempt<Vec<&'a Held>> {
-    // What is behind a task that has ended has ended too, so the walk stops there and costs what it changes.
+    // What is behind a task that has ended has ended too, so the walk stops there and costs what it
+    // changes.
     const BEHIND: &str = "WITH RECURSIVE
          culprit (run_id, task_index) AS (
              SELECT t.run_id, t.task_index FROM json_each(?1) AS failed CROSS JOIN tasks AS t ON t.rowid = failed.value

@@ -1,8 +1,8 @@
 //! How commits are told of, and who waits for the write lock.
 //!
-//! The writer says after each commit that there was one: to this process through a channel, to others
-//! by a small write to a file beside the database, which they have the system watch. (The WAL itself is
-//! written before the commit can be seen.)
+//! The writer says after each commit that there was one: to this process through a channel, to
+//! others by a small write to a file beside the database, which they have the system watch. (The
+//! WAL itself is written before the commit can be seen.)
 
 use std::fs::{File, TryLockError};
 use std::io::{Seek as _, Write as _};
@@ -52,8 +52,8 @@ impl Signal {
         self.with_file(|mut file| file.rewind().and_then(|()| file.write_all(b".")));
     }
 
-    /// Tells the other processes that this one waits for the write lock, until it does not any more: by a shared lock of the file,
-    /// which the system takes back if the process dies.
+    /// Tells the other processes that this one waits for the write lock, until it does not any
+    /// more: by a shared lock of the file, which the system takes back if the process dies.
     pub(crate) fn set_waiting(&self, waits: bool) {
         self.with_file(|file| if waits { Ok(file.try_lock_shared()?) } else { file.unlock() });
     }

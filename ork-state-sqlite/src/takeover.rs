@@ -1,4 +1,5 @@
-//! What of taking a database of Ork over no statement can do: telling what was adjusted, and the content hashes of snapshots.
+//! What of taking a database of Ork over no statement can do: telling what was adjusted, and the
+//! content hashes of snapshots.
 
 use std::collections::HashMap;
 
@@ -9,7 +10,8 @@ use uuid::Uuid;
 
 use crate::error::Attempt;
 
-/// Finishes a takeover, after the last step of the schema and within its transaction. Answers what was adjusted.
+/// Finishes a takeover, after the last step of the schema and within its transaction. Answers what
+/// was adjusted.
 pub(crate) async fn finish(connection: &mut SqliteConnection, version: i64) -> Attempt<Vec<Violation>> {
     // A program of Ork that starts finds a migration that it does not know, and refuses.
     const FENCE: &str =
@@ -32,7 +34,8 @@ async fn read_adjusted(connection: &mut SqliteConnection) -> Attempt<Vec<Violati
     rows.into_iter().map(told).collect()
 }
 
-/// Gives every snapshot its canonical form and hash. Few statements by nature: a workflow has a handful of snapshots.
+/// Gives every snapshot its canonical form and hash. Few statements by nature: a workflow has a
+/// handful of snapshots.
 async fn rewrite_snapshots(connection: &mut SqliteConnection) -> Attempt<Vec<Violation>> {
     const SNAPSHOTS: &str =
         "SELECT id, workflow_id, tasks_json FROM workflow_snapshots ORDER BY created_at, id";

@@ -14,8 +14,9 @@ use crate::held::{Held, held_columns};
 use crate::rows::hex;
 use crate::settle::settle;
 
-/// Applies batches one after the other, see [`update_tasks`](ork_state_api::TaskStore::update_tasks). The number of
-/// statements does not depend on how many there are.
+/// Applies batches one after the other, see
+/// [`update_tasks`](ork_state_api::TaskStore::update_tasks). The number of statements does not
+/// depend on how many there are.
 pub(crate) async fn update(
     connection: &mut SqliteConnection,
     batches: &[Arc<TaskUpdates>],
@@ -34,7 +35,8 @@ pub(crate) async fn update(
     let asked: Vec<Value> = steps.map(|step| Value::from(hex(step.claim.task.as_uuid()))).collect();
     let found = batch::query(FIND, &asked)?.fetch_all(&mut *connection).await?;
     let tasks = found.iter().map(Held::from_row).collect::<Result<Vec<_>>>()?;
-    // Several steps may name one task: it is one here, and a step sees what those before it made of it.
+    // Several steps may name one task: it is one here, and a step sees what those before it made of
+    // it.
     let mut tasks: HashMap<_, _> = tasks.into_iter().map(|task| (task.id, task)).collect();
     let mut reports = Vec::with_capacity(batches.len());
     for (call, batch) in batches.iter().enumerate() {
@@ -62,7 +64,8 @@ pub(crate) async fn expire_leases(
     expire(connection, LAPSED, Held::lapse, limit, now).await
 }
 
-/// Ends attempts that are overdue, see [`expire_timeouts`](ork_state_api::TaskStore::expire_timeouts).
+/// Ends attempts that are overdue, see
+/// [`expire_timeouts`](ork_state_api::TaskStore::expire_timeouts).
 pub(crate) async fn expire_timeouts(
     connection: &mut SqliteConnection,
     limit: Limit,
@@ -119,8 +122,9 @@ async fn expire(
     Ok(expired)
 }
 
-/// The tasks that are due for the longest. What has no task, or one that cannot be read, is passed over, for `verify` to report
-/// (rule G8): so this takes another round for each time that such rows filled one.
+/// The tasks that are due for the longest. What has no task, or one that cannot be read, is passed
+/// over, for `verify` to report (rule G8): so this takes another round for each time that such rows
+/// filled one.
 async fn first_due(
     connection: &mut SqliteConnection,
     due: &'static str,

@@ -15,8 +15,8 @@ use crate::error;
 use crate::options::Location;
 use crate::signal::FileWatcher;
 
-/// How often a watcher looks without being told: when the system has no watch to give, that is how late
-/// a hint from another process is.
+/// How often a watcher looks without being told: when the system has no watch to give, that is how
+/// late a hint from another process is.
 const FALLBACK: Duration = Duration::from_secs(1);
 
 /// After a look that found nothing the next one waits so long: a busy store commits all the time.

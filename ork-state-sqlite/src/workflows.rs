@@ -178,7 +178,8 @@ async fn list_workflows(
     connection: &mut SqliteConnection,
     list: ListWorkflows,
 ) -> Attempt<Page<Workflow, WorkflowName>> {
-    // Text compares by its UTF-8 bytes: the column has SQLite's default collation. No name is empty.
+    // Text compares by its UTF-8 bytes: the column has SQLite's default collation. No name is
+    // empty.
     const LIST: &str =
         concat!("SELECT ", workflow_columns!(), " FROM workflows WHERE name > ?1 ORDER BY name LIMIT ?2");
     const NAMED: &str = concat!(
@@ -199,8 +200,8 @@ async fn list_workflows(
     Ok(Page::from_rows(workflows, page.limit, |workflow: &Workflow| workflow.name.clone()))
 }
 
-/// The first names after this one that the filter leaves: Unicode's lower case is not SQLite's, so they are looked at here. They
-/// come out of their index, a page at a time.
+/// The first names after this one that the filter leaves: Unicode's lower case is not SQLite's, so
+/// they are looked at here. They come out of their index, a page at a time.
 async fn names(
     connection: &mut SqliteConnection,
     filter: &WorkflowFilter,

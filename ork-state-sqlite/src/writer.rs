@@ -1,8 +1,9 @@
 //! The one connection that writes, and group commit.
 //!
-//! A task owns the connection and runs the calls that come in through a queue. All that wait at one moment run in one
-//! transaction, each within a savepoint, and are answered after its commit: many callers share one sync of the
-//! disk, none is answered before its write is durable, and the failure of one is its own.
+//! A task owns the connection and runs the calls that come in through a queue. All that wait at one
+//! moment run in one transaction, each within a savepoint, and are answered after its commit: many
+//! callers share one sync of the disk, none is answered before its write is durable, and the
+//! failure of one is its own.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,13 +26,14 @@ use crate::sql::run_sql;
 /// Most calls in one transaction: bounds how long the first of them waits for the last.
 const MAX_CALLS: usize = 128;
 
-/// When the other calls of a transaction took longer, what hands out leases waits for the next one: else the leases would run out
-/// before the commit (rule T2).
+/// When the other calls of a transaction took longer, what hands out leases waits for the next one:
+/// else the leases would run out before the commit (rule T2).
 const SOON: Duration = Duration::from_millis(10);
 
-/// One process may write all the time, and SQLite gives the write lock to whoever comes just when it is free. So every so often
-/// the writer looks whether another process waits, and if so leaves it the lock: until it has it, or for as long as it may sleep
-/// between two tries (SQLite's longest is 100 ms).
+/// One process may write all the time, and SQLite gives the write lock to whoever comes just when
+/// it is free. So every so often the writer looks whether another process waits, and if so leaves
+/// it the lock: until it has it, or for as long as it may sleep between two tries (SQLite's longest
+/// is 100 ms).
 const TURN: Duration = Duration::from_millis(100);
 const HANDOVER: Duration = Duration::from_millis(110);
 
@@ -60,8 +62,8 @@ impl Writer {
         Self { queue }
     }
 
-    /// Runs work within a transaction and answers after its commit. Once this was polled the work is done,
-    /// also if the future is dropped (rule G9).
+    /// Runs work within a transaction and answers after its commit. Once this was polled the work
+    /// is done, also if the future is dropped (rule G9).
     pub(crate) async fn run<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -103,7 +105,8 @@ impl Writer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     InTransaction,
-    /// In a transaction. It hands out leases, which are counted from when it runs: its answer must not wait long.
+    /// In a transaction. It hands out leases, which are counted from when it runs: its answer must
+    /// not wait long.
     Lease,
     Alone,
 }
@@ -245,12 +248,14 @@ impl Serving {
             }
         }
         if let Some(connection) = self.connection {
-            // Checkpoints and removes the WAL if no other process has the file open. Nothing is lost if that fails.
+            // Checkpoints and removes the WAL if no other process has the file open. Nothing is
+            // lost if that fails.
             let _ = connection.close().await;
         }
     }
 
-    /// Runs a batch and commits. Says how many of its calls are to be answered: all, but perhaps those that hand out leases.
+    /// Runs a batch and commits. Says how many of its calls are to be answered: all, but perhaps
+    /// those that hand out leases.
     async fn run(&mut self, batch: &mut [Box<dyn Job>]) -> (usize, Option<Failure>) {
         match self.connection().await {
             Err(failure) => (batch.len(), Some(failure)),
@@ -272,8 +277,8 @@ impl Serving {
         }
     }
 
-    /// Runs the jobs of a batch, each in a savepoint of one transaction, and commits. Says how many it ran: those that hand out leases
-    /// stay behind if the others took long.
+    /// Runs the jobs of a batch, each in a savepoint of one transaction, and commits. Says how many
+    /// it ran: those that hand out leases stay behind if the others took long.
     ///
     /// The statement that ends a savepoint and the one that begins the next travel together.
     async fn transaction(&mut self, batch: &mut [Box<dyn Job>]) -> Result<usize, Failure> {
@@ -296,8 +301,9 @@ impl Serving {
         let began = Instant::now();
         let mut next = None;
         let (mut calls, mut any_went_well) = (0, false);
-        // What the driver failed with first: if that made SQLite roll everything back by itself, as when the disk is full, the next
-        // statement fails because there is no savepoint any more, which is not why.
+        // What the driver failed with first: if that made SQLite roll everything back by itself, as
+        // when the disk is full, the next statement fails because there is no savepoint any more,
+        // which is not why.
         let mut first_fault = None;
         for job in batch {
             if job.mode() == Mode::Lease && calls > 0 && began.elapsed() > SOON {
@@ -352,7 +358,8 @@ impl Serving {
         Ok(self.connection.insert(connection))
     }
 
-    /// Gets back to a connection without a transaction: a new one, but for a database that lives in this one.
+    /// Gets back to a connection without a transaction: a new one, but for a database that lives in
+    /// this one.
     async fn restore(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         // It fails when SQLite has rolled back by itself.
@@ -377,7 +384,8 @@ where
 {
     run_sql(connection, "BEGIN").await?;
     let result = guarded(work(connection)).await;
-    // After a failure of the driver the connection is not used again, so this need not succeed then.
+    // After a failure of the driver the connection is not used again, so this need not succeed
+    // then.
     let ended = run_sql(connection, "ROLLBACK").await;
     let value = result?;
     ended?;
@@ -505,7 +513,8 @@ mod tests {
         assert_eq!(rows(&writer).await, ["b"]);
     }
 
-    /// SQLite rolls back by itself then, the savepoints too: what the next statement fails with is not why.
+    /// SQLite rolls back by itself then, the savepoints too: what the next statement fails with is
+    /// not why.
     #[tokio::test]
     async fn a_disk_that_is_full_for_one_call_is_so_for_all_that_share_its_transaction() {
         let (_directory, options) = in_a_file().await;

@@ -1,4 +1,5 @@
-//! What is this backend's own: files, migration, damage, cancellation, sizes. The contract is in `conformance.rs`.
+//! What is this backend's own: files, migration, damage, cancellation, sizes. The contract is in
+//! `conformance.rs`.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -150,7 +151,8 @@ async fn a_store_in_memory_is_watched() {
     tokio::time::timeout(patience, ended.changed()).await.unwrap().unwrap();
 }
 
-/// A run that ended, was retried and has ended again at the same moment of a standing clock has ended once more.
+/// A run that ended, was retried and has ended again at the same moment of a standing clock has
+/// ended once more.
 #[tokio::test]
 async fn every_end_of_a_run_is_a_hint() {
     let store = Store::new().await;
@@ -433,7 +435,8 @@ async fn expiry_passes_over_what_it_cannot_read() {
     assert_eq!(expired.requeued, [claimed[3].task.id]);
 }
 
-/// Rule G9: dropped after every number of polls, each call has its whole effect or none, and the store goes on.
+/// Rule G9: dropped after every number of polls, each call has its whole effect or none, and the
+/// store goes on.
 #[tokio::test]
 async fn futures_may_be_dropped_anywhere() {
     let store = Store::new().await;
@@ -513,7 +516,8 @@ async fn large_and_awkward_payloads_come_back() {
     assert_eq!(store.db.get_run(run.id).await.unwrap().status, RunStatus::Failed);
 }
 
-/// Rule T5: of several culprits the one with the lowest index, each task once, all that is behind them.
+/// Rule T5: of several culprits the one with the lowest index, each task once, all that is behind
+/// them.
 #[tokio::test]
 async fn what_depends_on_several_failures_blames_the_first() {
     let store = Store::new().await;
@@ -659,7 +663,8 @@ fn all_ended() -> Prune {
     Prune::older_than(Duration::ZERO).with_limit(Limit::new(10).unwrap())
 }
 
-/// Rule M2: in one transaction it would hold up all who write for seconds a gigabyte, and the WAL would be longer than the log.
+/// Rule M2: in one transaction it would hold up all who write for seconds a gigabyte, and the WAL
+/// would be longer than the log.
 #[rstest::rstest]
 #[case::prune(false)]
 #[case::delete_workflow(true)]

@@ -1,4 +1,5 @@
-//! Databases that Ork made before ork-state, at each of its versions, with rows that nobody would write today.
+//! Databases that Ork made before ork-state, at each of its versions, with rows that nobody would
+//! write today.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
@@ -42,7 +43,8 @@ async fn open(directory: &TempDir) -> std::sync::Arc<dyn Database> {
     connect(&format!("sqlite://{}/ork.db", directory.path().display())).await.unwrap()
 }
 
-/// The schema that Ork's own migrations left at this version, with its table of them: other checksums than ours.
+/// The schema that Ork's own migrations left at this version, with its table of them: other
+/// checksums than ours.
 async fn ork_at(version: i64) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let mut statements = String::new();

@@ -82,7 +82,8 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
             ],
             &[],
         ),
-        // That every scenario runs and every floor does what it is a floor of; the figures of such a run say nothing.
+        // That every scenario runs and every floor does what it is a floor of; the figures of such
+        // a run say nothing.
         step("benchmarks", &["xtask", "bench", "--quick", "--any-build", "--html", "report/bench.html"], &[]),
     ];
     if let Some(image) = &arguments.docker_image {

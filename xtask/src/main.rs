@@ -1,5 +1,5 @@
-//! `cargo xtask`: what is done with this workspace. Light: a task that needs much is in a crate beside this one, which cargo
-//! builds when the task is called.
+//! `cargo xtask`: what is done with this workspace. Light: a task that needs much is in a crate
+//! beside this one, which cargo builds when the task is called.
 
 mod ci;
 mod demo;
@@ -28,10 +28,12 @@ enum Task {
     Package(package::Arguments),
     /// Runs everything that CI runs.
     Ci(ci::Arguments),
-    /// Copies a store into an empty one, of any backend, and compares the two. Builds the backends first.
+    /// Copies a store into an empty one, of any backend, and compares the two. Builds the backends
+    /// first.
     #[command(disable_help_flag = true)]
     Copy(Rest),
-    /// Migrates a store, also one that Ork made before ork-state, or says what that would do. Builds the backends first.
+    /// Migrates a store, also one that Ork made before ork-state, or says what that would do.
+    /// Builds the backends first.
     #[command(disable_help_flag = true)]
     Migrate(Rest),
     /// Runs the conformance suite over every backend. Builds the suite first.

@@ -1,6 +1,6 @@
 //! Conventions of the workspace that no compiler checks. Each test lists all that it finds.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -152,8 +152,8 @@ impl Visit<'_> for Paths {
     }
 }
 
-/// Siblings that reach each other. A directory counts as one module beside its siblings, and its own
-/// modules are looked at among themselves.
+/// Siblings that reach each other. A directory counts as one module beside its siblings, and its
+/// own modules are looked at among themselves.
 fn rings(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<Vec<String>> {
     let parents: BTreeSet<&str> =
         imports.keys().map(|name| name.rsplit_once("::").map_or("", |(parent, _)| parent)).collect();
@@ -230,6 +230,60 @@ fn imports_are_read_as_rust_reads_them() {
     paths.visit_file(&file.unwrap());
     let found: Vec<String> = paths.found.iter().map(|path| path.join("::")).collect();
     assert_eq!(found, ["a::B", "c::D", "c::self", "x::f::G", "i::j", "x::k::l"]);
+}
+
+/// Generated pages, whose lines are as long as what they show.
+const GENERATED: &[&str] = &["BENCHMARKS.md", "SCHEMA.md"];
+/// How wide comments and pages may be.
+const WIDTH: usize = 100;
+
+fn files(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() && !name.starts_with('.') && name != "target" && name != "report" {
+            files(&path, found);
+        } else if (name.ends_with(".rs") || name.ends_with(".md")) && !GENERATED.contains(&name) {
+            found.push(path);
+        }
+    }
+}
+
+/// Whether this line of prose is too wide and could be broken.
+fn is_too_wide(line: &str, text: &str) -> bool {
+    let has_a_break = text.trim().char_indices().any(|(at, c)| c == ' ' && at > 0 && at < WIDTH / 2);
+    let is_table_or_target = text.trim_start().starts_with(['|', '<', '#', '[']) && !text.contains(". ");
+    line.chars().count() > WIDTH && has_a_break && !is_table_or_target
+}
+
+#[test]
+fn comments_and_pages_are_wrapped() {
+    let mut all = Vec::new();
+    files(&workspace(), &mut all);
+    let mut found = Vec::new();
+    for path in all {
+        let is_page = path.extension().is_some_and(|extension| extension == "md");
+        let mut in_code = false;
+        for (number, line) in (1..).zip(fs::read_to_string(&path).unwrap().lines()) {
+            let text = if is_page {
+                line
+            } else {
+                let trimmed = line.trim_start();
+                let markers = ["///", "//!", "//"];
+                let Some(text) = markers.iter().find_map(|marker| trimmed.strip_prefix(marker)) else {
+                    in_code = false;
+                    continue;
+                };
+                text
+            };
+            if text.trim_start().starts_with("```") {
+                in_code = !in_code;
+            } else if !in_code && is_too_wide(line, text) {
+                found.push(format!("{}:{number}", path.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "wider than {WIDTH} columns:\n  {}", found.join("\n  "));
 }
 
 /// The doctest of the SQLite crate compiles it.

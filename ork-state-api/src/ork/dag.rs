@@ -29,8 +29,8 @@ struct OldTask {
 /// Reads the tasks of a snapshot as Ork stored them. Besides the DAG it gives a sentence for each
 /// thing that could not be kept: a dependency on a task that is not there.
 ///
-/// The stored form is the canonical one of [`Dag::to_json`], perhaps with other white space, another
-/// order of keys or of tasks, or with fields left out.
+/// The stored form is the canonical one of [`Dag::to_json`], perhaps with other white space,
+/// another order of keys or of tasks, or with fields left out.
 ///
 /// # Errors
 /// `InvalidInput` for JSON that is no array of tasks, or of tasks that [`Dag::new`] refuses.

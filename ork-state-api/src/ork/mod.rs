@@ -1,6 +1,7 @@
 //! Compatibility with what Ork kept before this project. Feature `ork`.
 //!
-//! - [`StateStore`] keeps the runs and tasks of old flows, [`ObjectStore`] the files of their tasks.
+//! - [`StateStore`] keeps the runs and tasks of old flows, [`ObjectStore`] the files of their
+//!   tasks.
 //! - [`read_dag`] reads the DAGs in databases that Ork made.
 //!
 //! The names in those stores become names of files. So [`LegacyRunId`] and [`LegacyTaskName`] hold
@@ -36,11 +37,13 @@ pub const MAX_RUN_ID_BYTES: usize = 200;
 pub const MAX_TASK_NAME_BYTES: usize = 250;
 
 text!(
-    /// The id of a run: 1 to 200 bytes that can name a file: no `/` or `\`, neither `.` nor `..`, no control characters.
+    /// The id of a run: 1 to 200 bytes that can name a file: no `/` or `\`, neither `.` nor `..`,
+    /// no control characters.
     LegacyRunId, "run id", run_id
 );
 text!(
-    /// The name of a task within its run: 1 to 250 bytes that can name a file: no `/` or `\`, neither `.` nor `..`, no control characters.
+    /// The name of a task within its run: 1 to 250 bytes that can name a file: no `/` or `\`,
+    /// neither `.` nor `..`, no control characters.
     LegacyTaskName, "task name", task_name
 );
 

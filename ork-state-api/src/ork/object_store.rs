@@ -53,15 +53,18 @@ impl LegacyStatus {
     }
 }
 
-/// Where the files of old flows' tasks are: `<base>/<run id>/<task name>/{spec,status,output}.json`.
+/// Where the files of old flows' tasks are: `<base>/<run id>/<task
+/// name>/{spec,status,output}.json`.
 ///
 /// Share it as `Arc<dyn ObjectStore>`; every method takes `&self` and may be called concurrently.
 ///
 /// # Rules of every method
-/// - **LO5** A write replaces the whole file: whoever reads meanwhile has the old one or the new one, also if the writer dies. One that is
-///   acknowledged is seen by every call that begins later, in any process; where the store is on disk it survives loss of power.
-/// - **LO6** What is there and cannot be read is `Corrupt`, naming the file: never taken for missing, and never a default. That goes for
-///   a file that is empty or cut short, and for a spec that is another task's.
+/// - **LO5** A write replaces the whole file: whoever reads meanwhile has the old one or the new
+///   one, also if the writer dies. One that is acknowledged is seen by every call that begins
+///   later, in any process; where the store is on disk it survives loss of power.
+/// - **LO6** What is there and cannot be read is `Corrupt`, naming the file: never taken for
+///   missing, and never a default. That goes for a file that is empty or cut short, and for a spec
+///   that is another task's.
 ///
 /// # Errors of every method
 /// `Unavailable` when the store cannot be reached; `Corrupt`; `Internal`.
@@ -105,7 +108,8 @@ pub trait ObjectStore: std::fmt::Debug + Send + Sync {
 
     /// Writes what a task gave.
     ///
-    /// - **LO3** The file is the JSON text and comes out to the byte; one that was never written is `None`, and JSON `null` is an output.
+    /// - **LO3** The file is the JSON text and comes out to the byte; one that was never written is
+    ///   `None`, and JSON `null` is an output.
     ///
     /// # Cancel safety
     /// It is written or not. Calling again does no harm.
@@ -119,8 +123,9 @@ pub trait ObjectStore: std::fmt::Debug + Send + Sync {
 
     /// Where the files of a task are, for its executor: a path of the file system, or a URL.
     ///
-    /// - **LO4** It lies two levels below the base: the run id, then the task name, as they are; in a URL, percent-encoded. The files
-    ///   are `spec.json`, `status.json` and `output.json` in it. No two tasks share it.
+    /// - **LO4** It lies two levels below the base: the run id, then the task name, as they are; in
+    ///   a URL, percent-encoded. The files are `spec.json`, `status.json` and `output.json` in it.
+    ///   No two tasks share it.
     fn task_dir(&self, run: &LegacyRunId, task: &LegacyTaskName) -> String;
 
     /// Where the spec of a task is (LO4).

@@ -108,14 +108,17 @@ impl LegacyTaskRun {
 /// Share it as `Arc<dyn StateStore>`; every method takes `&self` and may be called concurrently.
 ///
 /// # Rules of every method
-/// - **LS7** What is stored and cannot be read is `Corrupt`, naming the file: it is never left out of a list, taken for missing, or
-///   replaced by a default. That goes for a file that is empty or cut short, and for one that lies under another name than it says.
-/// - **LS8** A write is whole or not there, also if the process dies within it, and two at once come one after the other. One that is
-///   acknowledged is seen by every call that begins later, through any handle and, where the store is shared, in any process; where it is
-///   on disk it survives loss of power.
+/// - **LS7** What is stored and cannot be read is `Corrupt`, naming the file: it is never left out
+///   of a list, taken for missing, or replaced by a default. That goes for a file that is empty or
+///   cut short, and for one that lies under another name than it says.
+/// - **LS8** A write is whole or not there, also if the process dies within it, and two at once
+///   come one after the other. One that is acknowledged is seen by every call that begins later,
+///   through any handle and, where the store is shared, in any process; where it is on disk it
+///   survives loss of power.
 ///
 /// # Errors of every method
-/// `Unavailable` when the store cannot be reached, or others hold it for too long; `Corrupt`; `Internal`.
+/// `Unavailable` when the store cannot be reached, or others hold it for too long; `Corrupt`;
+/// `Internal`.
 #[async_trait]
 pub trait StateStore: std::fmt::Debug + Send + Sync {
     /// Creates a run of a workflow.
@@ -123,7 +126,8 @@ pub trait StateStore: std::fmt::Debug + Send + Sync {
     /// - **LS1** The run is `pending`, was created now, and has an id that no other run has or had.
     ///
     /// # Cancel safety
-    /// The run is created or not; [`list_runs`](Self::list_runs) tells. Calling again creates another.
+    /// The run is created or not; [`list_runs`](Self::list_runs) tells. Calling again creates
+    /// another.
     async fn create_run(&self, workflow: WorkflowName) -> Result<LegacyRun>;
 
     /// Finds a run.
@@ -136,7 +140,8 @@ pub trait StateStore: std::fmt::Debug + Send + Sync {
 
     /// Lists all runs.
     ///
-    /// - **LS3** The newest first, by `created_at`; of those created at the same moment the one with the greatest id, byte by byte.
+    /// - **LS3** The newest first, by `created_at`; of those created at the same moment the one
+    ///   with the greatest id, byte by byte.
     ///
     /// # Cancel safety
     /// It only reads.
@@ -155,8 +160,8 @@ pub trait StateStore: std::fmt::Debug + Send + Sync {
 
     /// Writes a task of a run, whether or not it is there.
     ///
-    /// - **LS4** The key is the run's id and the task's name. What was there under it is replaced by exactly what is given, no field is
-    ///   merged, and nothing else changes.
+    /// - **LS4** The key is the run's id and the task's name. What was there under it is replaced
+    ///   by exactly what is given, no field is merged, and nothing else changes.
     ///
     /// # Errors
     /// `NotFound` if there is no such run.
@@ -167,8 +172,8 @@ pub trait StateStore: std::fmt::Debug + Send + Sync {
 
     /// Gives a run a status, and gives back the run as it then is.
     ///
-    /// - **LS6** Any status may follow any. The first `running` sets `started_at`, which then stays; every terminal status sets
-    ///   `finished_at`, also the second. Nothing else changes.
+    /// - **LS6** Any status may follow any. The first `running` sets `started_at`, which then
+    ///   stays; every terminal status sets `finished_at`, also the second. Nothing else changes.
     ///
     /// # Errors
     /// `NotFound` if there is no such run.

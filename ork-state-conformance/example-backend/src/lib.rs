@@ -55,8 +55,8 @@ impl ExampleDatabase {
         Self { clock: options.clock_or_system(), state: Mutex::new(None) }
     }
 
-    /// Does something with the state. The lock makes it one transaction (G1), and as nothing is awaited while it
-    /// is held, a dropped future cannot cut it short (G9).
+    /// Does something with the state. The lock makes it one transaction (G1), and as nothing is
+    /// awaited while it is held, a dropped future cannot cut it short (G9).
     fn with<T>(&self, action: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         match &mut *self.lock() {
             Some(state) => {
@@ -84,7 +84,7 @@ impl Plugin for ExampleDatabase {
 #[async_trait]
 impl WorkflowStore for ExampleDatabase {
     async fn create_workflow(&self, new: NewWorkflow) -> Result<Workflow> {
-        self.with(|state| state.create_workflow(new))
+        self.with(|state| state.create_workflow(&new))
     }
 
     async fn get_workflow(&self, id: WorkflowId) -> Result<Workflow> {

@@ -41,11 +41,11 @@ impl Default for State {
 }
 
 impl State {
-    pub(crate) fn create_workflow(&mut self, new: NewWorkflow) -> Result<Workflow> {
+    pub(crate) fn create_workflow(&mut self, new: &NewWorkflow) -> Result<Workflow> {
         if self.find_workflow(&new.name).is_ok() {
             return Err(Error::already_exists(Entity::Workflow, &new.name));
         }
-        let (workflow, snapshot) = Workflow::with_snapshot(&new, self.now);
+        let (workflow, snapshot) = Workflow::with_snapshot(new, self.now);
         self.snapshots.insert(snapshot.id, snapshot);
         self.workflows.insert(workflow.id, workflow.clone());
         Ok(workflow)

@@ -129,7 +129,8 @@ impl State {
         UpdateReport::new(updates.outcomes(&outcomes), self.settle(&ended))
     }
 
-    /// Applies one step. A task that it ended is added to `ended`, to be settled with the others of the batch.
+    /// Applies one step. A task that it ended is added to `ended`, to be settled with the others of
+    /// the batch.
     fn apply(&mut self, step: &UpdateStep, ended: &mut Vec<TaskId>) -> UpdateOutcome {
         let id = step.claim.task;
         let Ok(TaskDetail { task, .. }) = self.task(id) else { return UpdateOutcome::NotFound };
@@ -212,7 +213,8 @@ impl State {
         }
         let mut ended_runs = Vec::new();
         for (run, mut tasks) in of_runs {
-            // Of several culprits the one with the lowest index is named: it fails its dependents first.
+            // Of several culprits the one with the lowest index is named: it fails its dependents
+            // first.
             tasks.sort_by_key(|task| task.index);
             for task in &tasks {
                 self.count_end(run, task.status);

@@ -1,4 +1,5 @@
-//! `ork-state-new-backend NAME [DIRECTORY]`: writes a crate for a new backend. See the crate's module `new_backend`.
+//! `ork-state-new-backend NAME [DIRECTORY]`: writes a crate for a new backend. See the crate's
+//! module `new_backend`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -258,8 +258,9 @@ case! { T2, t2_claimers_at_once_each_get_as_many_as_they_ask_for(t) {
     Ok(())
 }}
 
-// On real time. While long writes go on the claims wait; a lease that is counted from when the wait began has lapsed when the
-// claim is answered, which a heartbeat at once shows. One whose answer comes late proves nothing and is not counted.
+// On real time. While long writes go on the claims wait; a lease that is counted from when the wait
+// began has lapsed when the claim is answered, which a heartbeat at once shows. One whose answer
+// comes late proves nothing and is not counted.
 case! { T2, t2_leases_are_live_under_contention(t) {
     let short = Duration::from_millis(250);
     let store = t.fixture().migrated().await?;
@@ -272,7 +273,8 @@ case! { T2, t2_leases_are_live_under_contention(t) {
     let (mut alive, mut lapsed, mut longest) = (0, 0, Duration::ZERO);
     // The first round has nothing to wait for: connections are made and plans.
     for round in 0..7 {
-        // One write is under way when the claims come; in every other round another stands in the queue behind them.
+        // One write is under way when the claims come; in every other round another stands in the
+        // queue behind them.
         let mut busy = Vec::new();
         for _ in 0..if round == 0 { 0 } else { 1 + round % 2 } {
             busy.push(db.create_run(NewRun::new(large.id)).await?.into_run().id);
@@ -318,8 +320,9 @@ case! { T2, t2_leases_are_live_under_contention(t) {
     if alive + lapsed == 0 {
         return Err(NotApplicable("the machine is too busy: no heartbeat was answered in time to tell anything".into()).into());
     }
-    // A store that counts leases from the call hands out lapsed ones whenever claims wait. On a machine that is busy with other things a good
-    // one may too, now and then: its answer is held up on the way.
+    // A store that counts leases from the call hands out lapsed ones whenever claims wait. On a
+    // machine that is busy with other things a good one may too, now and then: its answer is held
+    // up on the way.
     assert!(alive >= lapsed, "{alive} alive and {lapsed} lapsed, after claims that took up to {longest:?}");
     t.note(format!("{alive} leases of {short:?} were alive when handed out, {lapsed} not, after claims that took up to {longest:?}"));
     Ok(())

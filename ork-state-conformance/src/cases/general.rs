@@ -10,7 +10,8 @@ use super::together;
 use crate::case::case;
 use crate::{Ctx, claim_request, dag, wide_dag};
 
-/// A handle to read with while another writes: one of its own where the store can be opened twice, else the same.
+/// A handle to read with while another writes: one of its own where the store can be opened twice,
+/// else the same.
 async fn reader(t: &Ctx) -> ork_state_api::Result<Arc<dyn Database>> {
     let shared = [Capability::Durable, Capability::MultiProcess]
         .iter()

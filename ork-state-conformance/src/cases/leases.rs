@@ -196,7 +196,8 @@ case! { T3, t3_several_callers_share_the_work(t) {
         let db = t.db().clone();
         async move {
             let mut mine = Vec::new();
-            // A caller may find what is left being taken by another, so it asks until its share is empty.
+            // A caller may find what is left being taken by another, so it asks until its share is
+            // empty.
             loop {
                 let expired = db.expire_leases(Limit::new(10)?).await?;
                 if expired.requeued.is_empty() {

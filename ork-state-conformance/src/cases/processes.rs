@@ -87,7 +87,8 @@ case! { G2 needs [MultiProcess, Durable], g2_what_a_killed_process_was_told_is_t
 
 case! { [G1, G2, R3] needs [MultiProcess, Durable], g1_a_process_that_is_killed_leaves_no_half_transaction(t) {
     let mut survivor = Survivor::new(&t);
-    // Each is killed while it is at the step after the last that was read: after a few, after many, and where a workflow is deleted.
+    // Each is killed while it is at the step after the last that was read: after a few, after many,
+    // and where a workflow is deleted.
     for steps in [1, 4, 23, 60, 131, 190, 200, 211] {
         survivor.outlive(Death { workers: 1, steps, pause: Duration::ZERO, failure: None }).await?;
     }

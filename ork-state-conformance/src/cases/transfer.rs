@@ -136,7 +136,8 @@ async fn is_empty(db: &dyn Database) -> ork_state_api::Result<bool> {
     Ok(workflows + runs == 0 && db.ready_tasks(Limit::ONE).await?.is_empty())
 }
 
-/// Begins an import of these workflows without finishing it, with so many records, and says how far it has come.
+/// Begins an import of these workflows without finishing it, with so many records, and says how far
+/// it has come.
 async fn begin(
     t: &Ctx,
     to: &dyn Database,
@@ -179,7 +180,8 @@ case! { [M6, T4] needs [Transfer], m6_claims_hold_in_the_copy_and_work_goes_on(t
     let content = fill(&t).await?;
     let Other { db, store: _store } = Other::new(&t).await?;
     copy(&**t.db(), &*db, |_| ()).await?;
-    // The live claim is good for its task, and one that was given up before is not good for what is claimed now.
+    // The live claim is good for its task, and one that was given up before is not good for what is
+    // claimed now.
     let updates = TaskUpdates::new(vec![TaskUpdate::succeeded(content.claim, None)])?;
     assert!(db.update_tasks(updates).await?.outcomes[0].into_result(content.claim.task).is_ok());
     db.resume_run(content.paused).await?;

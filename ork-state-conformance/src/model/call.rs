@@ -1,4 +1,5 @@
-//! A call of a store and its answer as values: what traces are made of, what histories hold, what faults work on.
+//! A call of a store and its answer as values: what traces are made of, what histories hold, what
+//! faults work on.
 
 use std::collections::BTreeMap;
 
@@ -144,7 +145,8 @@ macro_rules! calls {
                 )
             }
 
-            /// Whether it does nothing if it is made again at once, as by a caller who got no answer (T7, R1): its arguments tell what it did.
+            /// Whether it does nothing if it is made again at once, as by a caller who got no
+            /// answer (T7, R1): its arguments tell what it did.
             #[must_use]
             pub const fn has_one_effect(&self) -> bool {
                 use Call as C;
@@ -193,7 +195,8 @@ macro_rules! calls {
         }
 
         impl Answer {
-            /// Whether they say the same: equal values, or errors of one kind about one thing, however they are worded.
+            /// Whether they say the same: equal values, or errors of one kind about one thing,
+            /// however they are worded.
             #[must_use]
             pub fn is_like(&self, other: &Self) -> bool {
                 match (self, other) {
@@ -302,7 +305,8 @@ fn not_an_answer(method: &str, answer: &Answer) -> Error {
     Error::internal(format!("{method} was answered with something else: {answer:?}"))
 }
 
-/// Whether two errors are of one kind and about one thing. How they are worded is each backend's own.
+/// Whether two errors are of one kind and about one thing. How they are worded is each backend's
+/// own.
 fn is_alike(a: &Error, b: &Error) -> bool {
     use ErrorKind::{AlreadyExists, InvalidTransition, LeaseLost, NotFound};
     match (a.kind(), b.kind()) {

@@ -1,4 +1,5 @@
-//! What calls are at that are made at the same time as another: it need not wait for them, and may leave that to the next one.
+//! What calls are at that are made at the same time as another: it need not wait for them, and may
+//! leave that to the next one.
 
 use std::collections::BTreeSet;
 
@@ -13,8 +14,8 @@ pub(crate) struct Contention {
     halted: BTreeSet<RunId>,
     /// Runs that something is done to, these among them.
     touched: BTreeSet<RunId>,
-    /// Tasks that are taken by a claim or taken back, and those that become ready. They are known by their place in their run: a store may
-    /// tell the id later.
+    /// Tasks that are taken by a claim or taken back, and those that become ready. They are known
+    /// by their place in their run: a store may tell the id later.
     tasks: BTreeSet<(RunId, u32)>,
     /// Jobs that are taken by a claim.
     jobs: BTreeSet<JobId>,

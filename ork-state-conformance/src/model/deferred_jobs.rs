@@ -114,7 +114,8 @@ impl Model {
         UpdateOutcome::Applied { status: job.status }
     }
 
-    /// Ends the attempt of the task that waited for this job, if it waits for no other. Gives the task if it has ended with it.
+    /// Ends the attempt of the task that waited for this job, if it waits for no other. Gives the
+    /// task if it has ended with it.
     fn end_deferral(&mut self, now: Timestamp, id: JobId) -> Option<TaskId> {
         let task = self.jobs.iter().find(|row| row.job.id == id)?.job.task;
         // The latest deferral: the jobs of one are numbered from 0.

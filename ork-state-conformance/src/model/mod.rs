@@ -1,11 +1,13 @@
 //! The rules of the contract, executable: a store as naive as can be.
 //!
-//! It is written from the rustdoc of the traits alone and shares no code with any backend. It keeps what cannot be worked out from anything else and
-//! works out the rest whenever it is asked: what a task waits for, how a run's tasks stand, what is ready. There is no index, no queue and
-//! no counter in it, so none can be wrong.
+//! It is written from the rustdoc of the traits alone and shares no code with any backend. It keeps
+//! what cannot be worked out from anything else and works out the rest whenever it is asked: what a
+//! task waits for, how a run's tasks stand, what is ready. There is no index, no queue and no
+//! counter in it, so none can be wrong.
 //!
-//! A store chooses its ids and tokens itself. So the model is told the answer that a store has given, takes the choices from there, after it has
-//! checked that they are new, and says what the whole answer should have been.
+//! A store chooses its ids and tokens itself. So the model is told the answer that a store has
+//! given, takes the choices from there, after it has checked that they are new, and says what the
+//! whole answer should have been.
 
 mod call;
 mod contention;
@@ -92,8 +94,8 @@ pub(crate) struct JobRow {
 pub(crate) type Expected<T> = ork_state_api::Result<T>;
 
 impl Model {
-    /// What the answer to a call is at this time, given the one that a store has given: what it chose is taken from there. Without one
-    /// the model chooses.
+    /// What the answer to a call is at this time, given the one that a store has given: what it
+    /// chose is taken from there. Without one the model chooses.
     pub fn answer(&mut self, now: Timestamp, call: Call, seen: Option<&Answer>) -> Answer {
         if self.is_newer() {
             return damage::newer(&call);
@@ -179,7 +181,8 @@ impl Model {
         self.readable(answer)
     }
 
-    /// An id that a store chose, if it never was one before (G3), else one that it did not choose, which shows.
+    /// An id that a store chose, if it never was one before (G3), else one that it did not choose,
+    /// which shows.
     fn fresh<T>(&mut self, seen: Option<T>, generate: fn() -> T, bytes: fn(&T) -> [u8; 16]) -> T {
         let chosen = seen.filter(|id| !self.used.contains(&bytes(id))).unwrap_or_else(generate);
         self.used.insert(bytes(&chosen));
@@ -202,7 +205,8 @@ impl Model {
         self.fresh(seen, JobId::generate, |id| *id.as_uuid().as_bytes())
     }
 
-    /// A store makes the ids of tasks when it starts their run and first tells them later, together with their place in it.
+    /// A store makes the ids of tasks when it starts their run and first tells them later, together
+    /// with their place in it.
     fn learn_task_ids(&mut self, seen: Option<&Answer>) {
         let told: Vec<(RunId, u32, TaskId)> = match seen {
             Some(Answer::ListTasks(Ok(page))) => page.items.iter().map(place).collect(),

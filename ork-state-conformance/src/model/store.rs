@@ -19,7 +19,8 @@ pub static MODEL: Backend = Backend {
     package: "ork_state_conformance",
     schemes: &["model"],
     example: "model:name",
-    // Its stores live as long as their fixture and can be opened again, but not from another process.
+    // Its stores live as long as their fixture and can be opened again, but not from another
+    // process.
     capabilities: Capabilities::all().without(Capability::MultiProcess),
     options: &[OptionInfo { name: "max_log_bytes", help: "cap of each task's log in bytes; default none" }],
     connect: |options| {
@@ -47,7 +48,8 @@ pub(crate) static LESSER: Backend = Backend {
 pub struct Tamper {
     /// Answers a call.
     pub answer: fn(&mut Turn<'_>) -> Answer,
-    /// What happens to the state when the store is opened again, if anything; the second is the one before the latest change.
+    /// What happens to the state when the store is opened again, if anything; the second is the one
+    /// before the latest change.
     pub reopen: Option<fn(&mut Model, Model)>,
     /// Whether a call that may have changed something is hinted at.
     pub hints: fn(&Call) -> bool,
@@ -104,8 +106,8 @@ impl Turn<'_> {
         }
     }
 
-    /// Has something done before the call is answered, but not in one step with the rest: others may look in between, and it is not done
-    /// at all if nobody waits for the answer any more.
+    /// Has something done before the call is answered, but not in one step with the rest: others
+    /// may look in between, and it is not done at all if nobody waits for the answer any more.
     pub fn later(&mut self, rest: impl FnOnce(&mut Model) + Send + 'static) {
         self.later.push(Box::new(rest));
     }
@@ -161,7 +163,8 @@ impl Answers for Handle {
         self.tamper.plugin
     }
 
-    /// Under one lock and without an await but for what is tampered with, so it is one transaction (G1) that nothing cuts short (G9).
+    /// Under one lock and without an await but for what is tampered with, so it is one transaction
+    /// (G1) that nothing cuts short (G9).
     async fn answer(&self, call: Call) -> Answer {
         // Nothing here waits for anything: a case that goes round in circles could not be ended.
         tokio::task::coop::consume_budget().await;

@@ -201,8 +201,8 @@ impl Model {
         })
     }
 
-    /// Ends overdue attempts. Those that another call is at count towards the limit, but may be left to the next one (T3): the answer that
-    /// was seen says which were.
+    /// Ends overdue attempts. Those that another call is at count towards the limit, but may be
+    /// left to the next one (T3): the answer that was seen says which were.
     fn expire(
         &mut self,
         now: Timestamp,
@@ -333,7 +333,8 @@ impl Model {
         UpdateOutcome::Applied { status }
     }
 
-    /// What follows from tasks that have ended in one call: dependents that become ready (T1) or fail (T5), and runs that end (R3).
+    /// What follows from tasks that have ended in one call: dependents that become ready (T1) or
+    /// fail (T5), and runs that end (R3).
     pub(super) fn settle(&mut self, now: Timestamp, ended: &[TaskId]) -> Vec<EndedRun> {
         let mut runs: BTreeMap<RunId, BTreeSet<usize>> = BTreeMap::new();
         for (run, index) in ended.iter().filter_map(|id| self.places.get(id)) {

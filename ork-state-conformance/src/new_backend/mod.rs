@@ -68,7 +68,8 @@ pub enum NewBackendError {
 }
 
 impl NewBackend {
-    /// A crate `ork-state-NAME` in this directory, by default in one of that name in the present one. Nothing is written yet.
+    /// A crate `ork-state-NAME` in this directory, by default in one of that name in the present
+    /// one. Nothing is written yet.
     ///
     /// # Errors
     /// [`NewBackendError`] for a name or a directory that cannot be taken.
@@ -105,7 +106,8 @@ impl NewBackend {
         &self.directory
     }
 
-    /// Writes it. The checklist in its README comes from running the suite over the [model](crate::model), which takes seconds.
+    /// Writes it. The checklist in its README comes from running the suite over the
+    /// [model](crate::model), which takes seconds.
     ///
     /// # Errors
     /// [`NewBackendError`]

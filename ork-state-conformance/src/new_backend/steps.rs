@@ -330,7 +330,8 @@ mod tests {
         }
     }
 
-    /// What of the core is said to be green with a step is so, in a backend that has nothing of the later ones.
+    /// What of the core is said to be green with a step is so, in a backend that has nothing of the
+    /// later ones.
     #[test]
     #[ignore = "heavy: it runs most cases many times; `cargo xtask ci` runs it"]
     fn the_cases_of_a_step_pass_with_it_and_without_the_next() {

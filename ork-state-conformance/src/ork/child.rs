@@ -27,12 +27,13 @@ struct Child {
 
 #[derive(Serialize, Deserialize)]
 pub(super) enum Role {
-    /// Says `ready`, waits for a line, then writes so many tasks of a run, each under a name that begins with the letter, and one that all
-    /// children share.
+    /// Says `ready`, waits for a line, then writes so many tasks of a run, each under a name that
+    /// begins with the letter, and one that all children share.
     Upsert { run: LegacyRunId, letter: char, tasks: u32 },
     /// Creates runs and takes them on, for ever, telling each step as a [`Told`]: to be killed.
     LiveOn,
-    /// Says `ready`, waits for a line, then writes the files of a task so many times, all of one letter.
+    /// Says `ready`, waits for a line, then writes the files of a task so many times, all of one
+    /// letter.
     WriteFiles { run: LegacyRunId, letter: char, times: usize },
     /// Writes the files of a task for ever, and says `written` each time: to be killed.
     WriteOn { run: LegacyRunId },

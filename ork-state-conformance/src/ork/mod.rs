@@ -1,6 +1,7 @@
 //! A small suite of its own for the stores of [`ork_state_api::ork`].
 //!
-//! It is the `main` of a test with `harness = false`, and runs each case on a new store, one test a case:
+//! It is the `main` of a test with `harness = false`, and runs each case on a new store, one test a
+//! case:
 //!
 //! ```ignore
 //! use ork_state_conformance::ork::{ObjectStores, StateStores, run};
@@ -42,7 +43,8 @@ pub struct StateStores {
     pub name: &'static str,
     /// Opens one in this directory, whose parent is there, with this clock.
     pub open: fn(PathBuf, Arc<dyn Clock>) -> Opening<dyn StateStore>,
-    /// Whether it is in the directory, in Ork's layout, so that it can be opened again and by other processes.
+    /// Whether it is in the directory, in Ork's layout, so that it can be opened again and by other
+    /// processes.
     pub on_disk: bool,
 }
 
@@ -53,7 +55,8 @@ pub struct ObjectStores {
     pub name: &'static str,
     /// Opens one in this directory, whose parent is there.
     pub open: fn(PathBuf) -> Opening<dyn ObjectStore>,
-    /// Whether it is in the directory, in Ork's layout, so that it can be opened again and by other processes.
+    /// Whether it is in the directory, in Ork's layout, so that it can be opened again and by other
+    /// processes.
     pub on_disk: bool,
 }
 
@@ -134,7 +137,8 @@ macro_rules! cases {
 }
 use cases;
 
-/// Runs all cases over these stores, as tests; what looks at the disk only where the store is on it.
+/// Runs all cases over these stores, as tests; what looks at the disk only where the store is on
+/// it.
 #[must_use]
 pub fn run(states: &[StateStores], objects: &[ObjectStores]) -> ExitCode {
     if let Some(code) = child::play_if_child(states, objects) {

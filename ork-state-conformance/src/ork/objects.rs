@@ -1,4 +1,5 @@
-//! Cases of [`ObjectStore`](ork_state_api::ork::ObjectStore). Their names begin with the rule, which stands at the method.
+//! Cases of [`ObjectStore`](ork_state_api::ork::ObjectStore). Their names begin with the rule,
+//! which stands at the method.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,4 +1,5 @@
-//! The report as one HTML page that needs nothing else: no network, no other file. The few lines of script only fold.
+//! The report as one HTML page that needs nothing else: no network, no other file. The few lines of
+//! script only fold.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 

@@ -8,8 +8,8 @@ use super::{BackendReport, Report};
 use crate::{CaseReport, Facts, Verdict};
 
 impl Report {
-    /// The report as JUnit XML: a suite a backend, a test a case. What does not apply is skipped, and so is a backend that is
-    /// unavailable. A deep run is a suite of its own.
+    /// The report as JUnit XML: a suite a backend, a test a case. What does not apply is skipped,
+    /// and so is a backend that is unavailable. A deep run is a suite of its own.
     ///
     /// # Errors
     /// None that is known: what XML cannot say is left out.

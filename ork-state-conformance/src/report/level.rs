@@ -12,7 +12,8 @@ use crate::{Case, CaseReport, Rule, Verdict};
 pub enum Level {
     /// Core and every extension.
     Full,
-    /// Every case that needs no capability passed, and so did those of all extensions that the backend does not opt out of.
+    /// Every case that needs no capability passed, and so did those of all extensions that the
+    /// backend does not opt out of.
     Core,
     /// A case failed, or there was nothing that passed.
     NotConformant,
@@ -99,7 +100,8 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// Of all cases that are linked in, those that ran ended like this. `None` is a backend that is not linked.
+    /// Of all cases that are linked in, those that ran ended like this. `None` is a backend that is
+    /// not linked.
     pub(super) fn of(backend: Option<&Backend>, required: &[&Case], ran: &[CaseReport]) -> Self {
         let is_there = |case: &&&Case| ran.iter().any(|report| report.name == case.name);
         let left_out = required.len() - required.iter().filter(is_there).count();
@@ -149,7 +151,8 @@ fn extension(capability: Capability, is_claimed: bool, all: usize, ran: &[CaseRe
     Extension { name, state, passed, applied: passed + failed }
 }
 
-/// The rules all of whose cases had nothing to check, not only because the backend opts out of something.
+/// The rules all of whose cases had nothing to check, not only because the backend opts out of
+/// something.
 fn unchecked(backend: Option<&Backend>, ran: &[CaseReport]) -> Vec<Rule> {
     let has = |name: &String| {
         let capability = Capability::ALL.iter().find(|capability| capability.to_string() == *name);

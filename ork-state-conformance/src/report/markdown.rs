@@ -6,8 +6,8 @@ use super::{BackendReport, ExtensionState, Report, duration};
 use crate::{FaultReport, KillMatrix, Rule};
 
 impl Report {
-    /// The report as a Markdown page: a table of backends, a table of rules by backends, what failed,
-    /// what had nothing to check, and what cases had to say.
+    /// The report as a Markdown page: a table of backends, a table of rules by backends, what
+    /// failed, what had nothing to check, and what cases had to say.
     #[must_use]
     pub fn markdown(&self) -> String {
         let facts = &self.facts;

@@ -27,7 +27,8 @@ pub const REPORT_SCHEMA: &str = include_str!("report.schema.json");
 pub struct Report {
     /// What ran, where and when.
     pub facts: Facts,
-    /// What was left out by a filter, if there was one: such a report says nothing about conformance.
+    /// What was left out by a filter, if there was one: such a report says nothing about
+    /// conformance.
     pub filter: Option<String>,
     /// The seed of what was left to chance.
     pub seed: u64,
@@ -58,7 +59,8 @@ pub struct BackendReport {
     pub unavailable: Option<String>,
     /// What there is beyond the core.
     pub extensions: Vec<Extension>,
-    /// Rules all of whose cases had nothing to check here, though the backend does not opt out of what they need.
+    /// Rules all of whose cases had nothing to check here, though the backend does not opt out of
+    /// what they need.
     pub unchecked: Vec<Rule>,
     /// How many of the suite's cases did not run.
     pub left_out: usize,
@@ -123,8 +125,8 @@ impl RuleReport {
 pub type Replay = fn(backend: &str, case: &str, seed: u64) -> String;
 
 impl BackendReport {
-    /// The report of these cases, which took so many milliseconds. They are held against all that are linked in: one that is missing leaves no
-    /// level.
+    /// The report of these cases, which took so many milliseconds. They are held against all that
+    /// are linked in: one that is missing leaves no level.
     #[must_use]
     pub fn new(backend: &str, origin: Option<String>, mut cases: Vec<CaseReport>, millis: u64) -> Self {
         cases.sort_by(|a, b| a.name.cmp(&b.name));
@@ -168,7 +170,8 @@ impl BackendReport {
         reasons
     }
 
-    /// The level in one line, with what it does not say of itself: `Core + task logs (not checked: G8)`.
+    /// The level in one line, with what it does not say of itself: `Core + task logs (not checked:
+    /// G8)`.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut summary = self.level.word().to_owned();
@@ -201,8 +204,9 @@ impl Report {
         Self { facts, filter: None, seed, millis, backends: vec![], kill_matrix: None, deep: Some(deep) }
     }
 
-    /// Whether there was something to find and nothing was found: every backend did what it should in all cases that ran, and in time, every
-    /// fault was noticed, and a deep run went well. This is not a level: see [`BackendReport::level`].
+    /// Whether there was something to find and nothing was found: every backend did what it should
+    /// in all cases that ran, and in time, every fault was noticed, and a deep run went well. This
+    /// is not a level: see [`BackendReport::level`].
     #[must_use]
     pub fn is_good(&self) -> bool {
         let ran = !self.backends.is_empty() || self.deep.as_ref().is_some_and(DeepReport::did_something);
@@ -211,7 +215,8 @@ impl Report {
             && self.deep.iter().all(|deep| deep.findings.is_empty())
     }
 
-    /// Writes `report.json`, `report.md`, `junit.xml` and `report.html` into a directory, which is made.
+    /// Writes `report.json`, `report.md`, `junit.xml` and `report.html` into a directory, which is
+    /// made.
     ///
     /// # Errors
     /// Those of the file system.

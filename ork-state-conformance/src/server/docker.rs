@@ -13,8 +13,8 @@ const DEFAULT_IMAGE: &str = "postgres:17-alpine";
 /// Of a server that only this machine reaches, for as long as the suite runs.
 const PASSWORD: &str = "ork-state";
 
-/// A running container. [`stop`](Self::stop) removes it; if the process is killed before that, the container stays and
-/// `docker ps` shows it.
+/// A running container. [`stop`](Self::stop) removes it; if the process is killed before that, the
+/// container stays and `docker ps` shows it.
 #[derive(Debug)]
 pub(super) struct Container(ContainerAsync<GenericImage>);
 

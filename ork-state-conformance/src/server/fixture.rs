@@ -11,8 +11,8 @@ use uuid::Uuid;
 use super::{PostgresServer, Unavailable};
 use crate::{Damage, Fixture, ServerFailure, TestStore};
 
-/// Stores in databases of one server, which is found when the first is wanted. A migrated store is copied from a
-/// template that is migrated once.
+/// Stores in databases of one server, which is found when the first is wanted. A migrated store is
+/// copied from a template that is migrated once.
 #[derive(Debug)]
 pub struct PostgresFixture {
     backend: &'static str,
@@ -55,7 +55,8 @@ impl PostgresFixture {
         let db = Registry::linked()?.connect(ConnectOptions::new(&store.url())?).await?;
         db.migrate().await?;
         drop(db);
-        // Nobody may be connected to a template that is copied; a pool closes its connections in its own time.
+        // Nobody may be connected to a template that is copied; a pool closes its connections in
+        // its own time.
         let end = format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'",
             store.name

@@ -16,12 +16,14 @@ use super::{PostgresServer, Started, wait_until_it_answers};
 const PLACES: &[&str] =
     &["/usr/lib/postgresql", "/usr/pgsql", "/usr/local/pgsql", "/opt/homebrew/opt", "/usr/local/opt"];
 
-/// Keeps the server until its standard input ends, which happens at the latest with the process that holds the other
-/// end, however that dies. Then it stops the server and removes the directory. `$1` is the directory, `$2` where the binaries are.
-/// Each line it reads before is an [`Order`], which it answers with `done` or `failed`.
+/// Keeps the server until its standard input ends, which happens at the latest with the process
+/// that holds the other end, however that dies. Then it stops the server and removes the directory.
+/// `$1` is the directory, `$2` where the binaries are. Each line it reads before is an [`Order`],
+/// which it answers with `done` or `failed`.
 ///
-/// SIGQUIT ends a server at once; when it starts again, it recovers from its log. A standby has a directory of its own. When it takes over, the socket that
-/// clients know leads to its own, as an address moves from one machine to another.
+/// SIGQUIT ends a server at once; when it starts again, it recovers from its log. A standby has a
+/// directory of its own. When it takes over, the socket that clients know leads to its own, as an
+/// address moves from one machine to another.
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
 PATH=$2:$PATH
@@ -162,7 +164,8 @@ pub(super) async fn start() -> Result<PostgresServer, String> {
     })
 }
 
-/// Makes the files of a server whose text order is not that of bytes, so that a store that relies on it fails.
+/// Makes the files of a server whose text order is not that of bytes, so that a store that relies
+/// on it fails.
 fn init(binaries: &Path, directory: &Path, user: Option<User>) -> Result<(), String> {
     let initdb = |locale: &[&str]| {
         as_user(Command::new(binaries.join("initdb")), user)

@@ -26,7 +26,8 @@ pub const VIA: &str = "ORK_STATE_POSTGRES_VIA";
 /// How long a server may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A PostgreSQL server. What was started for it ends with [`stop`](Self::stop), or with this process.
+/// A PostgreSQL server. What was started for it ends with [`stop`](Self::stop), or with this
+/// process.
 #[derive(Debug)]
 pub struct PostgresServer {
     origin: String,
@@ -63,11 +64,12 @@ impl fmt::Display for Unavailable {
 }
 
 impl PostgresServer {
-    /// Finds a server: the one that [`URL`] names, else one in a container of [`IMAGE`], else one from the binaries on
-    /// this machine, in a temporary directory.
+    /// Finds a server: the one that [`URL`] names, else one in a container of [`IMAGE`], else one
+    /// from the binaries on this machine, in a temporary directory.
     ///
     /// # Errors
-    /// What was tried and why it failed. A server that [`URL`] names must answer: nothing else is tried then.
+    /// What was tried and why it failed. A server that [`URL`] names must answer: nothing else is
+    /// tried then.
     pub async fn find() -> Result<Self, Unavailable> {
         let via = std::env::var(VIA).ok();
         let allowed = |way: &str| via.as_deref().is_none_or(|via| via == way);
@@ -140,8 +142,9 @@ impl PostgresServer {
         connection.close().await
     }
 
-    /// Has it fail, and waits until it answers again. Says `false` where it was not started here: only such a one is ours to break. What dies must be a process
-    /// of this machine: a container has another address when it starts again.
+    /// Has it fail, and waits until it answers again. Says `false` where it was not started here:
+    /// only such a one is ours to break. What dies must be a process of this machine: a container
+    /// has another address when it starts again.
     pub(crate) async fn fail(self: &Arc<Self>, failure: ServerFailure) -> Result<bool, String> {
         let (ours, process) = match &*self.started.lock().unwrap_or_else(PoisonError::into_inner) {
             Started::Nothing => (false, false),
@@ -192,7 +195,8 @@ impl PostgresServer {
                 return Err(format!("no commit waits for a standby after {PATIENCE:?}"));
             }
         }
-        // It begins now, so it is acknowledged only when the standby has it, and with it all before.
+        // It begins now, so it is acknowledged only when the standby has it, and with it all
+        // before.
         let last = self.commit();
         self.order(Order::Follow).await?;
         for commit in [waiting, last] {

@@ -15,7 +15,8 @@ use super::steps::{Step, sample, sample_calls};
 use crate::Fixture;
 use crate::model::Call;
 
-/// How many clients call at the same time, and how many calls each makes. The search for an order takes the longer the more there are.
+/// How many clients call at the same time, and how many calls each makes. The search for an order
+/// takes the longer the more there are.
 const CLIENTS: u64 = 3;
 const CALLS: usize = 3;
 
@@ -38,13 +39,16 @@ pub struct Histories {
     pub histories: u64,
     /// The calls in them.
     pub calls: u64,
-    /// Those among them whose callers gave up before the answer, or got one that tells not whether anything was done.
+    /// Those among them whose callers gave up before the answer, or got one that tells not whether
+    /// anything was done.
     pub unknown: u64,
 }
 
 impl Histories {
-    /// Has clients call a fresh store at the same time, each through a handle or in a process of its own where there can be several, and searches an order of the
-    /// calls that explains their answers and what is there afterwards. Where chance comes from is the seed; how the calls meet is up to the machine.
+    /// Has clients call a fresh store at the same time, each through a handle or in a process of
+    /// its own where there can be several, and searches an order of the calls that explains their
+    /// answers and what is there afterwards. Where chance comes from is the seed; how the calls
+    /// meet is up to the machine.
     ///
     /// # Errors
     /// A message with the calls and answers that no order explains.
@@ -59,7 +63,8 @@ impl Histories {
             let unknown = done.unknown;
             let burst = match burst {
                 OF_PROCESSES if is_shared(&player) => Burst::Processes,
-                // What is given up may have its effect whenever it likes: nothing is known for certain after it.
+                // What is given up may have its effect whenever it likes: nothing is known for
+                // certain after it.
                 _ if burst + 1 == BURSTS => Burst::GivingUp,
                 _ => Burst::Handles,
             };
@@ -219,8 +224,8 @@ async fn turns(number: u8) {
     }
 }
 
-/// Whether the store chooses nothing of its own in a call, not even what to leave to the next: what it chose could not be told from an answer
-/// that nobody saw.
+/// Whether the store chooses nothing of its own in a call, not even what to leave to the next: what
+/// it chose could not be told from an answer that nobody saw.
 const fn makes_nothing(call: &Call) -> bool {
     matches!(
         call,

@@ -37,8 +37,9 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Plays them against fresh stores of each fixture and the model beside it: every answer and the whole state at the end must be what the model
-    /// says, and so all of them the same. The first trace that shows a difference is told. Gives how many calls were made of each store.
+    /// Plays them against fresh stores of each fixture and the model beside it: every answer and
+    /// the whole state at the end must be what the model says, and so all of them the same. The
+    /// first trace that shows a difference is told. Gives how many calls were made of each store.
     ///
     /// # Errors
     /// A message with the shortest trace that was found, and where it differs.
@@ -78,7 +79,8 @@ impl Traces {
     }
 }
 
-/// Plays one trace against a fresh store of each, and compares what they said. Gives how many calls were made of each.
+/// Plays one trace against a fresh store of each, and compares what they said. Gives how many calls
+/// were made of each.
 async fn play(fixtures: &[Arc<dyn Fixture>], steps: &[Step]) -> Result<u64, String> {
     let mut first: Option<(&str, Vec<String>)> = None;
     for fixture in fixtures {

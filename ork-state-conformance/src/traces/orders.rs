@@ -1,9 +1,11 @@
 //! The order in which calls made at the same time had their effect.
 //!
-//! A store is linearizable if its answers are those of some order of the calls in which none comes before one that had ended when it began
-//! ([Herlihy and Wing, 1990](https://doi.org/10.1145/78969.78972)). That order is searched for by [`LinearizabilityTester`], with the
-//! model to say what each answer would have to be. The contract lets a call that takes something leave what others are at meanwhile (T2, T3,
-//! D1): the model is told what that is, for each call.
+//! A store is linearizable if its answers are those of some order of the calls in which none comes
+//! before one that had ended when it began ([Herlihy and Wing,
+//! 1990](https://doi.org/10.1145/78969.78972)). That order is searched for by
+//! [`LinearizabilityTester`], with the model to say what each answer would have to be. The contract
+//! lets a call that takes something leave what others are at meanwhile (T2, T3, D1): the model is
+//! told what that is, for each call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -48,7 +50,8 @@ pub(super) struct Explained {
     pub(super) answers: Vec<Answer>,
 }
 
-/// Searches an order of the calls that explains their answers, in a store that was as this model before.
+/// Searches an order of the calls that explains their answers, in a store that was as this model
+/// before.
 ///
 /// # Errors
 /// A message with the calls and answers that no order explains.

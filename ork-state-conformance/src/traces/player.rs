@@ -1,4 +1,5 @@
-//! Plays a trace against a store and the model beside it, and compares every answer and at the end the whole state.
+//! Plays a trace against a store and the model beside it, and compares every answer and at the end
+//! the whole state.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -188,7 +189,8 @@ impl Player {
     }
 
     async fn step(&mut self, step: &Step) -> Result<(), Divergence> {
-        // Two things that happen at one moment are another trace than two that do not: both come about.
+        // Two things that happen at one moment are another trace than two that do not: both come
+        // about.
         if let Step::Advance(number) = step {
             let pauses = [1, 1_000_000, 999_999, 59_999_999, 60_000_000, 600_000_000, 86_400_000_000];
             self.clock.advance(Duration::from_micros(words::one_of(&pauses, *number)));
@@ -215,7 +217,8 @@ impl Player {
         Ok(())
     }
 
-    /// Makes the call before once more, as if its answer had been lost. What it did it must not do again (T7, R1).
+    /// Makes the call before once more, as if its answer had been lost. What it did it must not do
+    /// again (T7, R1).
     async fn repeat(&mut self) -> Result<(), Divergence> {
         let Some(call) = self.last.clone().filter(Call::has_one_effect) else { return Ok(()) };
         let before = self.model.clone();
@@ -303,7 +306,8 @@ impl Player {
         pick(&self.job_claims, reference).unwrap_or(JobClaim { job, token: Token::from_stored(i64::MAX) })
     }
 
-    /// The call that a step is about, or `None` if the backend opts out of it, or there is nothing to do.
+    /// The call that a step is about, or `None` if the backend opts out of it, or there is nothing
+    /// to do.
     pub(super) fn call(&self, step: &Step) -> Result<Option<Call>> {
         let needs = match step {
             Step::AppendLog { .. } | Step::Look(Look::Log { .. }) => Some(Capability::Logs),

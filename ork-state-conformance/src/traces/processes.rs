@@ -39,7 +39,8 @@ pub(super) enum End {
 }
 
 impl Asked {
-    /// The call as it is asked for, if a process can be asked for one of its kind. What it says beyond its kind and ids is left out.
+    /// The call as it is asked for, if a process can be asked for one of its kind. What it says
+    /// beyond its kind and ids is left out.
     pub(super) fn of(call: &Call) -> Option<Self> {
         Some(match call {
             Call::CreateRun { new } => {
@@ -284,7 +285,8 @@ impl Failure {
     }
 }
 
-/// The entity of this name; what these calls are not about is taken for a snapshot, which none of them is about either.
+/// The entity of this name; what these calls are not about is taken for a snapshot, which none of
+/// them is about either.
 fn named(word: &str) -> Entity {
     let all = [Entity::Workflow, Entity::Run, Entity::Task, Entity::DeferredJob];
     all.into_iter().find(|entity| entity.to_string() == word).unwrap_or(Entity::Snapshot)

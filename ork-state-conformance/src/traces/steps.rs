@@ -1,4 +1,5 @@
-//! The steps of a trace. A step names things by how long ago they were made, so that any list of steps is a trace: it can be cut anywhere.
+//! The steps of a trace. A step names things by how long ago they were made, so that any list of
+//! steps is a trace: it can be cut anywhere.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -175,7 +176,8 @@ pub(super) fn sample(seed: u64, length: usize) -> Vec<Step> {
     drawn(seed, &vec(step(), length)).unwrap_or_default()
 }
 
-/// So many steps that may be made at the same time. Some have a patience: how often their caller lets others go first before it gives up.
+/// So many steps that may be made at the same time. Some have a patience: how often their caller
+/// lets others go first before it gives up.
 pub(super) fn sample_calls(seed: u64, length: usize) -> Vec<(Step, Option<u8>)> {
     let call = step()
         .prop_filter("is no call", |step| !matches!(step, Step::Advance(_) | Step::Reopen | Step::Again));

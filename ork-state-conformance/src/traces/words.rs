@@ -1,4 +1,5 @@
-//! The small alphabets that traces are made of: few enough that things collide, awkward enough to be worth storing.
+//! The small alphabets that traces are made of: few enough that things collide, awkward enough to
+//! be worth storing.
 
 use ork_state_api::{Dag, Json, Label, Result, TaskName, TaskSpec, Text, WorkflowName};
 

@@ -24,7 +24,8 @@ pub(super) mod forgetful {
     pub(super) struct Disk {
         /// By inode: what was in the file when it was last synced.
         contents: BTreeMap<u64, Vec<u8>>,
-        /// By path below the directory: the inode, as it was when its directory was last synced; `None` for a directory.
+        /// By path below the directory: the inode, as it was when its directory was last synced;
+        /// `None` for a directory.
         names: BTreeMap<PathBuf, Option<u64>>,
         /// Called before each sync: what it fails with, if it is to fail.
         pub(super) before: Option<Box<dyn FnMut() -> io::Result<()> + Send>>,
@@ -113,15 +114,16 @@ pub(super) mod forgetful {
         Ok(())
     }
 
-    /// What might be there after the power was gone, in a new directory. Of what was not synced any part may be there as well: `chance`
-    /// decides about each.
+    /// What might be there after the power was gone, in a new directory. Of what was not synced any
+    /// part may be there as well: `chance` decides about each.
     pub(super) fn image(root: &Path, disk: &Mutex<Disk>, to: &Path, mut chance: impl FnMut() -> u64) {
         let root = root.canonicalize().unwrap();
         let disk = locked(disk);
         let now = everything(&root).unwrap();
         let mut names = disk.names.clone();
         for path in now.keys().chain(disk.names.keys()).collect::<BTreeSet<_>>() {
-            // A name that was not synced may be there, and one that was removed or given to another file may still be.
+            // A name that was not synced may be there, and one that was removed or given to another
+            // file may still be.
             if chance().is_multiple_of(2) {
                 match now.get(path) {
                     Some(inode) => drop(names.insert(path.clone(), *inode)),
@@ -157,7 +159,8 @@ pub(super) mod forgetful {
     }
 }
 
-/// A generator of splitmix64 (Steele, Lea, Flood 2014), for a few bits of chance that are the same in every run.
+/// A generator of splitmix64 (Steele, Lea, Flood 2014), for a few bits of chance that are the same
+/// in every run.
 fn chance(mut state: u64) -> impl FnMut() -> u64 {
     move || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -376,7 +379,8 @@ async fn a_commit_is_one_sync_and_as_many_bytes_however_much_there_is() {
     assert!(few < 20 * 600, "{} bytes a task and step", few / 20);
 }
 
-/// A large file is on disk bit by bit while it is written, whatever the pieces are: what is left for the last sync keeps other syncs waiting.
+/// A large file is on disk bit by bit while it is written, whatever the pieces are: what is left
+/// for the last sync keeps other syncs waiting.
 #[test]
 fn what_is_staged_is_synced_as_it_is_written() {
     let root = tempfile::tempdir().unwrap();

@@ -19,14 +19,15 @@ pub(super) const LOCK: &str = "lock";
 pub(super) const TURNSTILE: &str = "turnstile";
 pub(super) const LOGS: &str = "logs";
 
-/// Waits for the lock for writing, through files of its own: not as the process that has it already.
+/// Waits for the lock for writing, through files of its own: not as the process that has it
+/// already.
 pub(super) fn wait_for_lock(directory: &Path, timeout: Duration) -> Result<Locked> {
     let (turnstile, lock) = (open_lock(directory, TURNSTILE)?, open_lock(directory, LOCK)?);
     wait_in_turn(&turnstile, &lock, directory, File::try_lock, timeout)
 }
 
-/// Whoever waits for the lock waits in the turnstile, where there is room for one. So who has just let the lock go and
-/// wants it again comes after who waits already.
+/// Whoever waits for the lock waits in the turnstile, where there is room for one. So who has just
+/// let the lock go and wants it again comes after who waits already.
 pub(super) fn wait_in_turn(
     turnstile: &Arc<File>,
     lock: &Arc<File>,
@@ -53,8 +54,8 @@ pub(super) fn staged(directory: &Path, name: &str) -> PathBuf {
 /// So much is written before it is synced.
 const SYNC_BYTES: usize = 256 << 10;
 
-/// A file that has what is written on disk soon: a file system that is given much to write at the end keeps the syncs of others
-/// waiting meanwhile, those of the journal among them.
+/// A file that has what is written on disk soon: a file system that is given much to write at the
+/// end keeps the syncs of others waiting meanwhile, those of the journal among them.
 #[derive(Debug)]
 pub(crate) struct InSteps {
     file: File,

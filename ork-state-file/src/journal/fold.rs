@@ -1,10 +1,12 @@
-//! Folding a long journal into a snapshot, beside the work: a thread of its own writes down what the state was at one moment, while the
-//! engine goes on.
+//! Folding a long journal into a snapshot, beside the work: a thread of its own writes down what
+//! the state was at one moment, while the engine goes on.
 //!
-//! At that moment the journal is *sealed*: it gets the name `sealed-SEQ.jsonl`, after its last commit, and a new journal goes on after
-//! it. Until the snapshot has its name, the store is the snapshot before, the sealed journals, and the journal; afterwards nobody
-//! needs what the snapshot contains, and it is removed. So a crash at any point leaves a store that reads the same. A process that
-//! had read the sealed journal to its end goes on with the new one, and reads nothing anew.
+//! At that moment the journal is *sealed*: it gets the name `sealed-SEQ.jsonl`, after its last
+//! commit, and a new journal goes on after it. Until the snapshot has its name, the store is the
+//! snapshot before, the sealed journals, and the journal; afterwards nobody needs what the snapshot
+//! contains, and it is removed. So a crash at any point leaves a store that reads the same. A
+//! process that had read the sealed journal to its end goes on with the new one, and reads nothing
+//! anew.
 //!
 //! `fold` is locked by the process that folds.
 
@@ -78,7 +80,8 @@ fn write_snapshot(directory: &Path, lock_timeout: Duration, seq: u64, image: &Im
     // Without another name the one before would be freed under the lock, all of it at once.
     let _ = fs::hard_link(&path, &old);
     let install = || {
-        // Nobody reads the store meanwhile. The lock is that of this thread, not that of the engine.
+        // Nobody reads the store meanwhile. The lock is that of this thread, not that of the
+        // engine.
         let _locked = wait_for_lock(directory, lock_timeout)?;
         fs::rename(&staged, &path)
             .and_then(|()| sync_directory(directory))
@@ -105,9 +108,10 @@ fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// Frees what is in a file, step by step: a file system that frees much at once keeps the syncs of others waiting meanwhile, those of the journal among
-/// them. But a journal that a process [has open](keep) stays whole, so that it is read to its end, and so does what has another name, such as in somebody's
-/// backup.
+/// Frees what is in a file, step by step: a file system that frees much at once keeps the syncs of
+/// others waiting meanwhile, those of the journal among them. But a journal that a process [has
+/// open](keep) stays whole, so that it is read to its end, and so does what has another name, such
+/// as in somebody's backup.
 fn shorten(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     file.try_lock()?;
@@ -121,7 +125,8 @@ fn shorten(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Has a journal stay as it is for as long as this process has it open, also when others have folded it.
+/// Has a journal stay as it is for as long as this process has it open, also when others have
+/// folded it.
 pub(super) fn keep(journal: &File) {
     // Who does not get it reads the store anew when the journal has become shorter.
     let _ = journal.try_lock_shared();
@@ -135,7 +140,8 @@ pub(super) fn lock_fold(directory: &Path) -> Result<Option<Locked>> {
     lock::try_now(&Arc::new(file), &path, File::try_lock)
 }
 
-/// Removes what a process that was killed had written of a snapshot, or not yet removed of the one before, unless one is under way.
+/// Removes what a process that was killed had written of a snapshot, or not yet removed of the one
+/// before, unless one is under way.
 pub(super) fn clean_up(directory: &Path) -> Result<()> {
     let left = [staged(directory, SNAPSHOT), directory.join(OLD)];
     if left.iter().any(|path| path.exists())

@@ -130,7 +130,8 @@ pub(super) struct Read {
 
 /// More than this is read by two threads: one decodes what the other applies.
 const MUCH: u64 = 4 << 20;
-/// So many lines are handed from one to the other at a time, and so often before one waits for the other.
+/// So many lines are handed from one to the other at a time, and so often before one waits for the
+/// other.
 const LINES: usize = 64;
 const AHEAD: usize = 8;
 
@@ -209,7 +210,8 @@ impl Read {
         if number > self.seq + 1 {
             return Err(corrupt(format!("is commit {number}, {} is missing", self.seq + 1)));
         }
-        // One that is not greater is in the snapshot already: a crash came between the two names of a fold.
+        // One that is not greater is in the snapshot already: a crash came between the two names of
+        // a fold.
         if number == self.seq + 1 {
             self.is_closed = changes.is_empty();
             for change in changes {

@@ -1,19 +1,24 @@
 //! The files of a store, and when they count.
 //!
-//! - `journal.jsonl`: a header, then a line a commit: `{"seq":7,"crc":"89abcdef","changes":[…]}`, with the changes of all transactions that
-//!   share the commit. The checksum is the CRC-32 of the sequence number in decimal, a space, and the text of the changes.
-//! - `snapshot.jsonl`: the same form, and a last line without changes, so that one that was cut short is known; made when the journal has
-//!   grown long. The journal goes on after it, and after the `sealed-SEQ.jsonl` that there may be: see [`fold`].
+//! - `journal.jsonl`: a header, then a line a commit: `{"seq":7,"crc":"89abcdef","changes":[…]}`,
+//!   with the changes of all transactions that share the commit. The checksum is the CRC-32 of the
+//!   sequence number in decimal, a space, and the text of the changes.
+//! - `snapshot.jsonl`: the same form, and a last line without changes, so that one that was cut
+//!   short is known; made when the journal has grown long. The journal goes on after it, and after
+//!   the `sealed-SEQ.jsonl` that there may be: see [`fold`].
 //! - `lock`: locked while a process writes; shared while one reads what another wrote.
-//! - `turnstile`: locked by the one who is next to have the lock, so that a busy process cannot take it again and again.
+//! - `turnstile`: locked by the one who is next to have the lock, so that a busy process cannot
+//!   take it again and again.
 //! - `logs/`: see `log_files.rs`.
 //!
-//! A file with a complete header is whole: both come into being under another name, are synced, then
-//! renamed, and the directory is synced.
+//! A file with a complete header is whole: both come into being under another name, are synced,
+//! then renamed, and the directory is synced.
 //!
-//! **Loss of power** may take any pages of a write that was not synced, earlier ones and not later ones. Since a commit is one line, and no
-//! commit is written before the one before it is on disk, all that can be bad is the last line, and nothing of it was acknowledged: it is cut
-//! off. That takes that whoever finds lines that another process wrote, perhaps killed before its sync, syncs before it relies on them.
+//! **Loss of power** may take any pages of a write that was not synced, earlier ones and not later
+//! ones. Since a commit is one line, and no commit is written before the one before it is on disk,
+//! all that can be bad is the last line, and nothing of it was acknowledged: it is cut off. That
+//! takes that whoever finds lines that another process wrote, perhaps killed before its sync, syncs
+//! before it relies on them.
 
 mod files;
 mod fold;
@@ -41,8 +46,8 @@ use self::files::{LOCK, LOGS, SNAPSHOT, TURNSTILE, open_lock, staged, wait_in_tu
 use self::fold::Fold;
 use self::format::{Header, Read, corrupt, encode, open_with_header, read_lines, write_header};
 
-/// A journal is worth folding into a snapshot when it is longer than this and than twice the snapshot. In unit tests it is
-/// soon: they look at what a crash leaves of the folding.
+/// A journal is worth folding into a snapshot when it is longer than this and than twice the
+/// snapshot. In unit tests it is soon: they look at what a crash leaves of the folding.
 const FOLD_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 16 * 1024 * 1024 };
 
 /// Whether a commit waits for the disk.
@@ -50,8 +55,8 @@ const FOLD_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 16 * 1024 * 1024 };
 pub enum Sync {
     /// What is acknowledged survives loss of power.
     Full,
-    /// What is acknowledged survives a crash of the process; loss of power may take the latest writes, or leave a journal that is
-    /// `Corrupt` where they begin.
+    /// What is acknowledged survives a crash of the process; loss of power may take the latest
+    /// writes, or leave a journal that is `Corrupt` where they begin.
     Off,
 }
 
@@ -238,7 +243,8 @@ impl Journal {
             let (mut file, _, header, begin) = open_with_header(&path)?;
             require_before(&path, header, seq)?;
             let read = read_lines(&path, &mut file, begin, seq, state)?;
-            // It has more than its name says if it is the journal still: a process was killed between the two names.
+            // It has more than its name says if it is the journal still: a process was killed
+            // between the two names.
             if read.seq < last {
                 return Err(corrupt(&path, read.end, "is not there: the journal was cut short".to_owned()));
             }
@@ -286,7 +292,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Begins to fold the journal into a snapshot if it has grown long. With the lock held, after catching up.
+    /// Begins to fold the journal into a snapshot if it has grown long. With the lock held, after
+    /// catching up.
     pub(crate) fn fold_if_long(&mut self, state: &State) {
         if self.fold.as_ref().is_some_and(Fold::is_over) {
             self.finish_fold();
@@ -330,7 +337,8 @@ impl Journal {
         }
     }
 
-    /// What failed, such as on a full disk, is not tried again at every commit. The journal stands as it was, only longer than it need be.
+    /// What failed, such as on a full disk, is not tried again at every commit. The journal stands
+    /// as it was, only longer than it need be.
     fn put_off_fold(&mut self) {
         if let Some(open) = &mut self.open {
             let length = open.sealed + open.end;
@@ -356,7 +364,8 @@ impl Journal {
         let sealed = self.directory.join(fold::sealed_name(seq));
         // On disk before the name that it has had goes to another.
         match fs::hard_link(&path, &sealed) {
-            // A process was killed between the two names, if it is the same file. Another one would be the end of this journal.
+            // A process was killed between the two names, if it is the same file. Another one would
+            // be the end of this journal.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::metadata(&sealed) {
                 Ok(there) if there.ino() == inode => Ok(()),
                 _ => Err(error),
@@ -394,8 +403,8 @@ impl OpenJournal {
         Ok(())
     }
 
-    /// Reads this journal to its end, which another process has sealed, and goes on with the one that comes after it. Says whether
-    /// that is the one that is there.
+    /// Reads this journal to its end, which another process has sealed, and goes on with the one
+    /// that comes after it. Says whether that is the one that is there.
     fn follow(&mut self, directory: &Path, sync: Sync, state: &mut State) -> Result<bool> {
         let path = directory.join(JOURNAL);
         let read = read_lines(&path, &mut self.file, self.end, self.seq, state)?;

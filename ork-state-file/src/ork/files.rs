@@ -15,7 +15,8 @@ use crate::disk::{make_directory, sync_directory, sync_file};
 use crate::error::io_at;
 use crate::lock::{self, Deadline, Locked};
 
-/// The name under which a file is written before it gets its own: one a directory, and none that a file of ours has.
+/// The name under which a file is written before it gets its own: one a directory, and none that a
+/// file of ours has.
 const STAGED: &str = ".staged";
 
 /// A directory that a store may write to, made if its parent is there.
@@ -66,8 +67,8 @@ pub(super) fn print(value: &impl Serialize) -> Result<Vec<u8>> {
         .map_err(|source| Error::internal("a value does not serialise").with_source(source))
 }
 
-/// Writes a file, below `base` in these directories, which are made. Who reads it has the old contents or the new ones. Once this
-/// returns they survive loss of power.
+/// Writes a file, below `base` in these directories, which are made. Who reads it has the old
+/// contents or the new ones. Once this returns they survive loss of power.
 ///
 /// Two that write in one directory at once take turns, by a lock of the staged file.
 pub(super) fn replace(
@@ -97,7 +98,8 @@ pub(super) fn replace(
         let _ = fs::remove_file(&staged);
         return Err(io_at("write", &path, source));
     }
-    // A new file's directories may be new too, made by a process that was killed before it synced them.
+    // A new file's directories may be new too, made by a process that was killed before it synced
+    // them.
     let above = directory.ancestors().take(if is_new { directories.len() + 1 } else { 1 });
     for directory in above {
         sync_directory(directory).map_err(|source| {
@@ -124,7 +126,8 @@ fn stage(staged: &Path, deadline: Deadline) -> Result<(Arc<File>, Locked)> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(source) => return Err(failed(source)),
         };
-        // Who had the lock before may have renamed the file that we opened: then it is not for us to write to.
+        // Who had the lock before may have renamed the file that we opened: then it is not for us
+        // to write to.
         if there.ino() == file.metadata().map_err(failed)?.ino() {
             return Ok((file, locked));
         }

@@ -16,9 +16,11 @@ const SPEC: &str = "spec.json";
 const STATUS: &str = "status.json";
 const OUTPUT: &str = "output.json";
 
-/// The files of old flows' tasks, as Ork kept them, in a directory, in memory, or in an object store.
+/// The files of old flows' tasks, as Ork kept them, in a directory, in memory, or in an object
+/// store.
 ///
-/// In a directory they are synced, and their owner's alone (0600, in directories of 0700). Cheap to clone.
+/// In a directory they are synced, and their owner's alone (0600, in directories of 0700). Cheap to
+/// clone.
 ///
 /// ```
 /// # use ork_state_file::ObjectStoreFiles;
@@ -38,10 +40,12 @@ pub struct ObjectStoreFiles {
 }
 
 impl ObjectStoreFiles {
-    /// The files in this directory, which is made if its parent is there. What Ork called `LocalObjectStore`.
+    /// The files in this directory, which is made if its parent is there. What Ork called
+    /// `LocalObjectStore`.
     ///
     /// # Errors
-    /// `Unavailable` if the directory cannot be made or found; `InvalidInput` if it is a file, or its path is not UTF-8.
+    /// `Unavailable` if the directory cannot be made or found; `InvalidInput` if it is a file, or
+    /// its path is not UTF-8.
     pub async fn directory(base: impl Into<PathBuf>) -> Result<Self> {
         let base = base.into();
         let base = blocking(move || files::base_directory(&base)).await?;
@@ -64,13 +68,15 @@ impl ObjectStoreFiles {
         Self { place: Place::Objects { store, prefix, shown } }
     }
 
-    /// Opens the files at a URL: `file:DIRECTORY`, `memory:`, and with the features of these names `s3://BUCKET/PREFIX` (`s3`),
-    /// `gs://BUCKET/PREFIX` (`gcs`), `az://CONTAINER/PREFIX` (`azure`).
+    /// Opens the files at a URL: `file:DIRECTORY`, `memory:`, and with the features of these names
+    /// `s3://BUCKET/PREFIX` (`s3`), `gs://BUCKET/PREFIX` (`gcs`), `az://CONTAINER/PREFIX`
+    /// (`azure`).
     ///
     /// Credentials come from the environment, by the names that each cloud's own tools use.
     ///
     /// # Errors
-    /// `InvalidInput` for a URL that is none of these, or whose feature is not compiled in; and as [`directory`](Self::directory).
+    /// `InvalidInput` for a URL that is none of these, or whose feature is not compiled in; and as
+    /// [`directory`](Self::directory).
     pub async fn connect(url: &str) -> Result<Self> {
         let options = ConnectOptions::new(url)?;
         let location = options.url().location().trim_start_matches('/');

@@ -1,4 +1,5 @@
-//! Where the files of tasks are: a directory of ours, or anything that the `object_store` crate reaches.
+//! Where the files of tasks are: a directory of ours, or anything that the `object_store` crate
+//! reaches.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,8 +19,9 @@ const IN_URL: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_
 /// The place of all files.
 #[derive(Debug, Clone)]
 pub(super) enum Place {
-    /// `object_store` could write here too, atomically and with syncs. But its files and directories get the modes that the process has
-    /// by default, and what a killed writer left is never removed.
+    /// `object_store` could write here too, atomically and with syncs. But its files and
+    /// directories get the modes that the process has by default, and what a killed writer left is
+    /// never removed.
     Directory {
         base: PathBuf,
         /// The same, for paths that are told.

@@ -22,15 +22,18 @@ use crate::error::io_at;
 use crate::lock::{self, Deadline};
 use crate::options::LOCK_TIMEOUT;
 
-/// Ork locked this file too, in the same way: an Ork that still runs on the directory and this store keep each other out.
+/// Ork locked this file too, in the same way: an Ork that still runs on the directory and this
+/// store keep each other out.
 const LOCK: &str = "state.lock";
 const RUNS: &str = "runs";
 const TASKS: &str = "tasks";
 
-/// Runs of old flows in a directory, as Ork kept them: `runs/<id>.json` and `runs/<id>/tasks/<task>.json`.
+/// Runs of old flows in a directory, as Ork kept them: `runs/<id>.json` and
+/// `runs/<id>/tasks/<task>.json`.
 ///
-/// Directories that Ork wrote are read as they are. Any number of processes may share one on a local file system; a write holds the lock
-/// of `state.lock`, is synced, and is its owner's alone (0600, in directories of 0700). Cheap to clone.
+/// Directories that Ork wrote are read as they are. Any number of processes may share one on a
+/// local file system; a write holds the lock of `state.lock`, is synced, and is its owner's alone
+/// (0600, in directories of 0700). Cheap to clone.
 ///
 /// ```
 /// # use ork_state_file::FileStateStore;
@@ -47,7 +50,8 @@ pub struct FileStateStore {
     directory: PathBuf,
     lock_timeout: Duration,
     clock: Arc<dyn Clock>,
-    /// Held by whoever is next to have the lock: else those who read, which share it, could keep one who writes out for ever.
+    /// Held by whoever is next to have the lock: else those who read, which share it, could keep
+    /// one who writes out for ever.
     turnstile: Arc<Mutex<()>>,
 }
 
@@ -81,8 +85,9 @@ impl FileStateStore {
         self
     }
 
-    /// Does something with the lock held, which is shared if it only reads. One that reads needs it because Ork writes in place, and because
-    /// a directory that is listed while files of it are renamed may seem to lack some.
+    /// Does something with the lock held, which is shared if it only reads. One that reads needs it
+    /// because Ork writes in place, and because a directory that is listed while files of it are
+    /// renamed may seem to lack some.
     async fn locked<T: Send + 'static>(
         &self,
         try_lock: fn(&File) -> Result<(), TryLockError>,
@@ -148,7 +153,8 @@ fn json_name(name: &str) -> String {
     format!("{name}.json")
 }
 
-/// The values in a directory, by the names of their files. Whatever is called `.json` and is no directory must be one of them.
+/// The values in a directory, by the names of their files. Whatever is called `.json` and is no
+/// directory must be one of them.
 fn read_all<N, T>(
     directory: &Path,
     name: fn(&str) -> Result<N>,

@@ -18,7 +18,8 @@ pub(crate) use self::import::Import;
 
 /// Everything that is stored.
 ///
-/// The maps that grow are trees: a table of hashes that has grown full is moved as a whole, and all calls wait for that.
+/// The maps that grow are trees: a table of hashes that has grown full is moved as a whole, and all
+/// calls wait for that.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) workflows: BTreeMap<WorkflowId, Workflow>,
@@ -194,8 +195,8 @@ impl State {
         self.runs.get(&run).is_some_and(|row| row.run.status == RunStatus::Running)
     }
 
-    /// Applies what a transaction recorded. Says what is wrong if it does not fit the state: then the journal has
-    /// been tampered with.
+    /// Applies what a transaction recorded. Says what is wrong if it does not fit the state: then
+    /// the journal has been tampered with.
     pub(crate) fn apply(&mut self, change: Change) -> Result<(), String> {
         match change {
             Change::Workflow(workflow) => self.put_workflow(workflow),
@@ -431,7 +432,8 @@ impl State {
         logged
     }
 
-    /// Removes a run with all that is its own; gives how many tasks it had, and those that had a log.
+    /// Removes a run with all that is its own; gives how many tasks it had, and those that had a
+    /// log.
     pub(crate) fn remove_run(&mut self, id: RunId) -> (usize, Vec<TaskId>) {
         let Some(row) = self.runs.remove(&id) else { return (0, Vec::new()) };
         let RunRow { run, tasks, .. } = row.as_ref();
@@ -460,8 +462,8 @@ impl State {
         (tasks.len(), logged)
     }
 
-    /// What there is at this moment, while the state goes on: it costs a little for each run, and what is changed from now on is copied
-    /// first.
+    /// What there is at this moment, while the state goes on: it costs a little for each run, and
+    /// what is changed from now on is copied first.
     pub(crate) fn image(&self) -> Image {
         Image {
             workflows: self.workflows.values().cloned().collect(),

@@ -89,7 +89,8 @@ pub async fn update(db: &dyn Database, updates: Vec<TaskUpdate>) -> UpdateReport
     db.update_tasks(TaskUpdates::new(updates).unwrap()).await.unwrap()
 }
 
-/// A call each, and the answers in their order. On one thread all of them wait before the first is served, so they go to the server as one.
+/// A call each, and the answers in their order. On one thread all of them wait before the first is
+/// served, so they go to the server as one.
 pub async fn update_together(
     db: &PostgresDatabase,
     updates: Vec<TaskUpdate>,

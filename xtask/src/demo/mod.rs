@@ -1,5 +1,6 @@
-//! `cargo xtask demo`: a workflow is stored, started and worked off by two schedulers, each a process of its own. One of them is
-//! killed with SIGKILL while it holds tasks. The other takes them over when their leases lapse.
+//! `cargo xtask demo`: a workflow is stored, started and worked off by two schedulers, each a
+//! process of its own. One of them is killed with SIGKILL while it holds tasks. The other takes
+//! them over when their leases lapse.
 //!
 //! [`scheduler`] is the part to copy from.
 
@@ -29,7 +30,8 @@ use self::story::{Story, Tone};
 /// Shows an ETL workflow run by two schedulers, one of which is killed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The store to work in; a new SQLite file by default. It must have no workflows: the schedulers run whatever is ready.
+    /// The store to work in; a new SQLite file by default. It must have no workflows: the
+    /// schedulers run whatever is ready.
     #[arg(long)]
     url: Option<String>,
     /// Be a scheduler of this name instead, until standard input ends.
@@ -112,7 +114,8 @@ async fn show(url: &str, directory: &Path, schedulers: &mut Vec<Child>) -> TaskR
     let run = wait_for_the_run(&*db, &workflow, &mut story, &mut screen).await?;
     story.say(Tone::Plain, format!("a scheduler has made its run, of {} tasks", run.tasks.total));
 
-    // The split tasks are next after the one that is followed. Each takes long enough to be caught at it.
+    // The split tasks are next after the one that is followed. Each takes long enough to be caught
+    // at it.
     let victim = SCHEDULERS[0];
     while !story.held_by(victim).iter().any(|task| task.starts_with("split-")) {
         look(&mut story, &mut screen, &*db, &run).await?;
@@ -162,7 +165,8 @@ async fn check_store(db: &dyn Database) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// Stores the workflow, with a schedule that is due now: whichever scheduler sees it first makes the run.
+/// Stores the workflow, with a schedule that is due now: whichever scheduler sees it first makes
+/// the run.
 async fn store_workflow(db: &dyn Database, directory: &Path) -> Result<Workflow, AnyError> {
     std::fs::write(directory.join("orders.csv"), include_str!("../../data/orders.csv"))?;
     let new = NewWorkflow::new("orders-etl".parse()?, workflow::dag(directory)?);

@@ -1,4 +1,5 @@
-//! The picture: the DAG with the state of each task, the schedulers, what happened last, and at the end who ran what.
+//! The picture: the DAG with the state of each task, the schedulers, what happened last, and at the
+//! end who ran what.
 
 use console::{Style, style};
 use ork_state_api::{Task, TaskStatus};

@@ -1,7 +1,8 @@
 //! A scheduler to copy from. This file is all of it: it needs `ork-state-api`, serde and tokio.
 //!
-//! It fires what is scheduled, takes ready tasks from the store, runs them as shell commands, polls jobs that run elsewhere, and
-//! reports what became of them. Any number of schedulers may work on one store. Any of them may die at any moment.
+//! It fires what is scheduled, takes ready tasks from the store, runs them as shell commands, polls
+//! jobs that run elsewhere, and reports what became of them. Any number of schedulers may work on
+//! one store. Any of them may die at any moment.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,7 +40,8 @@ pub(crate) const MARK: &str = "--- attempt ";
 const LEASE: Duration = Duration::from_secs(2);
 /// How often leases are renewed: often enough that two heartbeats may be lost.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// How often a scheduler looks for what time brings and no hint tells: lapsed leases, due slots, jobs to be polled.
+/// How often a scheduler looks for what time brings and no hint tells: lapsed leases, due slots,
+/// jobs to be polled.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a job elsewhere is left alone between two polls.
 const POLL_AFTER: Duration = Duration::from_millis(200);
@@ -91,7 +93,8 @@ async fn look(db: &dyn Database, owner: &Label, slots: usize) -> ork_state_api::
 /// Fires the slots that are due. Of several schedulers that see one, one makes the run.
 async fn fire_schedules(db: &dyn Database) -> ork_state_api::Result<()> {
     for due in db.due_schedules(Limit::default()).await? {
-        // Here a cron library would work the next slot out of `due.expression`. This demo runs once.
+        // Here a cron library would work the next slot out of `due.expression`. This demo runs
+        // once.
         db.fire_schedule(FireSchedule::new(due.workflow, due.slot, None)?).await?;
     }
     Ok(())
@@ -139,8 +142,8 @@ async fn take(db: &dyn Database, owner: &Label, slots: usize) -> ork_state_api::
     db.claim_tasks(claim.with_limit(Limit::new(slots)?).with_dependency_outputs()).await
 }
 
-/// Runs one task and reports its end. If the lease is lost on the way the task is no longer ours: its process is
-/// stopped and its result dropped.
+/// Runs one task and reports its end. If the lease is lost on the way the task is no longer ours:
+/// its process is stopped and its result dropped.
 async fn run_task(db: Arc<dyn Database>, owner: Label, task: ClaimedTask) -> Result<(), AnyError> {
     let execution = Label::new(format!("{owner}/{}", std::process::id()))?;
     let begins = vec![TaskUpdate::dispatched(task.claim, Some(execution)), TaskUpdate::running(task.claim)];
@@ -174,7 +177,8 @@ async fn note(db: &dyn Database, task: &ClaimedTask, what: &str) -> ork_state_ap
     Ok(())
 }
 
-/// Starts a job elsewhere and has the task wait for it. From here on any scheduler may poll it; this one need not live.
+/// Starts a job elsewhere and has the task wait for it. From here on any scheduler may poll it;
+/// this one need not live.
 async fn defer(db: &dyn Database, task: &ClaimedTask) -> Result<(), AnyError> {
     let command = command(task)?;
     let job = format!("{}-{}", task.name, task.claim.token);
@@ -232,7 +236,8 @@ fn command(task: &ClaimedTask) -> Result<Command, AnyError> {
     Ok(task.params.as_ref().ok_or("the task has no parameters")?.to()?)
 }
 
-/// Runs the task's command, its output going to the task's log as it comes. Gives the exit status and what it printed.
+/// Runs the task's command, its output going to the task's log as it comes. Gives the exit status
+/// and what it printed.
 async fn execute(db: &dyn Database, task: &ClaimedTask) -> Result<(ExitStatus, String), AnyError> {
     let command = command(task)?;
     let mut child = tokio::process::Command::new("sh")

@@ -96,7 +96,8 @@ impl Story {
         let tasks = db.list_tasks(ListTasks::of(run, PageRequest::default())).await?.items;
         for task in &tasks {
             let owner = task.lease.as_ref().map(|lease| lease.owner.as_str());
-            // What ended between two looks has left its scheduler's name, which comes before the process's number.
+            // What ended between two looks has left its scheduler's name, which comes before the
+            // process's number.
             let left = task.execution_name.as_deref().and_then(|name| name.split('/').next());
             if let (1.., Some(by)) = (task.attempts, owner.or(left)) {
                 let attempt = self.attempts.entry((task.index, task.attempts));

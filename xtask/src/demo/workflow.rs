@@ -1,7 +1,8 @@
 //! The workflow: orders from a CSV file, split by region, summed up, converted and reported.
 //!
-//! Its tasks are shell commands over files in one directory. Each writes its result under another name and renames it, so
-//! that a task whose scheduler was killed can be run again, even while what it had started still runs.
+//! Its tasks are shell commands over files in one directory. Each writes its result under another
+//! name and renames it, so that a task whose scheduler was killed can be run again, even while what
+//! it had started still runs.
 
 use std::path::Path;
 

@@ -10,8 +10,9 @@ use xtask::TaskResult;
 
 /// Copies a store into an empty one, of any backend, and compares the two.
 ///
-/// Nobody may work on either meanwhile: stop the schedulers first. A copy that does not come to its end leaves `--to` as empty as it was for
-/// everybody else; the same command again goes on where it stopped.
+/// Nobody may work on either meanwhile: stop the schedulers first. A copy that does not come to its
+/// end leaves `--to` as empty as it was for everybody else; the same command again goes on where it
+/// stopped.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The store to copy. It must be migrated.

@@ -10,7 +10,8 @@ pub(crate) struct Arguments {
     /// The store.
     #[arg(long)]
     url: String,
-    /// Only say what would be done. Where the database can, it is done and taken back: try it on a copy.
+    /// Only say what would be done. Where the database can, it is done and taken back: try it on a
+    /// copy.
     #[arg(long)]
     dry_run: bool,
 }

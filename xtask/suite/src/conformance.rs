@@ -1,4 +1,5 @@
-//! `cargo xtask conformance`: the suite over every linked backend, with a bar, a table and a report, which `verify` runs again.
+//! `cargo xtask conformance`: the suite over every linked backend, with a bar, a table and a
+//! report, which `verify` runs again.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,7 +29,8 @@ pub(crate) struct Arguments {
     /// Only cases whose names contain this; the result then says nothing about conformance.
     #[arg(long)]
     filter: Option<String>,
-    /// Fail if this backend is unavailable, such as `postgres` without a server; may be given several times.
+    /// Fail if this backend is unavailable, such as `postgres` without a server; may be given
+    /// several times.
     #[arg(long)]
     require: Vec<String>,
     /// Write `report.html`, `report.json`, `report.md` and `junit.xml` into this directory.
@@ -37,18 +39,19 @@ pub(crate) struct Arguments {
     /// How many cases run at the same time; as many as there are cores by default.
     #[arg(long)]
     threads: Option<usize>,
-    /// How many seconds a case may take: one that is still running then is timed out. Raise it on a slow or busy machine.
+    /// How many seconds a case may take: one that is still running then is timed out. Raise it on a
+    /// slow or busy machine.
     #[arg(long, value_name = "SECONDS", default_value_t = TIME_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
     /// The seed of what is left to chance; a new one by default.
     #[arg(long)]
     seed: Option<u64>,
-    /// Test the suite itself as well: break a store in every way that is known, and fail if no case notices. With a text: only
-    /// in the ways whose names contain it.
+    /// Test the suite itself as well: break a store in every way that is known, and fail if no case
+    /// notices. With a text: only in the ways whose names contain it.
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "NAME")]
     faults: Option<String>,
-    /// Instead of the cases: random traces over all backends at once, histories of calls at the same time, and processes that are killed
-    /// while they write, for as long as `--minutes` says.
+    /// Instead of the cases: random traces over all backends at once, histories of calls at the
+    /// same time, and processes that are killed while they write, for as long as `--minutes` says.
     #[arg(long, conflicts_with_all = ["filter", "faults"])]
     deep: bool,
     /// How many minutes a deep run takes; of each kind and backend there is at least one piece.

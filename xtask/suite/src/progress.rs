@@ -1,4 +1,5 @@
-//! How far a run is: a bar on a terminal, a line every few seconds elsewhere, such as in the log of CI.
+//! How far a run is: a bar on a terminal, a line every few seconds elsewhere, such as in the log of
+//! CI.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

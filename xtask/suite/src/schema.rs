@@ -1,4 +1,5 @@
-//! `cargo xtask schema`: writes what a freshly migrated database looks like into the crate of each SQL backend, as a page with a diagram.
+//! `cargo xtask schema`: writes what a freshly migrated database looks like into the crate of each
+//! SQL backend, as a page with a diagram.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -328,7 +328,8 @@ fn tasks_of_jobs(turn: &Turn<'_>, updates: &ork_state_api::JobUpdates) -> Vec<Ta
     turn.model.jobs.iter().filter(|row| ids.contains(&row.job.id)).map(|row| row.job.task).collect()
 }
 
-/// Applies what pollers say; a job that ends in one of these ways ends its task whatever other jobs do.
+/// Applies what pollers say; a job that ends in one of these ways ends its task whatever other jobs
+/// do.
 fn ended_alone(turn: &mut Turn<'_>, alone: fn(JobStatus) -> bool) -> Answer {
     let Call::UpdateJobs { updates } = turn.call.clone() else { return turn.honest() };
     let answer = turn.honest();

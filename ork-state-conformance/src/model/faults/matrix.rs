@@ -10,15 +10,16 @@ use crate::model::{MODEL, ModelFixture};
 use crate::run::{Manner, run_case_so};
 use crate::{Case, CaseReport, FaultReport, Fixture, KillMatrix};
 
-/// Cases that take longer over a store that keeps the rules are tried on faults of their own rules only: ten of them take ten times as
-/// long as all the others.
+/// Cases that take longer over a store that keeps the rules are tried on faults of their own rules
+/// only: ten of them take ten times as long as all the others.
 const QUICK: Duration = Duration::from_millis(200);
 
 /// What a quick case may take over a broken store before it has hung.
 const QUICK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl KillMatrix {
-    /// Has every case look for every one of these faults, `threads` at the same time, and tells of each fault that is done with.
+    /// Has every case look for every one of these faults, `threads` at the same time, and tells of
+    /// each fault that is done with.
     ///
     /// # Errors
     /// A message if the suite fails over the model without a fault: then no failure says anything.
@@ -54,7 +55,8 @@ impl KillMatrix {
     }
 }
 
-/// How long each case takes over a store that keeps the rules; those that do not apply to it as if at once.
+/// How long each case takes over a store that keeps the rules; those that do not apply to it as if
+/// at once.
 fn honest(seed: u64, threads: usize) -> Result<BTreeMap<&'static str, Duration>, String> {
     let cases = Case::all();
     let next = AtomicUsize::new(0);

@@ -623,7 +623,8 @@ fn after_cancel(turn: &mut Turn<'_>, stays: fn(TaskStatus) -> bool) -> Answer {
     answer
 }
 
-/// Retries a run and then changes each of its tasks, which was like the first and is like the second.
+/// Retries a run and then changes each of its tasks, which was like the first and is like the
+/// second.
 fn after_retry(
     turn: &mut Turn<'_>,
     change: fn(&super::super::TaskRow, &mut super::super::TaskRow),

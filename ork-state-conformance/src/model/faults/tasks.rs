@@ -923,7 +923,8 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
 ];
 
-/// Has what is ready be looked for with the tasks changed; a task that is handed out is changed by that only.
+/// Has what is ready be looked for with the tasks changed; a task that is handed out is changed by
+/// that only.
 fn looking(turn: &mut Turn<'_>, change: fn(&mut TaskRow)) -> Answer {
     if !matches!(turn.call, Call::ClaimTasks { .. } | Call::ReadyTasks { .. }) {
         return turn.honest();
@@ -1058,7 +1059,8 @@ fn outcomes(turn: &mut Turn<'_>, change: fn(UpdateOutcome) -> UpdateOutcome) -> 
     answer
 }
 
-/// Applies updates and then changes each task that they changed, which was like the first and is like the second.
+/// Applies updates and then changes each task that they changed, which was like the first and is
+/// like the second.
 fn updated(turn: &mut Turn<'_>, change: fn(&TaskRow, &mut TaskRow)) -> Answer {
     let before = turn.model.clone();
     let answer = turn.honest();

@@ -83,7 +83,8 @@ pub(super) async fn measure(bench: &Bench) -> std::result::Result<Outcome, AnyEr
     })
 }
 
-/// What Ork did before ork-state, in tasks a second, on a machine like this (TARGETS.md), and how many times that is wanted.
+/// What Ork did before ork-state, in tasks a second, on a machine like this (TARGETS.md), and how
+/// many times that is wanted.
 fn present_design(backend: &str) -> &'static [(f64, f64, f64)] {
     match backend {
         "postgres" => &[(1000.0, 2000.0, 8.0), (100_000.0, 53.0, 150.0)],
@@ -98,7 +99,8 @@ async fn open(bench: &Bench) -> std::result::Result<(Store, WorkflowId), AnyErro
     Ok((store, workflow))
 }
 
-/// Milliseconds of a claim in a store, and in a small one, taken in turns: what else goes on touches both.
+/// Milliseconds of a claim in a store, and in a small one, taken in turns: what else goes on
+/// touches both.
 struct Turns {
     claims: Spread,
     small: Spread,
@@ -124,7 +126,8 @@ async fn claim_and_release(db: &dyn Database) -> Result<f64> {
     Ok(millis)
 }
 
-/// Tasks a second from the creation of runs to their end, four callers at once. As many as there were are pending afterwards.
+/// Tasks a second from the creation of runs to their end, four callers at once. As many as there
+/// were are pending afterwards.
 async fn lifecycles(
     bench: &Bench,
     store: &Store,

@@ -15,11 +15,13 @@ use super::{AnyError, handouts, memory, soak};
 pub(super) enum Role {
     /// Says `waits`, waits for a hint, takes the task, says `has it`, completes it; for ever.
     WakeUp { url: String },
-    /// Says `ready`, waits for a line, then claims and completes until nothing is ready, and says how many that were.
+    /// Says `ready`, waits for a line, then claims and completes until nothing is ready, and says
+    /// how many that were.
     WorkOff { url: String, batch: usize },
     /// Does one thing with all of a store, and says how many KiB its memory grew by at most.
     Memory { url: String, walk: memory::Walk },
-    /// Claims and completes until all tasks have ended, says what it is told, and may be killed at any moment.
+    /// Claims and completes until all tasks have ended, says what it is told, and may be killed at
+    /// any moment.
     HandOuts { url: String },
     /// Works for so long, and says each second how it stands.
     Soak { url: String, workflow: WorkflowId, seconds: u64 },
@@ -108,8 +110,8 @@ impl Other {
         }
     }
 
-    /// Kills it with SIGKILL; gives what it had said by then and nobody had read. A line of up to 4096
-    /// bytes is there wholly or not at all, as pipes have it.
+    /// Kills it with SIGKILL; gives what it had said by then and nobody had read. A line of up to
+    /// 4096 bytes is there wholly or not at all, as pipes have it.
     pub(super) async fn kill(mut self) -> Result<Vec<String>, AnyError> {
         self.process.kill().await?;
         let mut rest = Vec::new();

@@ -66,7 +66,8 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     }))
 }
 
-/// What is only there to be there need not be durable: on PostgreSQL appends to one log wait for each other's commits.
+/// What is only there to be there need not be durable: on PostgreSQL appends to one log wait for
+/// each other's commits.
 fn filler_url(url: &str) -> String {
     if !url.starts_with("postgres") {
         return url.to_owned();

@@ -1,4 +1,5 @@
-//! The file backend with much in it: how long a writer waits at most while the journal is folded, and how long opening takes.
+//! The file backend with much in it: how long a writer waits at most while the journal is folded,
+//! and how long opening takes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
-//! A server that fails under load: how long it takes until all callers have gone on, and whether anything acknowledged is gone.
+//! A server that fails under load: how long it takes until all callers have gone on, and whether
+//! anything acknowledged is gone.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

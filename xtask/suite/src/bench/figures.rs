@@ -38,7 +38,8 @@ pub(super) struct Point {
     pub(super) spread: Spread,
 }
 
-/// Samples in three numbers: of few samples the least and the greatest, of many the tenths at the ends left out.
+/// Samples in three numbers: of few samples the least and the greatest, of many the tenths at the
+/// ends left out.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Spread {
     pub(super) median: f64,

@@ -1,5 +1,5 @@
-//! Processes that work off one store while they are killed and while leases lapse: whether a task is ever handed out twice, lost, or ended by
-//! somebody who no longer holds it.
+//! Processes that work off one store while they are killed and while leases lapse: whether a task
+//! is ever handed out twice, lost, or ended by somebody who no longer holds it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -60,7 +60,8 @@ struct Book {
 struct Wrong {
     /// Handed out while the lease before was live.
     twice: usize,
-    /// Updates that were applied though another had been handed the task since, or that were applied twice.
+    /// Updates that were applied though another had been handed the task since, or that were
+    /// applied twice.
     stale: usize,
     /// Tasks that never ended, or ended other than well.
     lost: usize,

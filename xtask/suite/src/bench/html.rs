@@ -147,7 +147,8 @@ fn figure(verdict: &Verdict) -> Markup {
     }
 }
 
-/// Bars of one unit on one scale. The floor is a mark on them and so is a target that is a share of it.
+/// Bars of one unit on one scale. The floor is a mark on them and so is a target that is a share of
+/// it.
 fn bar_chart(unit: &str, lines: &[&Series], outcome: &Outcome) -> Markup {
     let spread = |series: &Series| series.points.first().map(|point| point.spread);
     let floor = lines.iter().find(|series| series.name == FLOOR).and_then(|series| spread(series));

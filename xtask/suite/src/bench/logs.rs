@@ -50,7 +50,8 @@ pub(super) async fn claimed(db: &dyn Database, workflow: WorkflowId) -> Result<C
     Ok(db.claim_tasks(claim("bench", 1)?).await?.pop().ok_or("no task")?)
 }
 
-/// How long an append and a look at the end take while a log grows, and the same with a short log, in turns: what else goes on touches both.
+/// How long an append and a look at the end take while a log grows, and the same with a short log,
+/// in turns: what else goes on touches both.
 #[derive(Default)]
 pub(super) struct Looks {
     appends: Vec<Point>,

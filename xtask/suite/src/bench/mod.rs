@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: figures, each beside its floor, taken in one run. They are read, never tested.
+//! `cargo xtask bench`: figures, each beside its floor, taken in one run. They are read, never
+//! tested.
 
 mod backlog;
 mod child;
@@ -98,7 +99,8 @@ enum Scenario {
     Open,
     /// P11: the file backend's journal.
     Compaction,
-    /// P13: an old transaction that keeps everything from being vacuumed, or the WAL of SQLite from beginning anew.
+    /// P13: an old transaction that keeps everything from being vacuumed, or the WAL of SQLite from
+    /// beginning anew.
     OldTransaction,
     /// M6: a store on its way through all backends.
     Copy,

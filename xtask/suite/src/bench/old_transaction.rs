@@ -1,5 +1,5 @@
-//! What queues in databases die of: a transaction that stays open, so that nothing that is deleted goes away (PostgreSQL), and the WAL cannot begin anew
-//! (SQLite).
+//! What queues in databases die of: a transaction that stays open, so that nothing that is deleted
+//! goes away (PostgreSQL), and the WAL cannot begin anew (SQLite).
 
 use ork_state_api::{TaskUpdate, TaskUpdates};
 use sqlx::{AnyConnection, Connection as _, Executor as _};

@@ -1,4 +1,5 @@
-//! A steady load for a long time: whether a process that works on a store grows, and the store with it.
+//! A steady load for a long time: whether a process that works on a store grows, and the store with
+//! it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,7 +93,8 @@ async fn soak(bench: &Bench, time: Duration) -> Result<Outcome, AnyError> {
     ];
     let flat = |series: &Series| {
         let name = format!("{} in the last twelfth of the time against the third", series.name);
-        // What is stored goes up and down between two foldings, vacuums or checkpoints: it is there to be looked at. So is all of a short time.
+        // What is stored goes up and down between two foldings, vacuums or checkpoints: it is there
+        // to be looked at. So is all of a short time.
         let judged = series.unit != STORED && time >= LONG;
         let wanted = judged.then_some(Wanted::AtMost(FLAT));
         Verdict::new(name, growth(series), "×", wanted)

@@ -1,6 +1,7 @@
-//! Floors: the same row changes as the contract makes, by hand-written SQL over the same driver and server, or the same bytes
-//! appended to a file, with nothing around it. What they leave out is what the contract costs: checks of leases and tokens,
-//! locks in one order, answers for each task, hints, counts.
+//! Floors: the same row changes as the contract makes, by hand-written SQL over the same driver and
+//! server, or the same bytes appended to a file, with nothing around it. What they leave out is
+//! what the contract costs: checks of leases and tokens, locks in one order, answers for each task,
+//! hints, counts.
 
 pub(super) mod postgres;
 pub(super) mod sqlite;
