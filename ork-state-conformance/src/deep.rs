@@ -9,10 +9,11 @@ use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::crashes::{Crashes, Death, Survivor};
+use crate::facts::Facts;
 use crate::run::{guarded, panic_message};
 use crate::runtime::block_on;
 use crate::traces::{Histories, Traces, drawn, seed_of};
-use crate::{Ctx, Facts, Fixture, ServerFailure};
+use crate::{Ctx, Fixture, ServerFailure};
 
 /// At most so many steps a trace. Short ones begin anew often, and one that shows a difference is
 /// soon cut down; in a long one, of which there is one in [`ONE_IN`], a store grows old.

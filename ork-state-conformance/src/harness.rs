@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::Builder;
 
+use crate::deep::{Deep, DeepEvent, DeepKind};
+use crate::facts::Facts;
 use crate::report::count;
+use crate::report::{BackendReport, Report};
 use crate::run::millis;
+use crate::run::{CaseReport, TIME_LIMIT, Verdict, run_case};
 use crate::runtime::block_on;
-use crate::{
-    BackendReport, Case, CaseReport, Deep, DeepEvent, DeepKind, Facts, Fixture, Report, TIME_LIMIT, Verdict,
-    run_case, run_if_child,
-};
+use crate::{Case, Fixture, run_if_child};
 
 /// Names backends, by commas, that must be there: `ORK_STATE_REQUIRE=postgres`. Without it a
 /// backend whose stores cannot be had shows as one ignored test that says why.

@@ -3,50 +3,36 @@
 mod case;
 mod cases;
 mod child;
-mod crashes;
+pub mod crashes;
 mod ctx;
-mod deep;
-mod facts;
+pub mod deep;
+pub mod facts;
 mod fixture;
-mod harness;
-mod kill_matrix;
+pub mod harness;
+pub mod kill_matrix;
 pub mod model;
 pub mod new_backend;
 #[cfg(feature = "ork")]
 pub mod ork;
 mod outcome;
-mod repeat;
-mod report;
+pub mod repeat;
+pub mod report;
 mod roles;
-mod run;
+pub mod run;
 mod runtime;
 #[cfg(feature = "postgres-server")]
 pub mod server;
-mod suite;
+pub mod suite;
 pub mod traces;
 
 pub use case::Case;
-pub use crashes::Crashes;
 pub use ctx::{Ctx, LEASE, claim_request, dag, wide_dag};
-pub use deep::{Deep, DeepCounts, DeepEvent, DeepKind, DeepReport, Finding};
-pub use facts::Facts;
 pub use fixture::{
     Damage, DamageDirectory, DirectoryFixture, Fixture, ServerFailure, TestStore, UrlFixture, linked,
 };
-pub use harness::{
-    BadNumber, DEEP, LIMIT, OwnTest, REPORT, REQUIRE, SEED, chosen_limit, chosen_seed, replay_by_test,
-    run_own_tests, run_tests,
-};
-pub use kill_matrix::{FaultReport, KillMatrix};
 pub use ork_state_api::Rule;
 pub use outcome::{CaseResult, NotApplicable};
-pub use repeat::{Difference, Repeated, repeat};
-pub use report::{
-    BackendReport, Extension, ExtensionState, Level, REPORT_SCHEMA, Replay, Report, RuleReport,
-};
 pub use roles::run_if_child;
-pub use run::{CaseReport, TIME_LIMIT, Verdict, run_case};
-pub use suite::{Event, Suite};
 
 /// What the macros expand to. Not part of the interface.
 #[doc(hidden)]
@@ -70,7 +56,7 @@ macro_rules! main {
         use $backend as _;
 
         fn main() -> ::std::process::ExitCode {
-            $crate::run_tests(&[$($fixture as ::std::sync::Arc<dyn $crate::Fixture>),+])
+            $crate::harness::run_tests(&[$($fixture as ::std::sync::Arc<dyn $crate::Fixture>),+])
         }
     };
 }
@@ -79,7 +65,7 @@ macro_rules! main {
 #[macro_export]
 macro_rules! own_tests {
     ([$($test:ident),+ $(,)?]) => {
-        pub(crate) const OWN_TESTS: &[$crate::OwnTest] =
+        pub(crate) const OWN_TESTS: &[$crate::harness::OwnTest] =
             &[$((concat!(module_path!(), "::", stringify!($test)), || ::std::boxed::Box::pin($test()))),+];
     };
 }
@@ -88,7 +74,7 @@ macro_rules! own_tests {
 /// that may not be there, such as a server.
 ///
 /// It takes a `&dyn Fixture` and the modules that have [`own_tests!`](crate::own_tests). Where no
-/// store can be had they show as one ignored test that says why, or as a failed one if [`REQUIRE`]
+/// store can be had they show as one ignored test that says why, or as a failed one if [`REQUIRE`](crate::harness::REQUIRE)
 /// names the backend: they never pass unseen.
 ///
 /// ```ignore
@@ -101,7 +87,7 @@ macro_rules! own_tests {
 macro_rules! own_tests_main {
     ($fixture:expr, [$($module:ident),+ $(,)?]) => {
         fn main() -> ::std::process::ExitCode {
-            $crate::run_own_tests($fixture, &[$($module::OWN_TESTS),+].concat())
+            $crate::harness::run_own_tests($fixture, &[$($module::OWN_TESTS),+].concat())
         }
     };
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::report::{BackendReport, Report};
-use crate::{Case, CaseReport, Event, Fixture, Suite};
+use crate::run::CaseReport;
+use crate::suite::{Event, Suite};
+use crate::{Case, Fixture};
 
 /// A report, run again.
 #[derive(Debug)]

@@ -4,9 +4,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::facts::Facts;
+use crate::report::{BackendReport, Replay, Report};
 use crate::run::millis;
+use crate::run::{CaseReport, run_case};
 use crate::runtime::block_on;
-use crate::{BackendReport, Case, CaseReport, Facts, Fixture, Replay, Report, run_case};
+use crate::{Case, Fixture};
 
 /// What to run, and how.
 #[derive(Debug, Clone)]
@@ -16,7 +19,7 @@ pub struct Suite {
     /// How many cases run at the same time.
     pub threads: usize,
     /// How long a case may take: one that is still running then is *timed out*.
-    /// [`TIME_LIMIT`](crate::TIME_LIMIT) unless you know better.
+    /// [`TIME_LIMIT`](crate::run::TIME_LIMIT) unless you know better.
     pub limit: Duration,
     /// Where chance comes from in cases that leave something to it: the same seed, the same course.
     pub seed: u64,

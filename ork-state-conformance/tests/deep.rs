@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ork_state_api::HeartbeatOutcome;
+use ork_state_conformance::Fixture;
+use ork_state_conformance::deep::{Deep, DeepKind, DeepReport};
 use ork_state_conformance::model::{Answer, ModelFixture, Tamper};
-use ork_state_conformance::{Deep, DeepKind, DeepReport, Fixture};
 
 fn run(seed: u64, kinds: Vec<DeepKind>, fixtures: &[Arc<dyn Fixture>]) -> DeepReport {
     let replay = |kind: DeepKind, backend: Option<&str>, seed| format!("{} {backend:?} {seed}", kind.word());

@@ -6,5 +6,5 @@ use std::sync::Arc;
 use ork_state_conformance::model::ModelFixture;
 
 fn main() -> ExitCode {
-    ork_state_conformance::run_tests(&[Arc::new(ModelFixture::honest())])
+    ork_state_conformance::harness::run_tests(&[Arc::new(ModelFixture::honest())])
 }

@@ -6,11 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ork_state_conformance::{
-    BackendReport, Case, CaseReport, DeepCounts, DeepKind, DeepReport, ExtensionState, FaultReport, Finding,
-    Fixture, KillMatrix, Level, REPORT_SCHEMA, Report, Rule, Suite, TIME_LIMIT, TestStore, UrlFixture,
-    Verdict, repeat, replay_by_test,
-};
+use ork_state_conformance::deep::{DeepCounts, DeepKind, DeepReport, Finding};
+use ork_state_conformance::harness::replay_by_test;
+use ork_state_conformance::kill_matrix::{FaultReport, KillMatrix};
+use ork_state_conformance::repeat::repeat;
+use ork_state_conformance::report::{BackendReport, ExtensionState, Level, REPORT_SCHEMA, Report};
+use ork_state_conformance::run::{CaseReport, TIME_LIMIT, Verdict};
+use ork_state_conformance::suite::Suite;
+use ork_state_conformance::{Case, Fixture, Rule, TestStore, UrlFixture};
 use ork_state_example as _;
 
 fn example() -> Arc<dyn Fixture> {

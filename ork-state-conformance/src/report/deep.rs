@@ -9,7 +9,7 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 use super::duration;
 use super::html::{command, count};
 use super::markdown::fenced;
-use crate::{DeepCounts, DeepReport, Finding};
+use crate::deep::{DeepCounts, DeepReport, Finding};
 
 /// What it is called, and how much of it there is over a backend.
 type Column = (&'static str, fn(&DeepCounts) -> u64);

@@ -4,7 +4,9 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{BackendReport, Extension, ExtensionState, Level, Report, RuleReport, duration};
-use crate::{CaseReport, Facts, Rule, Verdict};
+use crate::Rule;
+use crate::facts::Facts;
+use crate::run::{CaseReport, Verdict};
 
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");

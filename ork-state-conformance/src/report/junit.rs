@@ -5,7 +5,8 @@ use std::time::Duration;
 use quick_junit::{NonSuccessKind, Property, SerializeError, TestCase, TestCaseStatus, TestSuite};
 
 use super::{BackendReport, Report};
-use crate::{CaseReport, Facts, Verdict};
+use crate::facts::Facts;
+use crate::run::{CaseReport, Verdict};
 
 impl Report {
     /// The report as JUnit XML: a suite a backend, a test a case. What does not apply is skipped,

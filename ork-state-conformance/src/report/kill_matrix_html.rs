@@ -4,7 +4,8 @@ use maud::{Markup, html};
 
 use super::html::{count, name};
 
-use crate::{FaultReport, KillMatrix, Rule};
+use crate::Rule;
+use crate::kill_matrix::{FaultReport, KillMatrix};
 
 impl KillMatrix {
     /// The faults by the rules that they break; those that nobody noticed come first.

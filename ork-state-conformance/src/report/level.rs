@@ -4,7 +4,8 @@ use ork_state_api::Capability;
 use ork_state_api::backend::Backend;
 use serde::{Deserialize, Serialize};
 
-use crate::{Case, CaseReport, Rule, Verdict};
+use crate::run::{CaseReport, Verdict};
+use crate::{Case, Rule};
 
 /// What a backend comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

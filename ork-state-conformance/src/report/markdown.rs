@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use super::{BackendReport, ExtensionState, Report, duration};
-use crate::{FaultReport, KillMatrix, Rule};
+use crate::Rule;
+use crate::kill_matrix::{FaultReport, KillMatrix};
 
 impl Report {
     /// The report as a Markdown page: a table of backends, a table of rules by backends, what

@@ -17,7 +17,11 @@ pub use level::{Extension, ExtensionState, Level};
 
 pub(crate) use html::count;
 
-use crate::{Case, CaseReport, DeepReport, Facts, KillMatrix, Rule, Verdict};
+use crate::deep::DeepReport;
+use crate::facts::Facts;
+use crate::kill_matrix::KillMatrix;
+use crate::run::{CaseReport, Verdict};
+use crate::{Case, Rule};
 
 /// The JSON Schema of [`Report::json`].
 pub const REPORT_SCHEMA: &str = include_str!("report.schema.json");

@@ -6,10 +6,15 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use ork_state_conformance::deep::DeepKind;
+use ork_state_conformance::facts::Facts;
+use ork_state_conformance::harness::chosen_seed;
+use ork_state_conformance::kill_matrix::KillMatrix;
 use ork_state_conformance::model::Fault;
-use ork_state_conformance::{
-    DeepKind, Event, Facts, KillMatrix, Level, Repeated, Report, Suite, TIME_LIMIT, chosen_seed, repeat,
-};
+use ork_state_conformance::repeat::{Repeated, repeat};
+use ork_state_conformance::report::{Level, Report};
+use ork_state_conformance::run::TIME_LIMIT;
+use ork_state_conformance::suite::{Event, Suite};
 
 use xtask::TaskResult;
 

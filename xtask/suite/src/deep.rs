@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use ork_state_conformance::{Deep, DeepEvent, DeepKind, DeepReport, Fixture};
+use ork_state_conformance::Fixture;
+use ork_state_conformance::deep::{Deep, DeepEvent, DeepKind, DeepReport};
 
 /// Runs it and prints what goes wrong as it is found.
 pub(crate) fn run(
@@ -26,7 +27,8 @@ pub(crate) fn run(
     let report = deep.run(fixtures, &|event| match event {
         DeepEvent::Progress(counts) => {
             bar.set_position(begun.elapsed().as_secs().min(time.as_secs()));
-            let sum = |of: fn(&ork_state_conformance::DeepCounts) -> u64| counts.iter().map(of).sum::<u64>();
+            let sum =
+                |of: fn(&ork_state_conformance::deep::DeepCounts) -> u64| counts.iter().map(of).sum::<u64>();
             bar.set_message(format!(
                 "{} traces, {} histories, {} kills",
                 counts.iter().map(|it| it.traces).max().unwrap_or_default(),

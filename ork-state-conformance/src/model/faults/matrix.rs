@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Fault;
+use crate::kill_matrix::{FaultReport, KillMatrix};
 use crate::model::{MODEL, ModelFixture};
+use crate::run::CaseReport;
 use crate::run::{Manner, run_case_so};
-use crate::{Case, CaseReport, FaultReport, Fixture, KillMatrix};
+use crate::{Case, Fixture};
 
 /// Cases that take longer over a store that keeps the rules are tried on faults of their own rules
 /// only: ten of them take ten times as long as all the others.
