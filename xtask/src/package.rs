@@ -10,7 +10,8 @@ use xtask::TaskResult;
 /// It is printed.
 type AnyError = Box<dyn std::error::Error>;
 
-/// What is published. The suite is packed too: who writes a backend depends on it.
+/// What is published. The suite is for authors of backends: it is packed, and the application does
+/// without it.
 const CRATES: &[&str] =
     &["ork-state-api", "ork-state-conformance", "ork-state-file", "ork-state-postgres", "ork-state-sqlite"];
 
@@ -25,6 +26,10 @@ fn main() -> ork_state_api::Result<()> {
     Ok(())
 }
 "#;
+
+/// What the application has at the lowest version that the workspace allows.
+const LOWEST: &[&str] =
+    &["async-trait", "chrono", "inventory", "serde", "serde_json", "thiserror", "tokio", "tracing", "uuid"];
 
 /// Packs the published crates, and builds an application from them outside of the workspace.
 #[derive(Debug, clap::Args)]
@@ -76,16 +81,28 @@ fn write_application(application: &Path, patches: &str) -> Result<(), AnyError> 
         .filter(|name| **name != "ork-state-conformance")
         .map(|name| format!("{name} = {:?}\n", env!("CARGO_PKG_VERSION")))
         .collect();
+    let lowest = lowest()?;
     let manifest = format!(
         "[package]\nname = \"application\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
-         [dependencies]\n{dependencies}\n[dev-dependencies]\nork-state-conformance = {:?}\n\n\
-         [patch.crates-io]\n{patches}\n[workspace]\n",
-        env!("CARGO_PKG_VERSION")
+         [dependencies]\n{dependencies}{lowest}\n\
+         [patch.crates-io]\n{patches}\n[workspace]\n"
     );
     fs::create_dir_all(application.join("src"))?;
     fs::write(application.join("Cargo.toml"), manifest)?;
     fs::write(application.join("src/main.rs"), MAIN)?;
     Ok(())
+}
+
+/// The lines that pin what is [`LOWEST`], by the workspace's manifest.
+fn lowest() -> Result<String, AnyError> {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"))?;
+    let pin = |name: &&str| {
+        let line = manifest.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "))?;
+        let version = line.trim_start_matches("{ version = ").split('"').nth(1)?;
+        Some(format!("{name} = \"={version}\"\n"))
+    };
+    let pinned: Option<String> = LOWEST.iter().map(pin).collect();
+    pinned.ok_or_else(|| "the workspace's manifest has no version of one of them".into())
 }
 
 /// Where cargo builds this workspace: this very program lies in it.
