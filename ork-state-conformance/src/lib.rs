@@ -74,8 +74,8 @@ macro_rules! own_tests {
 /// that may not be there, such as a server.
 ///
 /// It takes a `&dyn Fixture` and the modules that have [`own_tests!`](crate::own_tests). Where no
-/// store can be had they show as one ignored test that says why, or as a failed one if [`REQUIRE`](crate::harness::REQUIRE)
-/// names the backend: they never pass unseen.
+/// store can be had they show as one ignored test that says why, or as a failed one if
+/// [`REQUIRE`](crate::harness::REQUIRE) names the backend: they never pass unseen.
 ///
 /// ```ignore
 /// mod failover;

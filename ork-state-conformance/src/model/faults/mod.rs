@@ -1,8 +1,8 @@
 //! Faults: stores that each break one rule, to see that the suite notices.
 //!
 //! Each is the model, tampered with. What they do was seen in stores that are in use, or is what a
-//! backend does wrong while it is written. [`KillMatrix::of`](crate::kill_matrix::KillMatrix::of) sets every
-//! case on every fault: one that no case notices is a hole in the suite.
+//! backend does wrong while it is written. [`KillMatrix::of`](crate::kill_matrix::KillMatrix::of)
+//! sets every case on every fault: one that no case notices is a hole in the suite.
 
 mod deferred_jobs;
 mod general;
