@@ -218,8 +218,9 @@ async fn check_run<S: TaskStore + DeferredJobStore + ?Sized>(
         RunStatus::Success if tasks.iter().any(|task| task.status != TaskStatus::Success) => {
             Some("a success with a task that is not")
         }
-        // One taken over from Ork may have failed for a reason of its own.
-        RunStatus::Failed if counted.failed + counted.cancelled == 0 && run.error.is_none() => {
+        // One taken over from Ork may have failed for a reason of its own, and one in which a
+        // cancelled task stays says so (R6).
+        RunStatus::Failed if counted.failed == 0 && run.error.is_none() => {
             Some("failed with no task that is")
         }
         status if status.is_terminal() && counted.unfinished > 0 => Some("terminal with live tasks"),
