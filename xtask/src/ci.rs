@@ -13,8 +13,8 @@ pub(crate) struct Arguments {
     docker_image: Option<String>,
 }
 
-/// Runs the suite as `cargo xtask` does, but optimised: it compiles for two minutes, and setting all
-/// faults takes a third of the time.
+/// Runs the suite as `cargo xtask` does, but optimised: it compiles for two minutes, and setting
+/// all faults takes a third of the time.
 const OPTIMISED: &[&str] = &[
     "run",
     "--config",
