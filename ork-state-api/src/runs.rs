@@ -484,7 +484,7 @@ pub trait RunStore: Send + Sync {
     /// - Chosen tasks that wait for nothing are ready from now.
     /// - The run's [`error`](Run::error) is that of the failed tasks that stay, if there are any.
     ///   It names the one with the lowest index among those that failed by themselves. If only
-    ///   cancelled tasks stay, it names the first of them.
+    ///   cancelled tasks stay, it names the first of them, also if a task fails later.
     /// - A run in which a failed or cancelled task stays cannot succeed (R3).
     ///
     /// # Errors

@@ -13,8 +13,8 @@ pub(crate) struct Arguments {
     docker_image: Option<String>,
 }
 
-/// Runs the suite as `cargo xtask` does, but optimised. It compiles for some two minutes more, and a
-/// fault takes 1.6 s instead of 2.1 s on two cores.
+/// Runs the suite as `cargo xtask` does, but optimised. It compiles for some two minutes more, and
+/// a fault takes 1.6 s instead of 2.1 s on two cores.
 const OPTIMISED: &[&str] = &[
     "run",
     "--config",
