@@ -22,7 +22,8 @@ pub struct MigrationReport {
     /// The steps that were applied, in order. Empty if there was nothing to do, or if another
     /// process did it at the same time.
     pub applied: Vec<String>,
-    /// What could not be taken over as it was, by id, and what became of it. Nothing was dropped.
+    /// What could not be taken over as it was, by id, and what became of it. Nothing was dropped:
+    /// what a store has no room for is kept aside, in the table `ork_kept` or in the old file.
     pub adjusted: Vec<Violation>,
 }
 
@@ -65,13 +66,25 @@ impl fmt::Display for Found {
     }
 }
 
-/// What happened in one line, then a line a thing that could not be taken over as it was.
+/// What happened in one line. If something could not be taken over as it was: how many things by
+/// rule, then a line for each.
 impl fmt::Display for MigrationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.applied.is_empty() {
             return write!(f, "schema at version {}, nothing to do", self.to);
         }
         write!(f, "{} brought to version {}: {}", self.found, self.to, self.applied.join(", "))?;
+        if self.adjusted.is_empty() {
+            return Ok(());
+        }
+        let mut by_rule: BTreeMap<Rule, usize> = BTreeMap::new();
+        for adjusted in &self.adjusted {
+            *by_rule.entry(adjusted.rule).or_default() += 1;
+        }
+        write!(f, "\n{} things are not as they were:", self.adjusted.len())?;
+        by_rule
+            .iter()
+            .try_for_each(|(rule, number)| write!(f, "\n  {number} of {rule}, {}", rule.title()))?;
         self.adjusted.iter().try_for_each(|adjusted| write!(f, "\n  {adjusted}"))
     }
 }
@@ -294,5 +307,32 @@ pub trait Maintenance:
     /// Only those of the [general rules](crate::Database#general-rules).
     async fn verify(&self) -> Result<Vec<Violation>> {
         crate::verify::observe(self).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_counts_before_it_lists() {
+        let mut report = MigrationReport::new(Found::Ork(9), 11);
+        report.applied.push("010_tables".to_owned());
+        assert_eq!(
+            report.to_string(),
+            "a database of Ork at its version 9 brought to version 11: 010_tables"
+        );
+        for task in ["task 1", "task 2"] {
+            report.adjusted.push(Violation::new(Rule::T5, task, "had no end"));
+        }
+        report.adjusted.push(Violation::new(Rule::W1, "workflow 3", "was called \"a\\n\""));
+        let text = report.to_string();
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(lines[0], "3 things are not as they were:");
+        assert!(lines[1].starts_with("  1 of W1, ") && lines[2].starts_with("  2 of T5, "), "{text}");
+        assert_eq!(
+            lines[3..],
+            ["  T5 task 1: had no end", "  T5 task 2: had no end", "  W1 workflow 3: was called \"a\\n\"",]
+        );
     }
 }

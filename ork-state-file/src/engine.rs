@@ -213,12 +213,12 @@ impl Engine {
         }
         if let Some(journal) = &mut self.journal {
             // The logs first: once the journal is there, the store is.
-            for (task, log) in imported.logs {
-                let written = self.logs.write(task, 0, log.as_bytes());
+            for (task, offset, bytes) in imported.logs {
+                let written = self.logs.write(task, offset, &bytes);
                 written.map_err(|source| crate::error::io("write a log", source))?;
             }
             self.logs.sync().map_err(|source| crate::error::io("write a log", source))?;
-            journal.create(&imported.transactions)?;
+            journal.create(imported.state.image().changes())?;
             journal.catch_up(&mut self.state)?;
         }
         self.open = true;

@@ -3,6 +3,10 @@
 --
 -- JSON columns become `json`: `jsonb` rewrites numbers and drops white space, and what goes in must
 -- come out equal. Names are ordered byte by byte whatever the database's collation.
+--
+-- Rows of a database that Ork made stay where they are. The code that takes it over brings them to
+-- the rules after this step; what they must fulfil, and what only they needed, is the next one.
+-- Somebody may have dropped an index or a foreign key of Ork's.
 
 -- The steps of the schema that were applied. From this one on, each step records itself here.
 CREATE TABLE ork_state_migrations (
@@ -12,94 +16,26 @@ CREATE TABLE ork_state_migrations (
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- Old rows that cannot stay as they are, and that no rule computes anew: the migration reports
--- them.
-CREATE TEMP TABLE ork_adjusted (rule text NOT NULL, entity text NOT NULL, problem text NOT NULL)
-    ON COMMIT DROP;
-
--- Old rows, as far as the tables below need them changed. The next step does the rest.
-
--- A workflow whose tasks are not in a snapshot gets one, and so do runs from before there were any.
--- No statement can work the content hash out: the code that takes a database of Ork over does it.
-WITH made AS (
-    INSERT INTO workflow_snapshots (id, workflow_id, content_hash, tasks_json, created_at)
-    SELECT
-        gen_random_uuid(), w.id, 'of ' || w.id::text,
-        coalesce(
-            (
-                SELECT jsonb_agg(
-                    jsonb_build_object(
-                        'task_index', t.place, 'task_name', t.task_name,
-                        'executor_type', t.executor_type, 'depends_on', t.depends_on,
-                        'params', t.params, 'signature', t.signature
-                    )
-                    ORDER BY t.place
-                )
-                FROM (
-                    SELECT k.*, row_number() OVER (ORDER BY k.task_index, k.id) - 1 AS place
-                    FROM workflow_tasks k
-                    WHERE k.workflow_id = w.id
-                ) t
-            ),
-            '[]'
-        ),
-        w.updated_at
-    FROM workflows w
-    WHERE w.current_snapshot_id IS NULL
-    RETURNING id, workflow_id
-)
-UPDATE workflows w SET current_snapshot_id = m.id FROM made m WHERE m.workflow_id = w.id;
-
-UPDATE runs r
-SET snapshot_id = w.current_snapshot_id
-FROM workflows w
-WHERE w.id = r.workflow_id AND r.snapshot_id IS NULL;
-
-UPDATE tasks SET status = 'pending' WHERE status = 'paused';
-
--- A name is there once in a run.
-WITH renamed AS (
-    UPDATE tasks t
-    SET task_name = t.task_name || ' #' || t.task_index
-    FROM (
-        SELECT k.id, row_number() OVER (PARTITION BY k.run_id, k.task_name ORDER BY k.task_index) AS place
-        FROM tasks k
-    ) p
-    WHERE p.id = t.id AND p.place > 1
-    RETURNING t.id, t.task_name
-)
-INSERT INTO ork_adjusted
-SELECT 'R2', 'task ' || r.id, format('is called %L now: another task of its run has its name', r.task_name)
-FROM renamed r;
-
--- Changes of rows wait with the checks of foreign keys, and a table that has such waiting cannot be
--- altered.
-SET CONSTRAINTS ALL IMMEDIATE;
-
 -- Workflows. Their tasks are those of their snapshots.
 
 ALTER TABLE workflows
     ALTER COLUMN name TYPE text COLLATE "C",
-    ALTER COLUMN task_params TYPE json USING task_params::text::json,
-    ALTER COLUMN current_snapshot_id SET NOT NULL;
+    ALTER COLUMN task_params TYPE json USING task_params::text::json;
 
-DROP INDEX idx_workflows_executor_type;
+DROP INDEX IF EXISTS idx_workflows_executor_type;
 
 ALTER TABLE workflow_snapshots
     ALTER COLUMN tasks_json TYPE json USING tasks_json::text::json;
 
 -- The unique index on (workflow_id, content_hash) serves as well.
-DROP INDEX idx_workflow_snapshots_workflow_id;
-
-DROP TABLE workflow_tasks;
+DROP INDEX IF EXISTS idx_workflow_snapshots_workflow_id;
 
 -- Runs.
 
 -- A run's snapshot goes only with its workflow, after the run. A foreign key would look for runs of
 -- each snapshot that is deleted, with no index to find them by.
 ALTER TABLE runs
-    DROP CONSTRAINT runs_snapshot_id_fkey,
-    ALTER COLUMN snapshot_id SET NOT NULL,
+    DROP CONSTRAINT IF EXISTS runs_snapshot_id_fkey,
     ADD COLUMN idempotency_key text COLLATE "C",
     ADD COLUMN tasks_total int NOT NULL DEFAULT 0,
     ADD COLUMN tasks_unfinished int NOT NULL DEFAULT 0,
@@ -107,8 +43,8 @@ ALTER TABLE runs
     ADD COLUMN tasks_cancelled int NOT NULL DEFAULT 0,
     SET (fillfactor = 80);
 
-DROP INDEX idx_runs_status;
-DROP INDEX idx_runs_workflow_id;
+DROP INDEX IF EXISTS idx_runs_status;
+DROP INDEX IF EXISTS idx_runs_workflow_id;
 
 CREATE UNIQUE INDEX runs_idempotency_key ON runs (workflow_id, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
@@ -148,12 +84,6 @@ CREATE TABLE task_log_chunks (
 -- Not compressed: of a long chunk only the part that is asked for is read.
 ALTER TABLE task_log_chunks ALTER COLUMN data SET STORAGE EXTERNAL;
 
-INSERT INTO task_logs (task_id, length)
-SELECT id, octet_length(convert_to(logs, 'UTF8')) FROM tasks WHERE logs <> '';
-
-INSERT INTO task_log_chunks (task_id, start_offset, data)
-SELECT id, 0, convert_to(logs, 'UTF8') FROM tasks WHERE logs <> '';
-
 -- What the tasks of deleted runs printed is freed in steps, of which the deletion itself makes the
 -- first: to free a log of some gigabytes in one statement would take longer than a call may.
 --
@@ -171,27 +101,22 @@ CREATE TABLE deleted_logs (
 -- its page (HOT). The fillfactor leaves room for that: a batch may claim all tasks of a page at
 -- once, and then needs room for all of them again, a little longer.
 
-DROP INDEX idx_tasks_run_id;
-DROP INDEX idx_tasks_status;
-DROP INDEX idx_tasks_status_run_id;
-DROP INDEX idx_tasks_run_status;
-DROP INDEX idx_tasks_execution_name;
-DROP INDEX idx_tasks_run_task_name;
-DROP INDEX idx_tasks_executor_type;
+DROP INDEX IF EXISTS idx_tasks_run_id;
+DROP INDEX IF EXISTS idx_tasks_status;
+DROP INDEX IF EXISTS idx_tasks_status_run_id;
+DROP INDEX IF EXISTS idx_tasks_run_status;
+DROP INDEX IF EXISTS idx_tasks_execution_name;
+DROP INDEX IF EXISTS idx_tasks_run_task_name;
+DROP INDEX IF EXISTS idx_tasks_executor_type;
 
 ALTER TABLE tasks
     ALTER COLUMN task_name TYPE text COLLATE "C",
     ALTER COLUMN params TYPE json USING params::text::json,
     ALTER COLUMN output TYPE json USING output::text::json,
-    DROP COLUMN logs,
     ADD COLUMN unmet_dependencies int NOT NULL DEFAULT 0,
     ADD COLUMN open_jobs int NOT NULL DEFAULT 0,
     ADD COLUMN token bigint NOT NULL DEFAULT 0,
     ADD COLUMN ready_at timestamptz,
-    ADD UNIQUE (run_id, task_name),
-    DROP CONSTRAINT tasks_status_check,
-    ADD CONSTRAINT tasks_status_check
-        CHECK (status IN ('pending', 'dispatched', 'running', 'success', 'failed', 'cancelled')),
     SET (fillfactor = 45);
 
 -- None of the tables below has foreign keys: each would cost every insert. Whoever deletes a run
@@ -261,15 +186,11 @@ ALTER TABLE deferred_jobs
     ADD COLUMN owner text,
     ADD COLUMN poll_at timestamptz,
     ADD COLUMN output json,
-    DROP CONSTRAINT deferred_jobs_task_id_fkey;
+    DROP CONSTRAINT IF EXISTS deferred_jobs_task_id_fkey;
 
-UPDATE deferred_jobs j SET run_id = t.run_id FROM tasks t WHERE t.id = j.task_id;
-
-ALTER TABLE deferred_jobs ALTER COLUMN run_id SET NOT NULL;
-
-DROP INDEX idx_deferred_jobs_status;
-DROP INDEX idx_deferred_jobs_task_id;
-DROP INDEX idx_deferred_jobs_created_at;
+DROP INDEX IF EXISTS idx_deferred_jobs_status;
+DROP INDEX IF EXISTS idx_deferred_jobs_task_id;
+DROP INDEX IF EXISTS idx_deferred_jobs_created_at;
 
 CREATE INDEX deferred_jobs_of_task ON deferred_jobs (task_id);
 CREATE INDEX deferred_jobs_due ON deferred_jobs (poll_at) WHERE poll_at IS NOT NULL;

@@ -9,7 +9,9 @@ use sqlx::{Connection, Executor, Row, query};
 use crate::error::{Access, of_statement};
 use crate::site::Site;
 use crate::statement::Statement;
-use crate::steps::{FUNCTIONS_STEP, LAST_OF_ORK, MIGRATOR, functions_checksum, name, needed};
+use crate::steps::{
+    CONSTRAINTS_STEP, FUNCTIONS_STEP, LAST_OF_ORK, MIGRATOR, functions_checksum, name, needed,
+};
 use crate::takeover;
 
 /// How long to wait for another process that is migrating, and for locks that others hold on
@@ -270,12 +272,15 @@ async fn apply(site: &Site, connection: &mut PgConnection, intent: Intent) -> Re
         takeover::lock_tables(site, &mut transaction).await?;
     }
     let for_sqlx = is_made_by_migrator(site, &mut transaction).await?;
-    let mut applied = Vec::new();
+    let (mut applied, mut adjusted) = (Vec::new(), Vec::new());
     for step in MIGRATOR.iter() {
         let is_missing =
             step.version > from || (step.version == FUNCTIONS_STEP && !has_our_functions(&there));
         if !is_missing {
             continue;
+        }
+        if of_ork.is_some() && step.version == CONSTRAINTS_STEP {
+            adjusted = takeover::rows(site, &mut transaction).await?;
         }
         transaction.execute(sqlx::raw_sql(step.sql.clone())).await.map_err(|error| {
             let reason = of_statement(&site.place, Access::Write, error);
@@ -294,9 +299,8 @@ async fn apply(site: &Site, connection: &mut PgConnection, intent: Intent) -> Re
         }
         applied.push(name(step));
     }
-    let mut adjusted = Vec::new();
     if of_ork.is_some() {
-        adjusted = takeover::finish(site, &mut transaction).await?;
+        takeover::fence(site, &mut transaction).await?;
     }
     match intent {
         Intent::Migrate => transaction.commit().await.map_err(failed)?,

@@ -55,6 +55,9 @@ pub static MIGRATOR: LazyLock<Migrator> =
 /// does a new numbered migration.
 pub(crate) const FUNCTIONS_STEP: i64 = 17;
 
+/// The number of the step that every row must fulfil.
+pub(crate) const CONSTRAINTS_STEP: i64 = 16;
+
 /// The steps of functions that were released, each with its checksum in hexadecimal. A release adds
 /// its own. Later steps replace them, so they do nothing any more; sqlx wants to know them all.
 const RELEASED: &[(i64, &str)] = &[];
@@ -86,7 +89,7 @@ const NUMBERED: &[(i64, &str, &str)] = &[
         include_str!("../migrations/014_workflow_snapshots_unique_hash.sql"),
     ),
     (15, "tables", include_str!("../migrations/015_tables.sql")),
-    (16, "old rows", include_str!("../migrations/016_old_rows.sql")),
+    (16, "constraints", include_str!("../migrations/016_constraints.sql")),
 ];
 
 /// Names and texts of the functions, from the files of these names.
@@ -112,7 +115,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = functions! {
     jobs: ork_claim_jobs, ork_defer_task, ork_update_jobs;
     logs: ork_append_log, ork_free_logs;
     maintenance: ork_prune;
-    transfer: ork_finish_import, ork_import;
+    transfer: ork_finish_import, ork_import, ork_take_in;
 };
 
 /// What the comments of our functions begin with on the server. By it an older version's functions
@@ -138,7 +141,7 @@ fn summary(text: &str) -> &str {
 ///
 /// All of ours go first, found by [`MARK`]: of another version they may have other arguments or
 /// results. What an operator made beside them stays.
-fn functions() -> String {
+pub(crate) fn functions() -> String {
     let mut text = format!(
         "-- Functions keep the search path that they are made with: this schema only.
 SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true);

@@ -55,7 +55,7 @@ async fn a_migration_of_another_form_is_refused() {
     db.migrate().await.unwrap();
     execute(&store, "UPDATE ork_state_migrations SET checksum = 'x' WHERE version = 16").await;
     let error = db.migrate().await.unwrap_err();
-    assert!(matches!(error.kind(), Conflict { reason } if reason.contains("016_old_rows")), "{error}");
+    assert!(matches!(error.kind(), Conflict { reason } if reason.contains("016_constraints")), "{error}");
 }
 
 const OF_ANOTHER_MAKER: &[&str] =

@@ -3,24 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_imports, reason = "test code")]
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::common::*;
 use ork_state_api::ErrorKind::{Conflict, Unavailable};
-use ork_state_api::*;
+use ork_state_api::{Database, Found, ListRuns, Maintenance, MigrationReport, RunStore, connect};
+use ork_state_conformance::ork::takeover::{Column, Form, OldRow, OldStore, check_plan};
 use ork_state_postgres::MIGRATOR;
-use uuid::Uuid;
 
 const LAST: i64 = 14;
 
-/// An entity's id by a number of our own.
-const fn id(number: u128) -> Uuid {
-    Uuid::from_u128(0xabcd_0000_0000_4000_8000_0000_0000_0000 + number)
-}
-
 /// The schema that Ork's own migrations left at this version, with its table of them: other
 /// checksums than ours.
-async fn ork_at(version: i64) -> Store {
+async fn ork_at(version: i64) -> Ork {
     let store = empty().await;
     let mut statements = String::new();
     for migration in MIGRATOR.iter().filter(|migration| (1..=version).contains(&migration.version)) {
@@ -35,346 +30,142 @@ async fn ork_at(version: i64) -> Store {
             &format!("INSERT INTO _sqlx_migrations VALUES ({number}, 'orks', now(), true, 'theirs', 1);");
     }
     execute(&store, statements).await;
-    execute(&store, rows(version)).await;
-    store
-}
-
-struct OldTask<'a> {
-    run: u128,
-    index: u128,
-    status: &'a str,
-    depends_on: &'a str,
-}
-
-impl OldTask<'_> {
-    fn id(&self) -> Uuid {
-        id(self.run * 1000 + self.index + 500)
-    }
-
-    fn insert(&self, version: i64) -> String {
-        let Self { run, index, status, depends_on } = self;
-        let (id, run) = (self.id(), id(*run));
-        let times = match *status {
-            "pending" | "paused" => "NULL, NULL, NULL",
-            "dispatched" => "'2026-02-01T11:00:01Z', NULL, NULL",
-            "running" => "'2026-02-01T11:00:01Z', '2026-02-01T11:00:02.123456Z', NULL",
-            _ => "'2026-02-01T11:00:01Z', '2026-02-01T11:00:02.123456Z', '2026-02-01T11:00:03Z'",
-        };
-        let output =
-            if *status == "success" { "'{\"rows\": 12345678901234567890, \"f\": 1.50}'" } else { "NULL" };
-        let mut columns =
-            "id, run_id, task_index, status, params, output, dispatched_at, started_at, finished_at"
-                .to_owned();
-        let mut values =
-            format!("'{id}', '{run}', {index}, '{status}', '{{\"i\": {index}}}', {output}, {times}");
-        if version >= 5 {
-            columns += ", task_name, depends_on";
-            values += &format!(", 'task_{index}', '{depends_on}'");
-        }
-        if version >= 6 {
-            columns += ", executor_type";
-            values += ", 'python'";
-        }
-        if version >= 8 {
-            columns += ", attempts, max_retries, timeout_seconds";
-            values += ", 78874, 10, 60";
-        }
-        format!("INSERT INTO tasks ({columns}) VALUES ({values});")
-    }
-}
-
-/// A run's number and status, and the status and dependencies of each of its tasks.
-type OldRun = (u128, &'static str, &'static [(&'static str, &'static str)]);
-
-const RUNS: &[OldRun] = &[
-    (1, "success", &[("success", "{}"), ("success", "{task_0}")]),
-    // Every task has finished, and nobody ended the run.
-    (2, "running", &[("success", "{}"), ("success", "{}")]),
-    (3, "running", &[("success", "{}"), ("failed", "{}")]),
-    // A pending task under a cancelled run.
-    (4, "cancelled", &[("success", "{}"), ("pending", "{task_0}"), ("running", "{}")]),
-    // The middle of work, of a scheduler that is gone.
-    (
-        5,
-        "running",
-        &[("success", "{}"), ("dispatched", "{task_0}"), ("running", "{}"), ("pending", "{task_1,task_2}")],
-    ),
-    (6, "pending", &[]),
-    // Failed for a reason of its own.
-    (7, "failed", &[]),
-];
-
-const RUNS_WITH_DEPENDENCIES: &[OldRun] = &[
-    // On no task; what follows it; and one that has nothing to do with it.
-    (20, "running", &[("pending", "{gone}"), ("pending", "{task_0}"), ("pending", "{}")]),
-    (
-        21,
-        "running",
-        &[("pending", "{task_1}"), ("pending", "{task_0}"), ("pending", "{task_1}"), ("pending", "{}")],
-    ),
-    (22, "success", &[("success", "{gone}"), ("success", "{task_0,task_0}")]),
-    // The failure was not passed on.
-    (23, "running", &[("failed", "{}"), ("pending", "{task_0}"), ("pending", "{task_1}"), ("running", "{}")]),
-];
-
-fn rows(version: i64) -> String {
-    let (job, region, project) = if version < 4 {
-        ("cloud_run_job_name", "cloud_run_region", "cloud_run_project")
-    } else {
-        ("job_name", "region", "project")
-    };
-    let mut sql = format!(
-        "INSERT INTO workflows (id, name, {job}, {region}, {project}, task_params, description)
-         VALUES ('{}', 'orders', 'job', 'eu', 'p', '{{\"big\": 12345678901234567890, \"e\": 1e2}}', 'Ünïcode');
-         INSERT INTO workflows (id, name, {job}, {project}) VALUES ('{}', 'Orders', 'job', 'p');",
-        id(90), id(91)
-    );
-    let later = if version >= 5 { RUNS_WITH_DEPENDENCIES } else { &[] };
-    let mut tasks = Vec::new();
-    for (run, status, of) in RUNS.iter().chain(later) {
-        let error = if *run == 7 { "'no compiler'" } else { "NULL" };
-        sql += &format!(
-            "INSERT INTO runs (id, workflow_id, status, triggered_by, error, created_at)
-             VALUES ('{}', '{}', '{status}', 'cli', {error}, '2026-02-01T11:00:00Z');",
-            id(*run),
-            id(90)
-        );
-        for (index, (status, depends_on)) in (0_u128..).zip(*of) {
-            tasks.push(OldTask { run: *run, index, status, depends_on });
+    let columns = "SELECT table_name::text, column_name::text FROM information_schema.columns
+         WHERE table_schema = 'public'";
+    let columns = sqlx::query_as(columns).fetch_all(&mut session(&store).await).await.unwrap();
+    let ork = Ork { store, columns: columns.into_iter().collect(), version };
+    let has = |table: &str, column: &str| ork.has(table, column);
+    let rows = OldStore::rows(&ork.form(&has));
+    // A workflow's snapshots come after it, and its reference to them last.
+    let mut statements = vec![ork.insert(&rows.workflows)];
+    statements.push(ork.insert(&rows.workflow_tasks));
+    statements.push(ork.insert(&rows.workflow_snapshots));
+    for workflow in &rows.workflows {
+        if let Some(current) = workflow.current_snapshot_id {
+            let id = workflow.id;
+            statements
+                .push(format!("UPDATE workflows SET current_snapshot_id = '{current}' WHERE id = '{id}';"));
         }
     }
-    if version >= 10 {
-        sql += &format!(
-            "INSERT INTO runs (id, workflow_id, status) VALUES ('{}', '{}', 'paused');",
-            id(30),
-            id(90)
-        );
-        tasks.extend(
-            [("success", "{}"), ("paused", "{task_0}"), ("pending", "{task_1}")]
-                .iter()
-                .zip(0..)
-                .map(|((status, depends_on), index)| OldTask { run: 30, index, status, depends_on }),
-        );
-    }
-    for task in &tasks {
-        sql += &task.insert(version);
-    }
-    if version >= 6 {
-        sql += &format!(
-            "INSERT INTO workflow_tasks (id, workflow_id, task_index, task_name, executor_type, depends_on, params) VALUES
-             (gen_random_uuid(), '{0}', 3, 'load', 'python', '{{extract}}', '{{\"x\": 1.0}}'),
-             (gen_random_uuid(), '{0}', 1, 'extract', 'python', '{{}}', NULL);", id(90)
-        );
-    }
-    if version >= 7 {
-        sql += &format!("UPDATE tasks SET logs = repeat('línea \n', 400000) WHERE id = '{}';", id(1500));
-    }
-    if version >= 8 {
-        sql += &format!(
-            "UPDATE tasks SET attempts = 1, retry_at = now() + interval '1 hour', error = 'first' WHERE id = '{}';",
-            id(30502)
-        );
-    }
-    if version >= 9 {
-        sql += &format!(
-            "UPDATE workflows SET schedule = '* * * * *', schedule_enabled = true WHERE id = '{}';",
-            id(91)
-        );
-    }
+    statements.push(ork.insert(&rows.runs));
+    statements.push(ork.insert(&rows.tasks));
     if version >= 12 {
-        for (number, task, status) in [(1, 5502, "polling"), (2, 5502, "completed"), (3, 4502, "pending")] {
-            sql += &format!(
-                "INSERT INTO deferred_jobs (id, task_id, service_type, job_id, job_data, status)
-                 VALUES ('{}', '{}', 'bigquery', 'j{number}', '{{\"n\": 1.50}}', '{status}');",
-                id(70 + number),
-                id(task)
-            );
+        // Made by hand, before there was a migration that made it.
+        statements.push("ALTER TABLE deferred_jobs DROP CONSTRAINT deferred_jobs_task_id_fkey;".to_owned());
+        statements.push(ork.insert(&rows.deferred_jobs));
+    }
+    execute(&ork.store, statements.concat()).await;
+    ork
+}
+
+/// A database of Ork's.
+struct Ork {
+    store: Store,
+    /// With their tables.
+    columns: BTreeSet<(String, String)>,
+    version: i64,
+}
+
+impl Ork {
+    /// Three columns had other names.
+    fn old_name<'a>(&self, table: &str, column: &'a str) -> &'a str {
+        match column {
+            _ if self.version >= 4 => column,
+            "job_name" => "cloud_run_job_name",
+            "region" => "cloud_run_region",
+            "project" => "cloud_run_project",
+            "execution_name" if table == "tasks" => "cloud_run_execution_name",
+            column => column,
         }
     }
-    if version >= 13 {
-        let tasks = r#"[{"task_index": 0, "task_name": "extract", "executor_type": "python", "depends_on": [], "params": null, "signature": null},
-            {"task_index": 1, "task_name": "load", "executor_type": "python", "depends_on": ["extract", "gone"], "params": {"x": 1.0}, "signature": null}]"#;
-        sql += &format!(
-            "INSERT INTO workflow_snapshots VALUES ('{0}', '{1}', 'orks hash', '{tasks}', now()), ('{2}', '{1}', 'another', '{{}}', now());
-             UPDATE workflows SET current_snapshot_id = '{0}' WHERE id = '{1}';
-             UPDATE runs SET snapshot_id = '{0}' WHERE id = '{3}';", id(80), id(90), id(81), id(6)
-        );
+
+    fn has(&self, table: &str, column: &str) -> bool {
+        self.columns.contains(&(table.to_owned(), self.old_name(table, column).to_owned()))
     }
-    sql
+
+    fn form<'a>(&self, has: &'a (dyn Fn(&str, &str) -> bool + Sync)) -> Form<'a> {
+        Form {
+            has,
+            paused: self.version >= 10,
+            any_executor: self.version >= 6,
+            any_text: false,
+            infinity: true,
+            orphans: self.version >= 12,
+            repeated_names: false,
+            large: self.version == LAST,
+            keeps: true,
+        }
+    }
+
+    fn insert<R: OldRow>(&self, rows: &[R]) -> String {
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+        let literal = |column: Column| match column {
+            Column::Id(Some(id)) => format!("'{id}'"),
+            Column::Integer(Some(integer)) => integer.to_string(),
+            Column::Flag(flag) => flag.to_string(),
+            Column::Text(Some(text)) | Column::Json(Some(text)) => quoted(&text),
+            // The server would round to microseconds.
+            Column::Time(Some(text)) => quoted(&text.replace("123456789", "123456")),
+            Column::Names(Some(names)) => {
+                format!("ARRAY(SELECT jsonb_array_elements_text({}))", quoted(&names))
+            }
+            Column::Id(None)
+            | Column::Integer(None)
+            | Column::Text(None)
+            | Column::Json(None)
+            | Column::Time(None)
+            | Column::Names(None) => "NULL".to_owned(),
+        };
+        let mut statements = String::new();
+        for row in rows {
+            let columns = row.columns().into_iter().filter(|(name, _)| {
+                self.has(R::TABLE, name) && (R::TABLE, *name) != ("workflows", "current_snapshot_id")
+            });
+            let (names, values): (Vec<&str>, Vec<String>) =
+                columns.map(|(name, column)| (self.old_name(R::TABLE, name), literal(column))).unzip();
+            if !names.is_empty() {
+                let (names, values) = (names.join(", "), values.join(", "));
+                statements += &format!("INSERT INTO {} ({names}) VALUES ({values});\n", R::TABLE);
+            }
+        }
+        statements
+    }
+
+    /// What could not be held: whose, and which column.
+    async fn kept(&self) -> Vec<(String, String)> {
+        let kept = "SELECT entity, field FROM ork_kept";
+        sqlx::query_as(kept).fetch_all(&mut session(&self.store).await).await.unwrap()
+    }
 }
 
 async fn every_version_is_taken_over_and_nothing_is_lost() {
     for version in 1..=LAST {
-        let store = ork_at(version).await;
-        let db = options(&store).connect().await.unwrap();
+        let ork = ork_at(version).await;
+        let db = options(&ork.store).connect().await.unwrap();
         let plan = db.plan_migration().await.unwrap();
-        assert_eq!(plan.found, Found::Ork(version));
-        assert!(db.get_run(RunId::from_uuid(id(1))).await.is_err(), "a plan changes nothing");
+        assert!(db.list_runs(ListRuns::default()).await.is_err(), "a plan changes nothing");
         let report = db.migrate().await.unwrap();
-        assert_eq!((report.found, &report.applied), (Found::Ork(version), &plan.applied));
-        assert_eq!(report.adjusted.len(), plan.adjusted.len());
+        check_plan(&plan, &report, Found::Ork(version)).unwrap();
         assert_eq!(db.migrate().await.unwrap().applied.len(), 0);
-        compare(&db, version, &report).await;
-        goes_on(&db, version).await;
-        execute(&store, "INSERT INTO _sqlx_migrations VALUES (99, '', now(), true, '', 1)").await;
-        let fenced = session(&store).await;
-        drop(fenced);
+        check(&ork, &db, &report).await;
     }
 }
 
-/// What is there now is what was there, but for what `adjusted` says.
-async fn compare(db: &ork_state_postgres::PostgresDatabase, version: i64, report: &MigrationReport) {
-    let at = |number| RunId::from_uuid(id(number));
-    let verified = db.verify().await.unwrap();
-    let about_snapshot =
-        |violation: &Violation| version >= 13 && violation.entity.contains(&id(81).to_string());
-    assert!(verified.iter().all(about_snapshot), "version {version}: {verified:?}");
-
-    let workflow = db.get_workflow(WorkflowId::from_uuid(id(90))).await.unwrap();
-    assert_eq!((workflow.name.as_str(), workflow.description.as_deref()), ("orders", Some("Ünïcode")));
-    assert_eq!(
-        workflow.target.params.as_ref().unwrap().as_str(),
-        r#"{"e": 100, "big": 12345678901234567890}"#
-    );
-    let dag = db.get_snapshot(workflow.snapshot).await.unwrap();
-    assert_eq!(dag.content_hash, dag.dag.content_hash());
-    let names: Vec<&str> = dag.dag.tasks().iter().map(|task| task.name.as_str()).collect();
-    assert_eq!(names, if version >= 6 { vec!["extract", "load"] } else { vec![] });
-
-    let mut statuses: BTreeMap<u128, String> = BTreeMap::new();
-    for number in [1, 2, 3, 4, 5, 6, 7, 20, 21, 22, 23, 30] {
-        let Ok(run) = db.get_run(at(number)).await else { continue };
-        let tasks = db.list_tasks(ListTasks::of(at(number), PageRequest::default())).await.unwrap().items;
-        let tasks: Vec<&str> = tasks.iter().map(|task| task.status.as_str()).collect();
-        statuses.insert(number, format!("{}: {}", run.status, tasks.join(" ")));
-    }
-    let mut expected = BTreeMap::from([
-        (1, "success: success success"),
-        (2, "success: success success"),
-        (3, "failed: success failed"),
-        (4, "cancelled: success cancelled cancelled"),
-        (5, "running: success dispatched running pending"),
-        (6, "pending: "),
-        (7, "failed: "),
-    ]);
-    if version >= 5 {
-        expected.extend([
-            (20, "running: failed failed pending"),
-            (21, "running: failed failed failed pending"),
-            (22, "success: success success"),
-            (23, "running: failed failed failed running"),
-        ]);
-    }
-    if version >= 10 {
-        expected.insert(30, "paused: success pending pending");
-    }
-    assert_eq!(
-        statuses.iter().map(|(run, status)| (*run, status.as_str())).collect::<BTreeMap<_, _>>(),
-        expected,
-        "version {version}"
-    );
-
-    let first = db.get_task(TaskId::from_uuid(id(1500))).await.unwrap();
-    assert_eq!(first.task.name.as_str(), "task_0");
-    assert_eq!(first.output.unwrap().as_str(), r#"{"f": 1.50, "rows": 12345678901234567890}"#);
-    assert_eq!(first.params.unwrap().as_str(), r#"{"i": 0}"#);
-    assert_eq!(first.task.started_at.unwrap().to_string(), "2026-02-01T11:00:02.123456Z");
-    assert_eq!(db.get_run(at(7)).await.unwrap().error.as_deref(), Some("no compiler"));
-    assert_eq!(db.get_run(at(1)).await.unwrap().triggered_by.as_str(), "cli");
-    if version >= 7 {
-        let whole = LogRange::new(LogPosition::Offset(0), 16 * 1024 * 1024).unwrap();
-        let log = db.read_log(first.task.id, whole).await.unwrap();
-        assert_eq!(log.bytes, "línea \n".repeat(400_000).as_bytes());
-    }
-    if version >= 9 {
-        let due = db.due_schedules(Limit::default()).await.unwrap();
-        assert_eq!(due.iter().map(|due| due.workflow.as_uuid()).collect::<Vec<_>>(), [id(91)]);
-    }
-    if version >= 12 {
-        let jobs = db.list_jobs(TaskId::from_uuid(id(5502))).await.unwrap();
-        let told: Vec<_> = jobs.iter().map(|job| (job.job_id.to_string(), job.status)).collect();
-        assert_eq!(told, [("j1".to_owned(), JobStatus::Polling), ("j2".to_owned(), JobStatus::Completed)]);
-        assert_eq!(jobs[0].job_data.as_str(), r#"{"n": 1.50}"#);
-        assert_eq!(db.get_task(TaskId::from_uuid(id(5502))).await.unwrap().task.open_jobs, 1);
-        assert_eq!(db.list_jobs(TaskId::from_uuid(id(4502))).await.unwrap()[0].status, JobStatus::Cancelled);
-    }
-
-    // All that was not kept as it was is told, by id.
-    let mut told = vec![("run", 2), ("run", 3), ("task", 4501), ("task", 4502)];
-    if version >= 5 {
-        told.extend([
-            ("task", 20500),
-            ("task", 20501),
-            ("task", 21500),
-            ("task", 21502),
-            ("task", 22500),
-            ("task", 23502),
-        ]);
-    }
-    if version >= 9 {
-        told.push(("workflow", 91));
-    }
-    if version >= 12 {
-        told.push(("deferred job", 73));
-    }
-    if version >= 13 {
-        told.extend([("snapshot", 80), ("snapshot", 81)]);
-    }
-    for (entity, number) in told {
-        let entity = format!("{entity} {}", id(number));
-        assert!(
-            report.adjusted.iter().any(|adjusted| adjusted.entity == entity),
-            "{entity}, version {version}: {report}"
-        );
-    }
-    assert!(!report.to_string().contains(&id(1).to_string()), "what was in order is not mentioned");
-}
-
-/// A scheduler takes up where Ork's left off, and every run comes to its end.
-async fn goes_on(db: &ork_state_postgres::PostgresDatabase, version: i64) {
-    let expired = db.expire_leases(Limit::default()).await.unwrap();
-    assert!(!expired.requeued.is_empty() || !expired.failed.is_empty());
-    for run in db.list_runs(ListRuns::default()).await.unwrap().items {
-        match run.status {
-            RunStatus::Paused => drop(db.resume_run(run.id).await.unwrap()),
-            RunStatus::Pending => drop(db.start_run(StartRun::pinned(run.id)).await.unwrap()),
-            _ => {}
-        }
-    }
-    let poll = ClaimJobs::new("p".parse().unwrap(), LeaseTime::new(LEASE).unwrap());
-    let jobs = db.claim_jobs(poll).await.unwrap();
-    assert_eq!(jobs.len(), usize::from(version >= 12));
-    let ended = jobs.iter().map(|job| JobUpdate::completed(job.claim, None)).collect();
-    db.update_jobs(JobUpdates::new(ended).unwrap()).await.unwrap();
-    loop {
-        let claimed = claim(db, 100).await;
-        if claimed.is_empty() {
-            break;
-        }
-        update(db, claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None)).collect()).await;
-    }
-    let live: Vec<Run> = db
-        .list_runs(ListRuns::new(
-            RunFilter::all().with_statuses([RunStatus::Running, RunStatus::Paused]),
-            PageRequest::default(),
-        ))
-        .await
-        .unwrap()
-        .items;
-    // One waits for a retry time that has not come.
-    assert!(live.iter().all(|run| version >= 8 && run.id.as_uuid() == id(30)), "version {version}: {live:?}");
-    let found = db.verify().await.unwrap();
-    assert!(
-        found.iter().all(|violation| version >= 13 && violation.entity.contains(&id(81).to_string())),
-        "{found:?}"
-    );
+async fn check(ork: &Ork, db: &dyn Database, report: &MigrationReport) {
+    let has = |table: &str, column: &str| ork.has(table, column);
+    let form = ork.form(&has);
+    let rows = OldStore::rows(&form);
+    let checked = rows.check(&form, db, report, &ork.kept().await).await;
+    assert!(checked.is_ok(), "version {}: {checked:?}", ork.version);
+    let worked_off = rows.work_off(&form, db).await;
+    assert!(worked_off.is_ok(), "version {}: {worked_off:?}", ork.version);
 }
 
 async fn of_many_that_take_over_at_once_one_does_it() {
     let store = ork_at(9).await;
     let mut tasks = Vec::new();
     for _ in 0..6 {
-        let options = options(&store);
+        let options = options(&store.store);
         tasks.push(tokio::spawn(async move { options.connect().await.unwrap().migrate().await.unwrap() }));
     }
     let mut found = Vec::new();
@@ -396,7 +187,7 @@ async fn a_child_migrates() {
 
 async fn of_many_processes_that_take_over_at_once_one_does_it() {
     let store = ork_at(14).await;
-    let url = store.url();
+    let url = store.store.url();
     let start = || {
         std::process::Command::new(std::env::current_exe().unwrap())
             .args(["takeover::a_child_migrates", "--exact"])
@@ -416,13 +207,16 @@ async fn of_many_processes_that_take_over_at_once_one_does_it() {
         did += usize::from(said.contains("child: Ork(14)"));
     }
     assert_eq!(did, 1);
-    assert_eq!(options(&store).connect().await.unwrap().plan_migration().await.unwrap().applied.len(), 0);
+    assert_eq!(
+        options(&store.store).connect().await.unwrap().plan_migration().await.unwrap().applied.len(),
+        0
+    );
 }
 
 async fn an_old_process_in_the_middle_of_something_makes_it_fail_cleanly() {
     let store = ork_at(14).await;
-    let db = options(&store).connect().await.unwrap();
-    let mut old = session(&store).await;
+    let db = options(&store.store).connect().await.unwrap();
+    let mut old = session(&store.store).await;
     let mut transaction = sqlx::Connection::begin(&mut old).await.unwrap();
     sqlx::query("UPDATE tasks SET status = 'running' WHERE status = 'pending'")
         .execute(&mut *transaction)
@@ -439,15 +233,15 @@ async fn an_old_process_in_the_middle_of_something_makes_it_fail_cleanly() {
 
 async fn a_migration_of_orks_that_failed_is_not_taken_over() {
     let store = ork_at(3).await;
-    execute(&store, "UPDATE _sqlx_migrations SET success = false WHERE version = 3").await;
-    let error = options(&store).connect().await.unwrap().migrate().await.unwrap_err();
+    execute(&store.store, "UPDATE _sqlx_migrations SET success = false WHERE version = 3").await;
+    let error = options(&store.store).connect().await.unwrap().migrate().await.unwrap_err();
     assert!(matches!(error.kind(), Conflict { .. }), "{error}");
 }
 
 async fn a_version_of_ork_that_nobody_knows_is_not_taken_over() {
     let store = ork_at(14).await;
-    execute(&store, "INSERT INTO _sqlx_migrations VALUES (15, '', now(), true, '', 1)").await;
-    let error = options(&store).connect().await.unwrap().migrate().await.unwrap_err();
+    execute(&store.store, "INSERT INTO _sqlx_migrations VALUES (15, '', now(), true, '', 1)").await;
+    let error = options(&store.store).connect().await.unwrap().migrate().await.unwrap_err();
     assert!(
         matches!(error.kind(), Conflict { .. }) && error.to_string().contains("version 15 of Ork"),
         "{error}"
@@ -457,13 +251,13 @@ async fn a_version_of_ork_that_nobody_knows_is_not_taken_over() {
 async fn a_takeover_that_fails_leaves_everything_as_it_was() {
     let store = ork_at(12).await;
     // A table of somebody else's in the way.
-    execute(&store, "CREATE TABLE ready_tasks (x int)").await;
-    let db = options(&store).connect().await.unwrap();
+    execute(&store.store, "CREATE TABLE ready_tasks (x int)").await;
+    let db = options(&store.store).connect().await.unwrap();
     db.migrate().await.unwrap_err();
-    execute(&store, "DROP TABLE ready_tasks").await;
+    execute(&store.store, "DROP TABLE ready_tasks").await;
     let report = db.migrate().await.unwrap();
     assert_eq!(report.found, Found::Ork(12));
-    compare(&db, 12, &report).await;
+    check(&store, &db, &report).await;
 }
 
 ork_state_conformance::own_tests!([

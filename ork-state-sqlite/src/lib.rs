@@ -23,6 +23,7 @@ mod settle;
 mod signal;
 mod sql;
 mod steps;
+mod take_in;
 mod takeover;
 mod tasks;
 mod transfer;

@@ -187,6 +187,9 @@ async fn migrate_locked(connection: &mut SqliteConnection, how: Migrate) -> Atte
     let for_sqlx = is_made_by_migrator(connection).await?;
     let mut applied = Vec::new();
     for step in MIGRATOR.iter().filter(|step| step.version > found) {
+        if of_ork && step.version == LAST_OF_ORK + 1 {
+            takeover::set_aside(connection).await?;
+        }
         sqlx::raw_sql(step.sql.clone()).execute(&mut *connection).await?;
         if for_sqlx {
             record_for_sqlx(connection, step).await?;
@@ -197,7 +200,6 @@ async fn migrate_locked(connection: &mut SqliteConnection, how: Migrate) -> Atte
     if of_ork {
         adjusted = takeover::finish(connection, needed()).await?;
     }
-    run_sql(connection, "DROP TABLE IF EXISTS temp.ork_adjusted").await?;
     let end = match how {
         Migrate::Commit => "COMMIT",
         Migrate::Plan => "ROLLBACK",

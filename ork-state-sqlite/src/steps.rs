@@ -51,9 +51,8 @@ const NUMBERED: &[(i64, &str, &str)] = &[
         "workflow snapshots unique hash",
         include_str!("../migrations/009_workflow_snapshots_unique_hash.sql"),
     ),
-    (10, "times as integers", include_str!("../migrations/010_times_as_integers.sql")),
+    (10, "tables", include_str!("../migrations/010_tables.sql")),
     (11, "queues and counts", include_str!("../migrations/011_queues_and_counts.sql")),
-    (12, "old rows", include_str!("../migrations/012_old_rows.sql")),
 ];
 
 /// The version of the schema that this code reads and writes.

@@ -1,85 +1,410 @@
-//! What of taking a database of Ork over no statement can do: telling what was adjusted, and the
-//! content hashes of snapshots.
+//! Taking over a database that Ork made: its tables are set aside before ours are made, and what
+//! they hold comes back as records. What the rows come to is said in
+//! [`ork_state_api::ork::takeover`].
 
-use std::collections::HashMap;
-
-use ork_state_api::ork::read_dag;
-use ork_state_api::{Rule, Violation};
-use sqlx::sqlite::SqliteConnection;
+use ork_state_api::backend::Record;
+use ork_state_api::ork::takeover::{OldJob, OldRun, OldSnapshot, OldSpec, OldTask, OldWorkflow, Takeover};
+use ork_state_api::{Rule, Timestamp, Violation};
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use crate::error::Attempt;
+use crate::sql::run_sql;
+use crate::take_in::take_in;
 
-/// Finishes a takeover, after the last step of the schema and within its transaction. Answers what
-/// was adjusted.
+/// The tables of Ork's last version.
+const TABLES: [&str; 6] =
+    ["workflows", "workflow_tasks", "workflow_snapshots", "runs", "tasks", "deferred_jobs"];
+
+/// Sets Ork's tables aside, as `ork_old_runs` and so on. Comes after the last of Ork's own steps.
+pub(crate) async fn set_aside(connection: &mut SqliteConnection) -> Attempt<()> {
+    // Their names are free again for ours.
+    const INDEXES: &str = "SELECT name FROM sqlite_schema
+         WHERE type = 'index' AND sql IS NOT NULL
+             AND tbl_name IN ('workflows', 'workflow_tasks', 'workflow_snapshots', 'runs', 'tasks', 'deferred_jobs')";
+    const NEEDED: &str = "CREATE INDEX ork_old_jobs_of_task ON ork_old_deferred_jobs (task_id);
+         CREATE INDEX ork_old_snapshots_of_workflow ON ork_old_workflow_snapshots (workflow_id)";
+    let indexes: Vec<String> = sqlx::query_scalar(INDEXES).fetch_all(&mut *connection).await?;
+    for index in indexes {
+        let drop = format!("DROP INDEX \"{}\"", index.replace('"', "\"\""));
+        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *connection).await?;
+    }
+    // What refers to the tables means those of these names, whoever made them.
+    run_sql(connection, "PRAGMA legacy_alter_table = ON").await?;
+    let renamed = rename(connection).await;
+    run_sql(connection, "PRAGMA legacy_alter_table = OFF").await?;
+    renamed?;
+    Ok(run_sql(connection, NEEDED).await?)
+}
+
+async fn rename(connection: &mut SqliteConnection) -> Attempt<()> {
+    for table in TABLES {
+        let rename = format!("ALTER TABLE {table} RENAME TO ork_old_{table}");
+        sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Brings back what was set aside, after the last step of the schema and within its transaction.
+/// Answers what was adjusted.
 pub(crate) async fn finish(connection: &mut SqliteConnection, version: i64) -> Attempt<Vec<Violation>> {
     // A program of Ork that starts finds a migration that it does not know, and refuses.
     const FENCE: &str =
         "INSERT OR IGNORE INTO _sqlx_migrations (version, description, success, checksum, execution_time)
          VALUES (?1, 'taken over by ork-state', TRUE, x'', 0)";
-    let mut adjusted = read_adjusted(connection).await?;
-    adjusted.extend(rewrite_snapshots(connection).await?);
+    const LOGS: &str = "INSERT INTO task_log_chunks (task_id, start_offset, data)
+         SELECT o.id, 0, CAST(o.logs AS BLOB) FROM ork_old_tasks AS o JOIN tasks AS t ON t.id = o.id WHERE o.logs <> '';
+         INSERT INTO task_logs (task_id, length)
+         SELECT task_id, length(data) FROM task_log_chunks";
+    let mut old = Old::begin(connection).await?;
+    old.workflows().await?;
+    old.runs().await?;
+    old.orphans().await?;
+    let adjusted = old.takeover.finish();
+    take_in(connection).await?;
+    run_sql(connection, LOGS).await?;
+    for table in TABLES {
+        sqlx::raw_sql(AssertSqlSafe(format!("DROP TABLE ork_old_{table}"))).execute(&mut *connection).await?;
+    }
     sqlx::query(FENCE).bind(version).execute(connection).await?;
     Ok(adjusted)
 }
 
-async fn read_adjusted(connection: &mut SqliteConnection) -> Attempt<Vec<Violation>> {
-    const ADJUSTED: &str =
-        "SELECT rule, entity, id, problem FROM temp.ork_adjusted ORDER BY rule, entity, id, problem";
-    let rows: Vec<(String, String, Vec<u8>, String)> = sqlx::query_as(ADJUSTED).fetch_all(connection).await?;
-    let told = |(rule, entity, id, problem): (String, String, Vec<u8>, String)| {
-        let id = Uuid::from_slice(&id).map_or_else(|_| format!("{id:02x?}"), |id| id.to_string());
-        Ok(Violation::new(rule.parse()?, format!("{entity} {id}"), problem))
-    };
-    rows.into_iter().map(told).collect()
+/// Ork's rows on their way.
+struct Old<'c> {
+    connection: &'c mut SqliteConnection,
+    takeover: Takeover,
+    /// How many records there are.
+    records: i64,
 }
 
-/// Gives every snapshot its canonical form and hash. Few statements by nature: a workflow has a
-/// handful of snapshots.
-async fn rewrite_snapshots(connection: &mut SqliteConnection) -> Attempt<Vec<Violation>> {
-    const SNAPSHOTS: &str =
-        "SELECT id, workflow_id, tasks_json FROM workflow_snapshots ORDER BY created_at, id";
-    // No hash is to stand in the way of another's.
-    const FORGET: &str = "UPDATE workflow_snapshots SET content_hash = 'of ' || hex(id)";
-    const REWRITE: &str = "UPDATE workflow_snapshots SET content_hash = ?2, tasks_json = ?3 WHERE id = ?1";
-    // Into another of the same content.
-    const MERGE: [&str; 3] = [
-        "UPDATE workflows SET current_snapshot_id = ?2 WHERE current_snapshot_id = ?1",
-        "UPDATE runs SET snapshot_id = ?2 WHERE snapshot_id = ?1",
-        "DELETE FROM workflow_snapshots WHERE id = ?1 AND ?2 IS NOT NULL",
-    ];
-    let rows: Vec<(Vec<u8>, Vec<u8>, String)> = sqlx::query_as(SNAPSHOTS).fetch_all(&mut *connection).await?;
-    sqlx::query(FORGET).execute(&mut *connection).await?;
-    let mut adjusted = Vec::new();
-    let mut kept: HashMap<(Vec<u8>, String), Vec<u8>> = HashMap::new();
-    for (id, workflow, tasks) in rows {
-        let entity = Uuid::from_slice(&id).map_or_else(|_| format!("{id:02x?}"), |id| id.to_string());
-        let entity = format!("snapshot {entity}");
-        let dag = match read_dag(&tasks) {
-            Ok((dag, problems)) => {
-                adjusted
-                    .extend(problems.into_iter().map(|problem| Violation::new(Rule::W2, &*entity, problem)));
-                dag
-            }
-            Err(error) => {
-                adjusted.push(Violation::new(
-                    Rule::G8,
-                    entity,
-                    format!("is no DAG and cannot be run: {error}"),
-                ));
-                continue;
-            }
-        };
-        let hash = dag.content_hash();
-        if let Some(same) = kept.get(&(workflow.clone(), hash.clone())) {
-            for statement in MERGE {
-                sqlx::query(statement).bind(&id).bind(same).execute(&mut *connection).await?;
-            }
-            continue;
-        }
-        kept.insert((workflow, hash.clone()), id.clone());
-        let rewrite = sqlx::query(REWRITE).bind(&id).bind(hash).bind(dag.to_json().as_str());
-        rewrite.execute(&mut *connection).await?;
+impl<'c> Old<'c> {
+    async fn begin(connection: &'c mut SqliteConnection) -> Attempt<Self> {
+        const NOW: &str = "SELECT CAST(unixepoch('subsec') * 1000000 AS INTEGER)";
+        const NAMES: &str = "SELECT name FROM ork_old_workflows";
+        let now: i64 = sqlx::query_scalar(NOW).fetch_one(&mut *connection).await?;
+        let names = sqlx::query(NAMES).fetch_all(&mut *connection).await?;
+        let names = names.iter().map(|row| Cells(row).text("name").unwrap_or_default());
+        let takeover = Takeover::new(Timestamp::from_micros(now)?, names);
+        Ok(Self { connection, takeover, records: 0 })
     }
-    Ok(adjusted)
+
+    async fn workflows(&mut self) -> Attempt<()> {
+        const ALL: &str = "SELECT rowid FROM ork_old_workflows ORDER BY rowid";
+        const WORKFLOW: &str = "SELECT * FROM ork_old_workflows WHERE rowid = ?1";
+        const TASKS: &str =
+            "SELECT * FROM ork_old_workflow_tasks WHERE workflow_id = ?1 ORDER BY task_index, rowid";
+        const SNAPSHOTS: &str =
+            "SELECT * FROM ork_old_workflow_snapshots WHERE workflow_id = ?1 ORDER BY created_at, id";
+        let all: Vec<i64> = sqlx::query_scalar(ALL).fetch_all(&mut *self.connection).await?;
+        for rowid in all {
+            let row = sqlx::query(WORKFLOW).bind(rowid).fetch_one(&mut *self.connection).await?;
+            let Some(workflow) = self.row::<OldWorkflow>(&row) else { continue };
+            let id = workflow.id.as_bytes().to_vec();
+            let tasks = sqlx::query(TASKS).bind(&id).fetch_all(&mut *self.connection).await?;
+            let snapshots = sqlx::query(SNAPSHOTS).bind(&id).fetch_all(&mut *self.connection).await?;
+            let tasks = tasks.iter().map(|row| Cells(row).spec()).collect();
+            let snapshots = self.rows(&snapshots);
+            let records = self.takeover.workflow(workflow, Ok(tasks), snapshots)?;
+            self.put(records).await?;
+        }
+        Ok(())
+    }
+
+    async fn runs(&mut self) -> Attempt<()> {
+        const ALL: &str = "SELECT rowid FROM ork_old_runs ORDER BY rowid";
+        const RUN: &str = "SELECT * FROM ork_old_runs WHERE rowid = ?1";
+        // Logs do not come this way.
+        const TASKS: &str =
+            "SELECT id, run_id, task_index, task_name, executor_type, depends_on, status, execution_name, params,
+                 output, error, attempts, max_retries, timeout_seconds, retry_at, created_at, dispatched_at,
+                 started_at, finished_at
+             FROM ork_old_tasks WHERE run_id = ?1 ORDER BY task_index";
+        const JOBS: &str = "SELECT j.* FROM ork_old_tasks AS t
+             CROSS JOIN ork_old_deferred_jobs AS j ON j.task_id = t.id
+             WHERE t.run_id = ?1";
+        let all: Vec<i64> = sqlx::query_scalar(ALL).fetch_all(&mut *self.connection).await?;
+        for rowid in all {
+            let row = sqlx::query(RUN).bind(rowid).fetch_one(&mut *self.connection).await?;
+            let Some(run) = self.row::<OldRun>(&row) else { continue };
+            let id = run.id.as_bytes().to_vec();
+            let tasks = sqlx::query(TASKS).bind(&id).fetch_all(&mut *self.connection).await?;
+            let jobs = sqlx::query(JOBS).bind(&id).fetch_all(&mut *self.connection).await?;
+            let tasks = self.rows(&tasks);
+            let jobs = self.rows(&jobs);
+            let records = self.takeover.run(&run, tasks, jobs)?;
+            self.put(records).await?;
+        }
+        Ok(())
+    }
+
+    /// SQLite checks foreign keys only where it is asked to.
+    async fn orphans(&mut self) -> Attempt<()> {
+        const SNAPSHOTS: &str = "SELECT * FROM ork_old_workflow_snapshots WHERE workflow_id NOT IN (SELECT id FROM ork_old_workflows)";
+        const TASKS: &str = "SELECT * FROM ork_old_tasks WHERE run_id NOT IN (SELECT id FROM ork_old_runs)";
+        const SPECS: &str = "SELECT * FROM ork_old_workflow_tasks WHERE workflow_id NOT IN (SELECT id FROM ork_old_workflows)";
+        const JOBS: &str =
+            "SELECT * FROM ork_old_deferred_jobs WHERE task_id NOT IN (SELECT id FROM ork_old_tasks)";
+        let snapshots = sqlx::query(SNAPSHOTS).fetch_all(&mut *self.connection).await?;
+        let tasks = sqlx::query(TASKS).fetch_all(&mut *self.connection).await?;
+        let jobs = sqlx::query(JOBS).fetch_all(&mut *self.connection).await?;
+        let snapshots = self.rows(&snapshots);
+        let tasks = self.rows(&tasks);
+        let jobs = self.rows(&jobs);
+        self.takeover.orphans(snapshots, tasks, jobs);
+        let specs = sqlx::query(SPECS).fetch_all(&mut *self.connection).await?;
+        for row in &specs {
+            let entity = format!("compiled task {:?}", Cells(row).text("task_name").unwrap_or_default());
+            let problem = "belongs to a workflow which is not there: it is not taken over, but kept aside";
+            self.takeover.tell(Rule::W2, &*entity, problem);
+            self.takeover.keep(entity, "row", Cells(row).all());
+        }
+        self.put(Vec::new()).await
+    }
+
+    fn rows<T: OldRow>(&mut self, rows: &[SqliteRow]) -> Vec<T> {
+        rows.iter().filter_map(|row| self.row(row)).collect()
+    }
+
+    fn row<T: OldRow>(&mut self, row: &SqliteRow) -> Option<T> {
+        let read = T::read(&Cells(row));
+        match read {
+            Some(_) => self.odd_cells(T::WHAT, row),
+            None => self.without_id(T::WHAT, row),
+        }
+        read
+    }
+
+    /// A row without ids that can be read belongs nowhere.
+    fn without_id(&mut self, what: &str, row: &SqliteRow) {
+        let entity = format!("{what} without an id");
+        self.takeover.tell(Rule::G8, &*entity, "has no id of 16 bytes: it is not taken over, but kept aside");
+        self.takeover.keep(entity, "row", Cells(row).all());
+    }
+
+    /// What is no text where text belongs is read as well as can be.
+    fn odd_cells(&mut self, what: &str, row: &SqliteRow) {
+        let cells = Cells(row);
+        for (column, bytes) in cells.not_utf8() {
+            let entity = format!("{what} {}", cells.id("id").unwrap_or_default());
+            let problem =
+                format!("{column} was no UTF-8: what could not be read is replaced, all of it is kept aside");
+            self.takeover.tell(Rule::G5, &*entity, problem);
+            self.takeover.keep(entity, "row", format!("{column} = x'{}'", hex(&bytes)));
+        }
+    }
+
+    /// Keeps records until all are there, and what the contract has no room for.
+    async fn put(&mut self, records: Vec<Record>) -> Attempt<()> {
+        const PUT: &str = "INSERT INTO import_records (number, kind, record) VALUES (?1, ?2, ?3)";
+        const MAKE_ROOM: &str = "CREATE TABLE IF NOT EXISTS ork_kept (
+             entity TEXT NOT NULL, field TEXT NOT NULL, value TEXT NOT NULL
+         ) STRICT";
+        const KEEP: &str = "INSERT INTO ork_kept (entity, field, value) VALUES (?1, ?2, ?3)";
+        for record in records {
+            let (number, kind, encoded) = (self.records, record.kind(), record.encode()?);
+            let put = sqlx::query(PUT).bind(number).bind(kind).bind(encoded);
+            put.execute(&mut *self.connection).await?;
+            self.records += 1;
+        }
+        let kept = self.takeover.take_kept();
+        if !kept.is_empty() {
+            run_sql(self.connection, MAKE_ROOM).await?;
+        }
+        for kept in kept {
+            let keep = sqlx::query(KEEP).bind(kept.entity).bind(kept.field).bind(kept.value);
+            keep.execute(&mut *self.connection).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What one row comes to.
+trait OldRow: Sized {
+    /// What it is, in the report.
+    const WHAT: &'static str;
+    /// None if it has no ids.
+    fn read(cells: &Cells<'_>) -> Option<Self>;
+}
+
+/// A row of Ork's, whose columns may hold anything: SQLite does not check their types.
+struct Cells<'r>(&'r SqliteRow);
+
+impl Cells<'_> {
+    /// The bytes of a text or a blob, or a number as it is written.
+    fn bytes(&self, column: &str) -> Option<Vec<u8>> {
+        self.0.try_get_unchecked::<Option<Vec<u8>>, _>(column).ok().flatten()
+    }
+
+    fn text(&self, column: &str) -> Option<String> {
+        self.bytes(column).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn id(&self, column: &str) -> Option<Uuid> {
+        let bytes = self.bytes(column)?;
+        Uuid::from_slice(&bytes).ok().or_else(|| std::str::from_utf8(&bytes).ok()?.parse().ok())
+    }
+
+    fn integer(&self, column: &str) -> Option<i64> {
+        self.text(column)?.trim().parse().ok()
+    }
+
+    /// The columns that hold text which is none.
+    fn not_utf8(&self) -> Vec<(&'static str, Vec<u8>)> {
+        const TEXTS: [&str; 15] = [
+            "name",
+            "description",
+            "job_name",
+            "region",
+            "project",
+            "executor_type",
+            "task_params",
+            "schedule",
+            "triggered_by",
+            "error",
+            "task_name",
+            "execution_name",
+            "params",
+            "output",
+            "job_data",
+        ];
+        let bytes = |column| Some((column, self.bytes(column)?));
+        let texts = TEXTS.into_iter().filter_map(bytes);
+        texts.filter(|(_, bytes)| std::str::from_utf8(bytes).is_err()).collect()
+    }
+
+    /// Every column, for a person.
+    fn all(&self) -> String {
+        use sqlx::Column;
+        let cell = |column: &sqlx::sqlite::SqliteColumn| {
+            let bytes = self.bytes(column.name());
+            format!(
+                "{} = {}",
+                column.name(),
+                bytes.map_or("NULL".to_owned(), |bytes| format!("x'{}'", hex(&bytes)))
+            )
+        };
+        self.0.columns().iter().map(cell).collect::<Vec<_>>().join(", ")
+    }
+
+    fn spec(&self) -> OldSpec {
+        OldSpec {
+            workflow_id: self.id("workflow_id"),
+            task_index: self.integer("task_index").unwrap_or(0),
+            task_name: self.text("task_name").unwrap_or_default(),
+            executor_type: self.text("executor_type"),
+            depends_on: self.text("depends_on"),
+            params: self.text("params"),
+            signature: self.text("signature"),
+        }
+    }
+}
+
+impl OldRow for OldWorkflow {
+    const WHAT: &'static str = "workflow";
+
+    fn read(cells: &Cells<'_>) -> Option<Self> {
+        Some(Self {
+            id: cells.id("id")?,
+            name: cells.text("name").unwrap_or_default(),
+            description: cells.text("description"),
+            job_name: cells.text("job_name"),
+            region: cells.text("region"),
+            project: cells.text("project"),
+            executor_type: cells.text("executor_type"),
+            task_params: cells.text("task_params"),
+            schedule: cells.text("schedule"),
+            schedule_enabled: cells.integer("schedule_enabled").is_some_and(|enabled| enabled != 0),
+            last_scheduled_at: cells.text("last_scheduled_at"),
+            next_scheduled_at: cells.text("next_scheduled_at"),
+            current_snapshot_id: cells.id("current_snapshot_id"),
+            created_at: cells.text("created_at"),
+            updated_at: cells.text("updated_at"),
+        })
+    }
+}
+
+impl OldRow for OldSnapshot {
+    const WHAT: &'static str = "snapshot";
+
+    fn read(cells: &Cells<'_>) -> Option<Self> {
+        Some(Self {
+            id: cells.id("id")?,
+            workflow_id: cells.id("workflow_id")?,
+            tasks_json: cells.text("tasks_json"),
+            created_at: cells.text("created_at"),
+        })
+    }
+}
+
+impl OldRow for OldRun {
+    const WHAT: &'static str = "run";
+
+    fn read(cells: &Cells<'_>) -> Option<Self> {
+        Some(Self {
+            id: cells.id("id")?,
+            workflow_id: cells.id("workflow_id")?,
+            status: cells.text("status").unwrap_or_default(),
+            triggered_by: cells.text("triggered_by"),
+            snapshot_id: cells.id("snapshot_id"),
+            error: cells.text("error"),
+            created_at: cells.text("created_at"),
+            started_at: cells.text("started_at"),
+            finished_at: cells.text("finished_at"),
+        })
+    }
+}
+
+impl OldRow for OldTask {
+    const WHAT: &'static str = "task";
+
+    fn read(cells: &Cells<'_>) -> Option<Self> {
+        Some(Self {
+            id: cells.id("id")?,
+            run_id: cells.id("run_id")?,
+            task_index: cells.integer("task_index").unwrap_or(0),
+            task_name: cells.text("task_name"),
+            executor_type: cells.text("executor_type"),
+            depends_on: cells.text("depends_on"),
+            status: cells.text("status").unwrap_or_default(),
+            execution_name: cells.text("execution_name"),
+            params: cells.text("params"),
+            output: cells.text("output"),
+            error: cells.text("error"),
+            logs: None,
+            attempts: cells.integer("attempts").unwrap_or(0),
+            max_retries: cells.integer("max_retries").unwrap_or(0),
+            timeout_seconds: cells.integer("timeout_seconds"),
+            retry_at: cells.text("retry_at"),
+            created_at: cells.text("created_at"),
+            dispatched_at: cells.text("dispatched_at"),
+            started_at: cells.text("started_at"),
+            finished_at: cells.text("finished_at"),
+        })
+    }
+}
+
+impl OldRow for OldJob {
+    const WHAT: &'static str = "deferred job";
+
+    fn read(cells: &Cells<'_>) -> Option<Self> {
+        Some(Self {
+            id: cells.id("id")?,
+            task_id: cells.id("task_id")?,
+            service_type: cells.text("service_type"),
+            job_id: cells.text("job_id"),
+            job_data: cells.text("job_data"),
+            status: cells.text("status").unwrap_or_default(),
+            error: cells.text("error"),
+            created_at: cells.text("created_at"),
+            started_at: cells.text("started_at"),
+            last_polled_at: cells.text("last_polled_at"),
+            finished_at: cells.text("finished_at"),
+        })
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! - [`StateStore`] keeps the runs and tasks of old flows, [`ObjectStore`] the files of their
 //!   tasks.
-//! - [`read_dag`] reads the DAGs in databases that Ork made.
+//! - [`takeover`] says what the rows of Ork's databases and directories come to. For backends.
 //!
 //! The names in those stores become names of files. So [`LegacyRunId`] and [`LegacyTaskName`] hold
 //! only text that cannot lead out of a store.
@@ -23,11 +23,10 @@ use crate::status::status;
 use crate::text::{Check, file_name, sized, text};
 use crate::{Error, Result, TaskName, Text};
 
-mod dag;
 mod object_store;
 mod state_store;
+pub mod takeover;
 
-pub use dag::read_dag;
 pub use object_store::{LegacySpec, LegacyStatus, ObjectStore};
 pub use state_store::{LegacyRun, LegacyTaskRun, StateStore, newest_first};
 

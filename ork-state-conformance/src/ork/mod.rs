@@ -29,6 +29,7 @@ use crate::CaseResult;
 mod child;
 mod objects;
 mod states;
+pub mod takeover;
 
 /// A case that takes longer has hung.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -132,15 +132,15 @@ impl Journal {
         wait_in_turn(&self.turnstile, &self.lock, &self.directory, try_lock, self.lock_timeout)
     }
 
-    /// Makes an empty journal unless there is one; says whether it did. With the lock held.
-    pub(crate) fn create(&mut self, transactions: &[Vec<Change>]) -> Result<()> {
+    /// Makes a journal of these transactions unless there is one. With the lock held.
+    pub(crate) fn create(&mut self, transactions: impl Iterator<Item = Vec<Change>>) -> Result<()> {
         if self.directory.join(JOURNAL).exists() {
             return Ok(());
         }
         stage(&self.directory, JOURNAL, |file| {
             write_header(file, 0)?;
             for (seq, changes) in (1..).zip(transactions) {
-                file.write_all(encode(seq, changes).map_err(io::Error::other)?.as_bytes())?;
+                file.write_all(encode(seq, &changes).map_err(io::Error::other)?.as_bytes())?;
             }
             Ok(())
         })?;

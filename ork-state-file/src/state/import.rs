@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ork_state_api::backend::{ImportProgress, Record};
-use ork_state_api::{Error, Result, Run};
+use ork_state_api::{Error, Result, Run, TaskId};
 
 use crate::change::{Change, LogLength, NewJob, NewTask, TaskPatch};
 
@@ -21,10 +21,24 @@ pub(crate) struct Import {
 impl Import {
     /// What the store holds once it is finished.
     pub(crate) fn finished(&self) -> Result<State> {
-        let mut state = State::default();
+        let (mut state, _) = State::of_records(self.records.iter().map(|record| Record::decode(record)))?;
+        for (task, length) in &self.logs {
+            state.apply(Change::LogLength { task: *task, length: *length }).map_err(unfit)?;
+        }
+        Ok(state)
+    }
+}
+
+/// Parts of logs, each with where it begins.
+type LogParts = Vec<(TaskId, u64, Vec<u8>)>;
+
+impl State {
+    /// What the store holds that has these records, and the logs, which no state has.
+    pub(crate) fn of_records(records: impl Iterator<Item = Result<Record>>) -> Result<(Self, LogParts)> {
+        let (mut state, mut logs) = (Self::default(), LogParts::new());
         let mut tasks = RunTasks::default();
-        for record in &self.records {
-            match Record::decode(record)? {
+        for record in records {
+            match record? {
                 Record::Snapshot(snapshot) => state.put_snapshot(snapshot),
                 Record::Workflow(workflow) => state.put_workflow(workflow),
                 Record::Run(run) => {
@@ -41,14 +55,16 @@ impl Import {
                     tasks.new.push(NewTask { task: detail.task, params: detail.params });
                 }
                 Record::Job { job, token, .. } => tasks.later.push(Change::Jobs(vec![NewJob { job, token }])),
+                Record::Log { task, offset, bytes } => {
+                    let length = offset + bytes.len() as u64;
+                    tasks.later.push(Change::LogLength { task, length });
+                    logs.push((task, offset, bytes));
+                }
                 other => return Err(unfit(format!("an imported {} is of no known kind", other.kind()))),
             }
         }
         tasks.put_into(&mut state)?;
-        for (task, length) in &self.logs {
-            state.apply(Change::LogLength { task: *task, length: *length }).map_err(unfit)?;
-        }
-        Ok(state)
+        Ok((state, logs))
     }
 }
 
