@@ -548,6 +548,31 @@ async fn calls_go_on_while_the_journal_is_folded() {
     assert_eq!(again.verify().await.unwrap(), []);
 }
 
+/// A call gives up after `lock_timeout`, here 50 ms. The work of a fold is not thrown away as soon.
+#[tokio::test]
+async fn a_fold_waits_for_the_lock_longer_than_a_call() {
+    let (home, _) = store(0).await;
+    let db = open(home.path()).await.unwrap();
+    db.delete_workflow(only_workflow(&db).await).await.unwrap();
+    let lock = OpenOptions::new().write(true).open(home.path().join("lock")).unwrap();
+    let turnstile = OpenOptions::new().write(true).open(home.path().join("turnstile")).unwrap();
+    fill(&db).await;
+    lock.lock().unwrap();
+    let is_over = || home.path().join("snapshot.jsonl").exists();
+    // It waits in the turnstile.
+    while !is_over() && turnstile.try_lock().is_ok() {
+        turnstile.unlock().unwrap();
+        tokio::task::yield_now().await;
+    }
+    let waits = std::time::Instant::now();
+    while !is_over() && waits.elapsed() < Duration::from_millis(200) {
+        tokio::task::yield_now().await;
+    }
+    lock.unlock().unwrap();
+    folded(home.path()).await;
+    assert_eq!(db.verify().await.unwrap(), []);
+}
+
 #[tokio::test]
 async fn connecting_does_not_block_its_callers_thread() {
     let (home, _) = store(1).await;

@@ -32,6 +32,9 @@ const FOLD: &str = "fold";
 const SEALED: &str = "sealed-";
 /// The snapshot before, on its way out.
 const OLD: &str = "snapshot.jsonl.old";
+/// How long a finished snapshot waits for the lock. Nobody waits for it, and to throw it away is to
+/// write all of it again: so it does not give up as early as a call may.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// So much of a file is freed at a time.
 const FREED_AT_ONCE: u64 = 16 << 20;
 
@@ -41,18 +44,12 @@ pub(super) struct Fold(JoinHandle<Result<()>>);
 
 impl Fold {
     /// Starts to write what the state was after commit `seq`.
-    pub(super) fn start(
-        directory: &Path,
-        only: Locked,
-        lock_timeout: Duration,
-        seq: u64,
-        image: Image,
-    ) -> Result<Self> {
+    pub(super) fn start(directory: &Path, only: Locked, seq: u64, image: Image) -> Result<Self> {
         let directory = directory.to_owned();
         let fold = move || {
             // Until it is over.
             let _only = only;
-            write_snapshot(&directory, lock_timeout, seq, &image)
+            write_snapshot(&directory, seq, &image)
         };
         let thread = std::thread::Builder::new().name("ork-state-file-fold".into()).spawn(fold);
         thread.map(Self).map_err(|source| Error::unavailable("no thread can be started").with_source(source))
@@ -68,7 +65,7 @@ impl Fold {
     }
 }
 
-fn write_snapshot(directory: &Path, lock_timeout: Duration, seq: u64, image: &Image) -> Result<()> {
+fn write_snapshot(directory: &Path, seq: u64, image: &Image) -> Result<()> {
     stage(directory, SNAPSHOT, |file| {
         write_header(file, seq)?;
         for (line, changes) in (1..).zip(image.changes().chain([vec![]])) {
@@ -82,7 +79,7 @@ fn write_snapshot(directory: &Path, lock_timeout: Duration, seq: u64, image: &Im
     let install = || {
         // Nobody reads the store meanwhile. The lock is that of this thread, not that of the
         // engine.
-        let _locked = wait_for_lock(directory, lock_timeout)?;
+        let _locked = wait_for_lock(directory, PATIENCE)?;
         fs::rename(&staged, &path)
             .and_then(|()| sync_directory(directory))
             .map_err(|source| io_at("write", &path, source))

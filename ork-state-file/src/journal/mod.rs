@@ -320,7 +320,7 @@ impl Journal {
             }
         }
         let seq = self.seal()?;
-        self.fold = Some(Fold::start(&self.directory, only, self.lock_timeout, seq, state.image())?);
+        self.fold = Some(Fold::start(&self.directory, only, seq, state.image())?);
         Ok(())
     }
 
