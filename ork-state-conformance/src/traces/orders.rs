@@ -2,16 +2,13 @@
 //!
 //! A store is linearizable if its answers are those of some order of the calls in which none comes
 //! before one that had ended when it began ([Herlihy and Wing,
-//! 1990](https://doi.org/10.1145/78969.78972)). That order is searched for by
-//! [`LinearizabilityTester`], with the model to say what each answer would have to be. The contract
-//! lets a call that takes something leave what others are at meanwhile (T2, T3, D1): the model is
-//! told what that is, for each call.
+//! 1990](https://doi.org/10.1145/78969.78972)). That order is [searched for](Search), with the
+//! model to say what each answer would have to be. The contract lets a call that takes something
+//! leave what others are at meanwhile (T2, T3, D1): the model is told what that is, for each call.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ork_state_api::{RunId, Timestamp};
-use stateright::semantics::{ConsistencyTester as _, LinearizabilityTester, SequentialSpec};
 
 use super::player::shown;
 use crate::model::{Answer, Call, Contention, Model};
@@ -56,102 +53,141 @@ pub(super) struct Explained {
 /// # Errors
 /// A message with the calls and answers that no order explains.
 pub(super) fn explain(model: &Model, now: Timestamp, events: &[Event]) -> Result<Explained, String> {
-    let mut store = Store { model: model.clone(), now, ready_by: BTreeMap::new() };
-    let mut tester = LinearizabilityTester::new(store.clone());
-    let mut made = Made::all(model, events).into_iter();
-    for Event { client, what } in events {
-        match what {
-            What::Called(_) => {
-                let Some(made) = made.next() else { break };
-                tester.on_invoke(*client, made)?;
-            }
-            What::Answered(answer) => drop(tester.on_return(*client, Said(answer.clone()))?),
-            What::Lost => {}
-        }
-    }
-    let Some(order) = tester.serialized_history() else {
+    let calls = Made::all(model, events);
+    let mut search = Search::new(&calls);
+    let before = Store { model: model.clone(), now, ready_by: BTreeMap::new() };
+    let Some(after) = search.go_on(before) else {
         let lines: Vec<String> = events.iter().map(|event| format!("    {}", event.told())).collect();
         return Err(format!("no order of these calls explains their answers:\n{}", lines.join("\n")));
     };
-    let mut answers = Vec::new();
-    for (made, Said(answer)) in order {
-        store.answer(&made, Some(&answer));
-        answers.push(answer);
-    }
-    Ok(Explained { model: store.model, answers })
+    Ok(Explained { model: after.model, answers: search.answers })
 }
 
-/// A call, with what there is to know about those that were under way at the same time.
-#[derive(Debug)]
-struct Made {
+/// A search of an order, after [Wing and Gong, 1993](https://doi.org/10.1006/jpdc.1993.1015): any
+/// call may be the next that no other has to come before. If the model gives it another answer than
+/// the store did, or if no order of the rest goes on from there, another call is tried instead.
+///
+/// As [Lowe, 2017](https://doi.org/10.1002/cpe.3928) adds to it, nothing is searched twice: how the
+/// rest goes on depends only on which calls are done and on the store after them.
+struct Search<'a> {
+    /// In the order in which they ended, those last that did not: that is most often close to the
+    /// order that is searched.
+    calls: Vec<&'a Made<'a>>,
+    /// Which of them have their place in the order, by their numbers.
+    done: Vec<bool>,
+    /// What those were answered, in the order so far.
+    answers: Vec<Answer>,
+    /// Stores from which the rest did not go on, by what was done.
+    dead_ends: HashMap<Vec<bool>, Vec<Store>>,
+}
+
+impl<'a> Search<'a> {
+    fn new(calls: &'a [Made<'a>]) -> Self {
+        let done = vec![false; calls.len()];
+        let mut calls: Vec<&Made<'_>> = calls.iter().collect();
+        calls.sort_by_key(|call| (call.until.is_none(), call.until));
+        Self { calls, done, answers: vec![], dead_ends: HashMap::new() }
+    }
+
+    /// The store after an order that begins with what is done, which has led to this store.
+    fn go_on(&mut self, store: Store) -> Option<Store> {
+        // What was not answered may never have had its effect.
+        if self.left().all(|call| call.answer.is_none()) {
+            return Some(store);
+        }
+        if self.dead_ends.get(&self.done).is_some_and(|stores| stores.contains(&store)) {
+            return None;
+        }
+        for place in 0..self.calls.len() {
+            let call = self.calls[place];
+            if self.done[call.number] || self.left().any(|other| other.is_over_before(call)) {
+                continue;
+            }
+            let mut next = store.clone();
+            let answer = next.answer(call);
+            if call.answer.is_some_and(|seen| !answer.is_like(seen)) {
+                continue;
+            }
+            self.done[call.number] = true;
+            self.answers.push(call.answer.cloned().unwrap_or(answer));
+            if let Some(after) = self.go_on(next) {
+                return Some(after);
+            }
+            self.done[call.number] = false;
+            self.answers.pop();
+        }
+        self.dead_ends.entry(self.done.clone()).or_default().push(store);
+        None
+    }
+
+    /// The calls that have no place in the order yet.
+    fn left(&self) -> impl Iterator<Item = &'a Made<'a>> {
+        self.calls.iter().copied().filter(|call| !self.done[call.number])
+    }
+}
+
+/// A call, with when it was under way, and what there is to know about those at the same time.
+struct Made<'a> {
     number: usize,
-    call: Call,
-    /// Their numbers.
+    client: u64,
+    call: &'a Call,
+    answer: Option<&'a Answer>,
+    /// By the number of the event.
+    from: usize,
+    /// None if it may go on for ever.
+    until: Option<usize>,
+    /// The numbers of those that were under way at the same time.
     meanwhile: BTreeSet<usize>,
     /// What they were at.
     contention: Contention,
 }
 
-impl Made {
+impl<'a> Made<'a> {
     /// The calls, in the order in which they began.
-    fn all(model: &Model, events: &[Event]) -> Vec<Arc<Self>> {
-        let spans = Span::all(events);
-        let made = spans.iter().enumerate().map(|(number, span)| {
-            let mut made = Self {
-                number,
-                call: span.call.clone(),
-                meanwhile: BTreeSet::new(),
-                contention: Contention::default(),
-            };
-            for (other, at) in
-                spans.iter().enumerate().filter(|(other, at)| *other != number && span.meets(at))
-            {
-                made.meanwhile.insert(other);
-                made.contention.add(model, at.call, at.answer);
-            }
-            Arc::new(made)
-        });
-        made.collect()
-    }
-}
-
-/// When a call was under way, by the number of the events.
-struct Span<'a> {
-    client: u64,
-    call: &'a Call,
-    answer: Option<&'a Answer>,
-    from: usize,
-    /// None if it may go on for ever.
-    until: Option<usize>,
-}
-
-impl<'a> Span<'a> {
-    fn all(events: &'a [Event]) -> Vec<Self> {
-        let mut spans: Vec<Self> = Vec::new();
-        for (number, Event { client, what }) in events.iter().enumerate() {
+    fn all(model: &Model, events: &'a [Event]) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for (at, Event { client, what }) in events.iter().enumerate() {
             match what {
-                What::Called(call) => {
-                    spans.push(Self { client: *client, call, answer: None, from: number, until: None });
-                }
+                What::Called(call) => all.push(Self {
+                    number: all.len(),
+                    client: *client,
+                    call,
+                    answer: None,
+                    from: at,
+                    until: None,
+                    meanwhile: BTreeSet::new(),
+                    contention: Contention::default(),
+                }),
                 What::Answered(answer) => {
-                    if let Some(span) = spans.iter_mut().rfind(|span| span.client == *client) {
-                        (span.answer, span.until) = (Some(answer), Some(number));
+                    if let Some(made) = all.iter_mut().rfind(|made| made.client == *client) {
+                        (made.answer, made.until) = (Some(answer), Some(at));
                     }
                 }
                 What::Lost => {}
             }
         }
-        spans
+        for number in 0..all.len() {
+            let (mut meanwhile, mut contention) = (BTreeSet::new(), Contention::default());
+            for other in all.iter().filter(|other| other.number != number && other.meets(&all[number])) {
+                meanwhile.insert(other.number);
+                contention.add(model, other.call, other.answer);
+            }
+            (all[number].meanwhile, all[number].contention) = (meanwhile, contention);
+        }
+        all
+    }
+
+    fn is_over_before(&self, other: &Self) -> bool {
+        self.until.is_some_and(|until| until < other.from)
     }
 
     fn meets(&self, other: &Self) -> bool {
-        let is_over = |span: &Self, at| span.until.is_some_and(|until| until < at);
-        !is_over(self, other.from) && !is_over(other, self.from)
+        !self.is_over_before(other) && !other.is_over_before(self)
     }
 }
 
-/// The model, as the tester wants it.
-#[derive(Clone)]
+/// The model, and what it does not tell.
+#[derive(Clone, PartialEq)]
 struct Store {
     model: Model,
     now: Timestamp,
@@ -160,7 +196,7 @@ struct Store {
 }
 
 impl Store {
-    fn answer(&mut self, made: &Made, seen: Option<&Answer>) -> Answer {
+    fn answer(&mut self, made: &Made<'_>) -> Answer {
         self.model.contention = made.contention.clone();
         for (&(run, index), by) in &self.ready_by {
             if made.meanwhile.contains(by) {
@@ -168,7 +204,7 @@ impl Store {
             }
         }
         let before = self.ready();
-        let answer = self.model.answer(self.now, made.call.clone(), seen);
+        let answer = self.model.answer(self.now, made.call.clone(), made.answer);
         for place in self.ready().difference(&before) {
             self.ready_by.insert(*place, made.number);
         }
@@ -178,29 +214,6 @@ impl Store {
 
     fn ready(&self) -> BTreeSet<(RunId, u32)> {
         self.model.all_ready(self.now).iter().map(|it| (it.run, it.index)).collect()
-    }
-}
-
-impl SequentialSpec for Store {
-    type Op = Arc<Made>;
-    type Ret = Said;
-
-    fn invoke(&mut self, made: &Arc<Made>) -> Said {
-        Said(self.answer(made, None))
-    }
-
-    fn is_valid_step(&mut self, made: &Arc<Made>, Said(seen): &Said) -> bool {
-        self.answer(made, Some(seen)).is_like(seen)
-    }
-}
-
-/// An answer; two are equal if they say the same.
-#[derive(Debug, Clone)]
-struct Said(Answer);
-
-impl PartialEq for Said {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.is_like(&other.0)
     }
 }
 
@@ -258,6 +271,12 @@ mod tests {
     fn look(model: &Model, now: Timestamp) -> [Event; 2] {
         let stats = Call::Stats {};
         [called(9, &stats), answered(9, &model.clone().answer(now, stats.clone(), None))]
+    }
+
+    /// A look at a run of a store that is like this model.
+    fn look_at_run(model: &Model, id: RunId) -> [Event; 2] {
+        let get = Call::GetRun { id };
+        [called(9, &get), answered(9, &model.clone().answer(NOW, get.clone(), None))]
     }
 
     fn is_explained(model: &Model, now: Timestamp, events: &[&[Event]]) -> bool {
@@ -338,6 +357,61 @@ mod tests {
         assert!(!is_explained(&before, now, &[&sooner, &lacking, &unseen, &later, &ended]), "it was alone");
         let begun = [called(1, &one), called(2, &two)];
         assert!(!is_explained(&before, now, &[&begun, &lacking, &unseen, &ended]), "it asked for two");
+        Ok(())
+    }
+
+    #[test]
+    fn another_order_is_tried_where_one_does_not_go_on() -> Result<()> {
+        let (running, run, _) = store()?;
+        let (pause, resume) = (Call::PauseRun { id: run }, Call::ResumeRun { id: run });
+        let mut paused = running.clone();
+        let pauses = paused.answer(NOW, pause.clone(), None);
+        let resumes = paused.clone().answer(NOW, resume.clone(), None);
+        // By their answers each may be the first. Only what is there afterwards tells which it was.
+        let begun = [called(1, &pause), called(2, &resume)];
+        let ended = [answered(1, &pauses), answered(2, &resumes)];
+        for after in [&running, &paused] {
+            assert!(is_explained(&running, NOW, &[&begun, &ended, &look_at_run(after, run)]));
+        }
+        let in_turn = [&begun[..1], &ended[..1], &begun[1..], &ended[1..]].concat();
+        assert!(is_explained(&running, NOW, &[&in_turn, &look_at_run(&running, run)]));
+        assert!(
+            !is_explained(&running, NOW, &[&in_turn, &look_at_run(&paused, run)]),
+            "it was resumed after it was paused"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_call_without_an_answer_may_have_its_effect_later_or_never() -> Result<()> {
+        let (running, run, _) = store()?;
+        let pause = Call::PauseRun { id: run };
+        let mut paused = running.clone();
+        paused.answer(NOW, pause.clone(), None);
+        let given_up = [called(1, &pause), Event { client: 1, what: What::Lost }];
+        let (still_running, is_paused) = (look_at_run(&running, run), look_at_run(&paused, run));
+        assert!(is_explained(&running, NOW, &[&given_up, &still_running]), "never");
+        assert!(is_explained(&running, NOW, &[&given_up, &is_paused]), "at once");
+        assert!(is_explained(&running, NOW, &[&given_up, &still_running, &is_paused]), "later");
+        assert!(!is_explained(&running, NOW, &[&given_up, &is_paused, &still_running]), "and undone");
+        assert!(!is_explained(&running, NOW, &[&is_paused, &given_up]), "before it began");
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_searched_twice() -> Result<()> {
+        let (running, run, _) = store()?;
+        let mut paused = running.clone();
+        paused.answer(NOW, Call::PauseRun { id: run }, None);
+        // Six clients look at the same time. No order of theirs leads to a run that is paused.
+        let [call, answer] = look_at_run(&running, run);
+        let by = |event: &Event| (1..=6).map(|client| Event { client, ..event.clone() }).collect::<Vec<_>>();
+        let events = [by(&call), by(&answer), look_at_run(&paused, run).to_vec()].concat();
+        let calls = Made::all(&running, &events);
+        let mut search = Search::new(&calls);
+        assert!(search.go_on(Store { model: running, now: NOW, ready_by: BTreeMap::new() }).is_none());
+        let dead_ends: usize = search.dead_ends.values().map(Vec::len).sum();
+        assert_eq!(dead_ends, 1 << 6, "as many as there are sets of six calls");
         Ok(())
     }
 }

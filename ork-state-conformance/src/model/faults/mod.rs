@@ -4,21 +4,37 @@
 //! backend does wrong while it is written. [`KillMatrix::of`](crate::kill_matrix::KillMatrix::of)
 //! sets every case on every fault: one that no case notices is a hole in the suite.
 
+mod atomicity;
+mod batches;
+mod cancelling;
+mod claims;
+mod damage;
 mod deferred_jobs;
-mod general;
+mod durability;
+mod errors;
+mod failures;
+mod leases;
+mod lists;
 mod logs;
 mod maintenance;
 mod matrix;
+mod outputs;
+mod pausing;
+mod ready;
+mod retries;
 mod runs;
 mod schedules;
-mod tasks;
+mod shapes;
+mod timeouts;
 mod transfer;
+mod updates;
+mod values;
 mod workflows;
 
 use ork_state_api::Capability;
 
 use super::store::LESSER;
-use super::{Answer, Call, Model, Tamper, TaskRow, Turn};
+use super::{Answer, Call, Model, Tamper, Turn};
 use crate::Rule;
 
 /// One way to break one rule.
@@ -79,10 +95,25 @@ impl Fault {
     #[must_use]
     pub fn all() -> Vec<Self> {
         let areas = [
-            general::FAULTS,
+            atomicity::FAULTS,
+            durability::FAULTS,
+            values::FAULTS,
+            lists::FAULTS,
+            errors::FAULTS,
+            damage::FAULTS,
             workflows::FAULTS,
             runs::FAULTS,
-            tasks::FAULTS,
+            cancelling::FAULTS,
+            pausing::FAULTS,
+            retries::FAULTS,
+            ready::FAULTS,
+            claims::FAULTS,
+            leases::FAULTS,
+            updates::FAULTS,
+            failures::FAULTS,
+            batches::FAULTS,
+            timeouts::FAULTS,
+            outputs::FAULTS,
             logs::FAULTS,
             schedules::FAULTS,
             deferred_jobs::FAULTS,
@@ -93,9 +124,4 @@ impl Fault {
         all.sort_by_key(|fault| fault.rule);
         all
     }
-}
-
-/// Every task of a store.
-fn tasks_of(model: &mut Model) -> impl Iterator<Item = &mut TaskRow> {
-    model.tasks.values_mut().flatten()
 }
