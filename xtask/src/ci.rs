@@ -43,6 +43,12 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let mut steps = vec![
         step("format", &["fmt", "--all", "--check"], &[]),
         step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
+        // By deny.toml, which says why there are no advisories here.
+        step(
+            "dependencies",
+            &["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"],
+            &[],
+        ),
         // What the other steps never build.
         step(
             "without features",
