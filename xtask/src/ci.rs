@@ -82,6 +82,8 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
         step("packages", &["xtask", "package", "--allow-dirty"], &[]),
         step("schema", &["xtask", "schema", "--check"], &[]),
         step("demo", &["xtask", "demo"], &[]),
+        // That the targets build and their seeds pass. Who changes a decoder runs it for longer.
+        step("fuzz", &["xtask", "fuzz", "--seconds", "5"], &[]),
         suite(
             "conformance and faults",
             &["conformance", "--faults", "--require", "postgres", "--report", "report"],

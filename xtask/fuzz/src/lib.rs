@@ -1,0 +1,94 @@
+//! What the fuzz targets do with their bytes. `cargo xtask fuzz` runs them.
+//!
+//! Each function must come back whatever it is given. It panics where a rule does not hold.
+
+use ork_state_api::backend::StoreUrl;
+use ork_state_api::{ConnectOptions, Dag, Registry, ork};
+use {ork_state_file as _, ork_state_postgres as _, ork_state_sqlite as _};
+
+/// A DAG, as backends store it and as Ork stored it.
+///
+/// One that is read has a canonical form that reads as the same DAG.
+pub fn dag(bytes: &[u8]) {
+    let Ok(json) = std::str::from_utf8(bytes) else { return };
+    let stored = Dag::from_json(json);
+    let of_ork = ork::read_dag(json).map(|(dag, _)| dag);
+    if let (Ok(stored), Ok(of_ork)) = (&stored, &of_ork) {
+        // Ork's rows may come in another order.
+        assert_eq!(stored.len(), of_ork.len(), "the two readers find other tasks");
+    }
+    for dag in [stored, of_ork].into_iter().flatten() {
+        let again = Dag::from_json(dag.to_json().as_str());
+        assert!(again.is_ok_and(|again| again == dag && again.content_hash() == dag.content_hash()));
+    }
+}
+
+/// A URL of any backend, up to where its store would be opened.
+///
+/// No error and no `Debug` shows the password that the bytes come after.
+pub fn url(bytes: &[u8]) {
+    const PASSWORD: &str = "sesame";
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    read_url(text);
+    if !text.contains(PASSWORD) {
+        let after_the_password = format!("postgres://user:{PASSWORD}{text}");
+        let shown = read_url(&after_the_password);
+        assert!(!shown.contains(PASSWORD), "{shown}");
+    }
+}
+
+/// What a user may see of a URL: the options that were read, or an error.
+fn read_url(text: &str) -> String {
+    let read = || {
+        let options = ConnectOptions::new(text)?;
+        let url: &StoreUrl = options.url();
+        let backend = Registry::linked()?.by_scheme(url.scheme())?;
+        url.parameters(backend)?;
+        Ok(match backend.name {
+            "postgres" => format!("{:?}", ork_state_postgres::PostgresOptions::new(text)?),
+            "sqlite" => format!("{:?}", ork_state_sqlite::SqliteOptions::from_url(&options)?),
+            _ => format!("{:?}", ork_state_file::FileOptions::from_url(&options)?),
+        })
+    };
+    read().unwrap_or_else(|error: ork_state_api::Error| format!("{error} {error:?} {:?}", error.kind()))
+}
+
+/// The lines of a file backend's journal.
+#[cfg(fuzzing)]
+pub fn journal(bytes: &[u8]) {
+    ork_state_file::fuzz::journal(bytes);
+}
+
+/// Only a build for fuzzing opens the decoder to other crates.
+#[cfg(not(fuzzing))]
+pub fn journal(_: &[u8]) {}
+
+/// The `main` of a target: libFuzzer's in a build for fuzzing, else one that does nothing.
+///
+/// An ordinary build of the workspace only checks that the targets compile.
+#[macro_export]
+macro_rules! target {
+    ($target:path) => {
+        #[cfg(fuzzing)]
+        libfuzzer_sys::fuzz_target!(|bytes: &[u8]| $target(bytes));
+
+        #[cfg(not(fuzzing))]
+        fn main() {
+            $target(b"");
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    /// The seeds pass, whatever the build: what a fuzz target has once found stays found.
+    #[test]
+    fn seeds_pass() {
+        for (name, target) in [("dag", super::dag as fn(&[u8])), ("url", super::url)] {
+            let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+            for seed in std::fs::read_dir(seeds).unwrap() {
+                target(&std::fs::read(seed.unwrap().path()).unwrap());
+            }
+        }
+    }
+}
