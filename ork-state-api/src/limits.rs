@@ -99,14 +99,14 @@ pub struct LeaseTime(Duration);
 
 impl LeaseTime {
     /// The shortest lease.
-    pub const MIN: Duration = Duration::from_millis(100);
+    pub const MIN: Self = Self(Duration::from_millis(100));
     /// The longest lease.
-    pub const MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+    pub const MAX: Self = Self(Duration::from_secs(7 * 24 * 3600));
 
     /// # Errors
     /// `InvalidInput` outside of [`MIN`](Self::MIN)..=[`MAX`](Self::MAX).
     pub fn new(duration: Duration) -> Result<Self> {
-        if (Self::MIN..=Self::MAX).contains(&duration) {
+        if (Self::MIN.0..=Self::MAX.0).contains(&duration) {
             Ok(Self(duration))
         } else {
             Err(Error::invalid("lease time", format!("is {duration:?}, it must be 100 ms to 7 days")))
@@ -128,12 +128,12 @@ impl Delay {
     /// At once.
     pub const ZERO: Self = Self(Duration::ZERO);
     /// The longest delay.
-    pub const MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+    pub const MAX: Self = Self(Duration::from_secs(366 * 24 * 3600));
 
     /// # Errors
     /// `InvalidInput` for more than [`MAX`](Self::MAX).
     pub fn new(duration: Duration) -> Result<Self> {
-        if duration <= Self::MAX {
+        if duration <= Self::MAX.0 {
             Ok(Self(duration))
         } else {
             Err(Error::invalid("delay", format!("is {duration:?}, it must be at most 366 days")))
@@ -159,5 +159,20 @@ mod tests {
         }
         assert_eq!(Limit::new(1).map(Limit::get).unwrap(), 1);
         assert_eq!(Limit::new(Limit::MAX).map(Limit::get).unwrap(), Limit::MAX);
+    }
+
+    #[test]
+    fn durations_are_bounded() {
+        let more = |duration: Duration| duration + Duration::from_nanos(1);
+        let less = |duration: Duration| duration.checked_sub(Duration::from_nanos(1)).unwrap();
+        for lease in [LeaseTime::MIN, LeaseTime::MAX] {
+            assert_eq!(LeaseTime::new(lease.get()).unwrap(), lease);
+        }
+        assert!(LeaseTime::new(less(LeaseTime::MIN.get())).is_err());
+        assert!(LeaseTime::new(more(LeaseTime::MAX.get())).is_err());
+        for delay in [Delay::ZERO, Delay::MAX] {
+            assert_eq!(Delay::new(delay.get()).unwrap(), delay);
+        }
+        assert!(Delay::new(more(Delay::MAX.get())).is_err());
     }
 }
