@@ -25,16 +25,15 @@ pub fn dag(bytes: &[u8]) {
 
 /// A URL of any backend, up to where its store would be opened.
 ///
-/// No error and no `Debug` shows the password that the bytes come after.
+/// No error and no `Debug` depends on the password that the bytes come after. To look for the
+/// password itself would not do: the driver drops line breaks, and decodes, so the bytes may spell
+/// it too.
 pub fn url(bytes: &[u8]) {
-    const PASSWORD: &str = "sesame";
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     read_url(text);
-    if !text.contains(PASSWORD) {
-        let after_the_password = format!("postgres://user:{PASSWORD}{text}");
-        let shown = read_url(&after_the_password);
-        assert!(!shown.contains(PASSWORD), "{shown}");
-    }
+    let [one, other] =
+        ["sesame", "barley"].map(|password| read_url(&format!("postgres://user:{password}{text}")));
+    assert_eq!(one, other);
 }
 
 /// What a user may see of a URL: the options that were read, or an error.
