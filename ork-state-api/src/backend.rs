@@ -28,6 +28,7 @@
 //! | the end of a deferred task | [`deferred_end`] |
 //! | a copy of another store | [`Transfer`], [`Record`] |
 //! | the words of errors that stay in the store | [`dependency_failed_message`], [`task_failed_message`], [`task_cancelled_message`], [`lease_lapsed_message`], [`timed_out_message`] |
+//! | a workflow that a live run keeps from being deleted | [`has_live_run`] |
 //! | what can be verified from outside | [`verify::observe`](crate::verify::observe) |
 
 pub use crate::deferred_jobs::{DeferredEnd, cannot_defer, deferred_end};
@@ -42,3 +43,4 @@ pub use crate::tasks::{
 pub use crate::transfer::{ImportPage, ImportProgress, Record, Transfer, no_import, not_empty};
 pub use crate::updates::{UpdateStep, check_batch_len};
 pub use crate::watch::WatchSource;
+pub use crate::workflows::has_live_run;

@@ -2,9 +2,10 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::str::FromStr as _;
 use std::sync::Arc;
 
-use crate::{Capability, TaskId};
+use crate::{Capability, RunStatus, TaskId};
 
 /// The result of everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -143,6 +144,40 @@ impl ErrorKind {
             Self::Internal { .. } => "internal",
         }
     }
+
+    /// What to do next where the kind alone says it, for errors without a hint of their own. It
+    /// stands here so that all backends say the same.
+    fn next_step(&self) -> Option<&'static str> {
+        match self {
+            Self::AlreadyExists { entity: Entity::Workflow, .. } => {
+                Some("Take the one that is there (`find_workflow`), or choose another name")
+            }
+            Self::InvalidTransition { entity: Entity::Run, from, to, .. } => next_step_of_run(from, to),
+            Self::Unsupported { .. } => Some(
+                "`backend().capabilities` says what a store has, and its crate's README which backend to choose",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// What to call instead of the step that a run's status does not allow.
+fn next_step_of_run(from: &str, to: &str) -> Option<&'static str> {
+    let (from, to) = (RunStatus::from_str(from).ok()?, RunStatus::from_str(to).ok()?);
+    match (from, to) {
+        (RunStatus::Pending, _) => Some("It was not started yet: call `start_run`"),
+        // Only a retry asks for it.
+        (RunStatus::Running | RunStatus::Paused, RunStatus::Running) => {
+            Some("Only a run that has ended is retried: wait for its end, or call `cancel_run`")
+        }
+        (RunStatus::Success | RunStatus::Failed | RunStatus::Cancelled, RunStatus::Running) => {
+            Some("It has ended: `retry_run` does again what did not succeed, `create_run` makes a new run")
+        }
+        (RunStatus::Success | RunStatus::Failed | RunStatus::Cancelled, _) => {
+            Some("It has ended: there is nothing left to stop")
+        }
+        _ => None,
+    }
 }
 
 /// Whether a failed operation took effect.
@@ -266,7 +301,8 @@ impl Error {
         self
     }
 
-    /// Adds what to do next, as a full sentence without its stop.
+    /// Adds what to do next, as a full sentence without its stop. It replaces what the kind says
+    /// by itself.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
@@ -310,7 +346,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.kind.fmt(f)?;
-        match &self.0.hint {
+        match self.0.hint.as_deref().or_else(|| self.0.kind.next_step()) {
             Some(hint) => write!(f, ". {hint}"),
             None => Ok(()),
         }
@@ -332,5 +368,46 @@ impl fmt::Debug for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    /// Every step of a run that a method refuses, with what its error tells the caller to do.
+    #[rstest]
+    #[case::resume_of_pending(RunStatus::Pending, RunStatus::Running, "call `start_run`")]
+    #[case::pause_of_pending(RunStatus::Pending, RunStatus::Paused, "call `start_run`")]
+    #[case::retry_of_running(RunStatus::Running, RunStatus::Running, "call `cancel_run`")]
+    #[case::retry_of_paused(RunStatus::Paused, RunStatus::Running, "call `cancel_run`")]
+    #[case::resume_of_success(RunStatus::Success, RunStatus::Running, "`retry_run`")]
+    #[case::resume_of_failed(RunStatus::Failed, RunStatus::Running, "`retry_run`")]
+    #[case::start_of_cancelled(RunStatus::Cancelled, RunStatus::Running, "`create_run`")]
+    #[case::cancel_of_success(RunStatus::Success, RunStatus::Cancelled, "nothing left to stop")]
+    #[case::cancel_of_failed(RunStatus::Failed, RunStatus::Cancelled, "nothing left to stop")]
+    #[case::pause_of_cancelled(RunStatus::Cancelled, RunStatus::Paused, "nothing left to stop")]
+    fn a_refused_step_of_a_run_says_what_to_call(
+        #[case] from: RunStatus,
+        #[case] to: RunStatus,
+        #[case] says: &str,
+    ) {
+        let error = Error::invalid_transition(Entity::Run, "r", from, to).to_string();
+        assert!(error.starts_with(&format!("run r is {from}: it cannot become {to}. ")), "{error}");
+        assert!(error.contains(says), "{error}");
+    }
+
+    #[test]
+    fn a_kind_says_what_to_do_next_unless_there_is_a_hint() {
+        let taken = Error::already_exists(Entity::Workflow, "w");
+        assert!(taken.to_string().contains("`find_workflow`"), "{taken}");
+        let lacking = ErrorKind::Unsupported { backend: "b", capability: Capability::Logs };
+        assert!(Error::new(lacking).to_string().contains("`backend().capabilities`"));
+        let hinted = Error::already_exists(Entity::Workflow, "w").with_hint("Rename it");
+        assert_eq!(hinted.to_string(), "workflow \"w\" exists already. Rename it");
+        // Of these the method knows more than the kind.
+        let task = Error::invalid_transition(Entity::Task, "t", "success", "deferred");
+        assert_eq!(task.to_string(), "task t is success: it cannot become deferred");
     }
 }

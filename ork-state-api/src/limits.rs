@@ -51,17 +51,17 @@ impl Limit {
     /// One row.
     pub const ONE: Self = Self(NonZeroU32::MIN);
     /// The most that one call returns.
-    pub const MAX: usize = 10_000;
+    pub const MAX: Self = Self(NonZeroU32::MIN.saturating_add(9_999));
 
     /// # Errors
     /// `InvalidInput` for 0 (it would ask for nothing) and for more than [`MAX`](Self::MAX).
     pub fn new(rows: usize) -> Result<Self> {
         u32::try_from(rows)
             .ok()
-            .filter(|_| rows <= Self::MAX)
+            .filter(|_| rows <= Self::MAX.get())
             .and_then(NonZeroU32::new)
             .map(Self)
-            .ok_or_else(|| Error::invalid("limit", format!("is {rows}, it must be 1 to {}", Self::MAX)))
+            .ok_or_else(|| Error::invalid("limit", format!("is {rows}, it must be 1 to {}", Self::MAX.get())))
     }
 
     /// The number, as a count of rows in memory.
@@ -99,14 +99,14 @@ pub struct LeaseTime(Duration);
 
 impl LeaseTime {
     /// The shortest lease.
-    pub const MIN: Duration = Duration::from_millis(100);
+    pub const MIN: Self = Self(Duration::from_millis(100));
     /// The longest lease.
-    pub const MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+    pub const MAX: Self = Self(Duration::from_secs(7 * 24 * 3600));
 
     /// # Errors
     /// `InvalidInput` outside of [`MIN`](Self::MIN)..=[`MAX`](Self::MAX).
     pub fn new(duration: Duration) -> Result<Self> {
-        if (Self::MIN..=Self::MAX).contains(&duration) {
+        if (Self::MIN.0..=Self::MAX.0).contains(&duration) {
             Ok(Self(duration))
         } else {
             Err(Error::invalid("lease time", format!("is {duration:?}, it must be 100 ms to 7 days")))
@@ -128,12 +128,12 @@ impl Delay {
     /// At once.
     pub const ZERO: Self = Self(Duration::ZERO);
     /// The longest delay.
-    pub const MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+    pub const MAX: Self = Self(Duration::from_secs(366 * 24 * 3600));
 
     /// # Errors
     /// `InvalidInput` for more than [`MAX`](Self::MAX).
     pub fn new(duration: Duration) -> Result<Self> {
-        if duration <= Self::MAX {
+        if duration <= Self::MAX.0 {
             Ok(Self(duration))
         } else {
             Err(Error::invalid("delay", format!("is {duration:?}, it must be at most 366 days")))
@@ -153,11 +153,28 @@ mod tests {
 
     #[test]
     fn a_limit_is_one_at_least() {
-        for wrong in [0, Limit::MAX + 1, usize::MAX] {
+        for wrong in [0, Limit::MAX.get() + 1, usize::MAX] {
             let error = Limit::new(wrong).unwrap_err();
             assert!(error.to_string().contains(&wrong.to_string()), "{error}");
         }
-        assert_eq!(Limit::new(1).map(Limit::get).unwrap(), 1);
-        assert_eq!(Limit::new(Limit::MAX).map(Limit::get).unwrap(), Limit::MAX);
+        for limit in [Limit::ONE, Limit::MAX] {
+            assert_eq!(Limit::new(limit.get()).unwrap(), limit);
+        }
+        assert_eq!((Limit::ONE.get(), Limit::MAX.get()), (1, 10_000));
+    }
+
+    #[test]
+    fn durations_are_bounded() {
+        let more = |duration: Duration| duration + Duration::from_nanos(1);
+        let less = |duration: Duration| duration.checked_sub(Duration::from_nanos(1)).unwrap();
+        for lease in [LeaseTime::MIN, LeaseTime::MAX] {
+            assert_eq!(LeaseTime::new(lease.get()).unwrap(), lease);
+        }
+        assert!(LeaseTime::new(less(LeaseTime::MIN.get())).is_err());
+        assert!(LeaseTime::new(more(LeaseTime::MAX.get())).is_err());
+        for delay in [Delay::ZERO, Delay::MAX] {
+            assert_eq!(Delay::new(delay.get()).unwrap(), delay);
+        }
+        assert!(Delay::new(more(Delay::MAX.get())).is_err());
     }
 }

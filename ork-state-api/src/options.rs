@@ -274,6 +274,11 @@ impl<'a> Parameters<'a> {
 }
 
 fn wrong(name: &str, value: &str, expected: &str) -> Error {
+    // After a password with a `?` in it, a value may be its other half, with the host behind it.
+    if value.contains('@') {
+        return Error::invalid("store URL", format!("has a value of `{name}` that is not {expected}"))
+            .with_hint(QUESTION_MARK);
+    }
     let shown: String = value.chars().take(40).collect();
     Error::invalid("store URL", format!("has `{name}={shown}`, it takes {expected}"))
 }
@@ -347,6 +352,13 @@ mod tests {
     fn half_a_password_does_not_show(#[case] url: &str) {
         let error = url.parse().and_then(|url: StoreUrl| url.parameters(&BACKEND).map(drop)).unwrap_err();
         assert!(!format!("{error} {error:?}").contains("cret"), "{error}");
+    }
+
+    #[test]
+    fn half_a_password_does_not_show_as_a_value() {
+        let url: StoreUrl = "postgres://me:se?port=cret@h/db".parse().unwrap();
+        let error = Parameters { parameters: &url.parameters }.number("port", 1..=9).unwrap_err();
+        assert!(!error.to_string().contains("cret"), "{error}");
     }
 
     #[rstest]

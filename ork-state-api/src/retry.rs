@@ -25,7 +25,7 @@ impl RetryPlan {
     pub fn new(retry: &RetryRun, run: &Run, tasks: &[Task]) -> Result<Self> {
         let refused = || Error::invalid_transition(Entity::Run, run.id, run.status, RunStatus::Running);
         if !run.status.is_terminal() {
-            return Err(refused().with_hint("Only a run that has ended is retried"));
+            return Err(refused());
         }
         let graph = Graph::new(tasks);
         let again = match &retry.tasks {

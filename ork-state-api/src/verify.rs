@@ -74,7 +74,7 @@ struct Ready {
 }
 
 async fn read_ready<S: TaskStore + ?Sized>(store: &S, found: &mut Vec<Violation>) -> Result<Ready> {
-    match store.ready_tasks(Limit::new(Limit::MAX)?).await {
+    match store.ready_tasks(Limit::MAX).await {
         Ok(ready) => {
             if !ready.is_sorted() {
                 found.push(Violation::new(Rule::T2, "ready tasks", "are out of order"));
@@ -83,7 +83,7 @@ async fn read_ready<S: TaskStore + ?Sized>(store: &S, found: &mut Vec<Violation>
             if tasks.len() < ready.len() {
                 found.push(Violation::new(Rule::T1, "ready tasks", "have a task twice"));
             }
-            Ok(Ready { tasks, is_complete: ready.len() < Limit::MAX })
+            Ok(Ready { tasks, is_complete: ready.len() < Limit::MAX.get() })
         }
         Err(error) => {
             found.push(corruption(&error)?);

@@ -1,11 +1,13 @@
 //! Workflows and the snapshots of their DAGs.
 
+use std::fmt::Display;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Dag, Json, Label, Page, PageRequest, Result, Schedule, SnapshotId, Text, Timestamp, WorkflowId,
-    WorkflowName,
+    Dag, Error, Json, Label, Page, PageRequest, Result, RunId, Schedule, SnapshotId, Text, Timestamp,
+    WorkflowId, WorkflowName,
 };
 
 /// A workflow as it stands.
@@ -308,6 +310,14 @@ impl Snapshot {
     ) -> Self {
         Self { id, workflow, content_hash, dag, created_at }
     }
+}
+
+/// The error of deleting a workflow while a run of it is live (**W3**), for backends.
+#[must_use]
+pub fn has_live_run(workflow: WorkflowId, run: RunId, status: impl Display) -> Error {
+    Error::conflict(format!("run {run} of workflow {workflow} is {status}")).with_hint(
+        "No run may be pending, running or paused: find them with `list_runs`, and call `cancel_run` or wait until they have ended",
+    )
 }
 
 /// Keeps workflows. The [general rules](crate::Database#general-rules) hold for every method.

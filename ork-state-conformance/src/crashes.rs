@@ -158,12 +158,12 @@ impl<'a> Survivor<'a> {
 
 /// All runs that the filter takes, page by page.
 pub(crate) async fn all_runs(db: &dyn Database, filter: RunFilter) -> Result<Vec<Run>> {
-    let (mut runs, mut page) = (Vec::new(), PageRequest::first(Limit::new(Limit::MAX)?));
+    let (mut runs, mut page) = (Vec::new(), PageRequest::first(Limit::MAX));
     loop {
         let found = db.list_runs(ListRuns::new(filter.clone(), page)).await?;
         runs.extend(found.items);
         match found.next {
-            Some(key) => page = PageRequest::after(key, Limit::new(Limit::MAX)?),
+            Some(key) => page = PageRequest::after(key, Limit::MAX),
             None => return Ok(runs),
         }
     }

@@ -196,7 +196,7 @@ impl Ctx {
     /// # Errors
     /// The store's.
     pub async fn tasks(&self, run: RunId) -> Result<Vec<Task>> {
-        Ok(self.db().list_tasks(ListTasks::of(run, PageRequest::first(Limit::new(Limit::MAX)?))).await?.items)
+        Ok(self.db().list_tasks(ListTasks::of(run, PageRequest::first(Limit::MAX))).await?.items)
     }
 
     /// The task of this name.

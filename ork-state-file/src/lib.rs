@@ -6,6 +6,8 @@ mod deferred_jobs;
 mod disk;
 mod engine;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod import;
 mod journal;
 mod lock;

@@ -1,6 +1,7 @@
 use std::ops::Bound;
 
 use async_trait::async_trait;
+use ork_state_api::backend::has_live_run;
 use ork_state_api::{
     Entity, Error, ListWorkflows, NewWorkflow, Page, Result, RunKey, Snapshot, SnapshotId, UpdateWorkflow,
     Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
@@ -108,9 +109,7 @@ fn delete(tx: &mut Transaction<'_>, id: WorkflowId) -> Result<()> {
     let live =
         keys.filter_map(|key: &RunKey| tx.state.runs.get(&key.id)).find(|row| !row.run.status.is_terminal());
     if let Some(row) = live {
-        let (run, status) = (row.run.id, row.run.status);
-        return Err(Error::conflict(format!("run {run} of workflow {id} is {status}"))
-            .with_hint("Cancel it, or wait until it has ended"));
+        return Err(has_live_run(id, row.run.id, row.run.status));
     }
     tx.changes.push(Change::DeleteWorkflow(id));
     for task in tx.state.remove_workflow(id) {

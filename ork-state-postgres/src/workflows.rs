@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use ork_state_api::backend::has_live_run;
 use ork_state_api::{
     Dag, Entity, Error, ListWorkflows, NewWorkflow, Page, Result, RunId, Snapshot, SnapshotId,
     UpdateWorkflow, Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
@@ -110,8 +111,7 @@ impl WorkflowStore for PostgresDatabase {
                 _ => {
                     let run = RunId::from_uuid(row.get("run_id")?);
                     let status: &str = row.get("run_status")?;
-                    Err(Error::conflict(format!("run {run} of workflow {id} is {status}"))
-                        .with_hint("Cancel it, or wait until it has ended"))
+                    Err(has_live_run(id, run, status))
                 }
             }
         })

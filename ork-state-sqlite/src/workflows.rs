@@ -1,6 +1,7 @@
 //! Workflows and the snapshots of their DAGs.
 
 use async_trait::async_trait;
+use ork_state_api::backend::has_live_run;
 use ork_state_api::{
     Dag, Entity, Error, ListWorkflows, NewWorkflow, Page, Result, RunId, Snapshot, SnapshotId, Timestamp,
     UpdateWorkflow, Workflow, WorkflowFilter, WorkflowId, WorkflowName, WorkflowStore,
@@ -290,9 +291,7 @@ async fn delete(connection: &mut SqliteConnection, id: WorkflowId) -> Attempt<()
     if let Some(row) = sqlx::query(LIVE_RUN).bind(key.clone()).fetch_optional(&mut *connection).await? {
         let cells = Cells::new(&row, "runs");
         let (run, status) = (RunId::from_uuid(cells.uuid("id")?), cells.required::<String>("status")?);
-        return Err(Error::conflict(format!("run {run} of workflow {id} is {status}"))
-            .with_hint("Cancel it, or wait until it has ended")
-            .into());
+        return Err(has_live_run(id, run, status).into());
     }
     sqlx::query(COUNT).bind(key.clone()).bind(-1_i64).execute(&mut *connection).await?;
     for delete in DELETE_RUNS.into_iter().chain(DELETES) {

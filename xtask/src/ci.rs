@@ -43,6 +43,12 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let mut steps = vec![
         step("format", &["fmt", "--all", "--check"], &[]),
         step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
+        // By deny.toml, which says why there are no advisories here.
+        step(
+            "dependencies",
+            &["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"],
+            &[],
+        ),
         // What the other steps never build.
         step(
             "without features",
@@ -76,6 +82,8 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
         step("packages", &["xtask", "package", "--allow-dirty"], &[]),
         step("schema", &["xtask", "schema", "--check"], &[]),
         step("demo", &["xtask", "demo"], &[]),
+        // That the targets build and their seeds pass. Who changes a decoder runs it for longer.
+        step("fuzz", &["xtask", "fuzz", "--seconds", "5"], &[]),
         suite(
             "conformance and faults",
             &["conformance", "--faults", "--require", "postgres", "--report", "report"],

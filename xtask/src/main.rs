@@ -3,6 +3,7 @@
 
 mod ci;
 mod demo;
+mod fuzz;
 mod package;
 
 use std::ffi::OsString;
@@ -26,6 +27,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Packs the published crates, and builds an application from them outside of the workspace.
     Package(package::Arguments),
+    /// Feeds what reads foreign bytes with random ones.
+    Fuzz(fuzz::Arguments),
     /// Runs everything that CI runs.
     Ci(ci::Arguments),
     /// Copies a store into an empty one, of any backend, and compares the two. Builds the backends
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
     told(match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(arguments),
         Task::Package(arguments) => package::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Copy(_) | Task::Migrate(_) => hand_over("xtask-stores", &[]),
         Task::Conformance(_) | Task::Schema(_) | Task::NewBackend(_) => hand_over("xtask-suite", &[]),

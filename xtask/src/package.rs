@@ -106,13 +106,13 @@ fn lowest() -> Result<String, AnyError> {
 }
 
 /// Where cargo builds this workspace: this very program lies in it.
-fn target_directory() -> Result<PathBuf, AnyError> {
+pub(crate) fn target_directory() -> Result<PathBuf, AnyError> {
     let program = std::env::current_exe()?;
     let target = program.parent().and_then(Path::parent).ok_or("this program lies in no target directory")?;
     Ok(target.to_owned())
 }
 
-fn must_succeed(command: &mut Command) -> Result<(), AnyError> {
+pub(crate) fn must_succeed(command: &mut Command) -> Result<(), AnyError> {
     let status = command.status().map_err(|error| format!("{command:?} does not start: {error}"))?;
     if status.success() { Ok(()) } else { Err(format!("{command:?} failed: {status}").into()) }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use ork_state_api::backend::RetryPlan;
+use ork_state_api::backend::{RetryPlan, has_live_run};
 use ork_state_api::{
     CreatedRun, Entity, Error, Limit, ListRuns, ListWorkflows, NewRun, NewWorkflow, Page, Prune, Pruned,
     Result, RetryRun, Run, RunFilter, RunId, RunKey, RunStatus, Snapshot, SnapshotId, StartRun, Stats, Task,
@@ -102,8 +102,7 @@ impl State {
         self.workflow(id)?;
         let runs = self.runs.values().filter(|run| run.workflow == id);
         if let Some(run) = runs.clone().find(|run| !run.status.is_terminal()) {
-            return Err(Error::conflict(format!("run {} of workflow {id} is {}", run.id, run.status))
-                .with_hint("Cancel it, or wait until it has ended"));
+            return Err(has_live_run(id, run.id, run.status));
         }
         for run in runs.map(|run| run.id).collect::<Vec<_>>() {
             self.remove_run(run);

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use ork_state_api::{
     Capability, Claim, CreatedRun, Database, Json, Limit, ListRuns, ListTasks, LogChunk, NewRun, NewWorkflow,
-    PageRequest, RunStatus, StartRun, TaskStatus, TaskUpdate, Token,
+    PageRequest, RetryRun, RunStatus, StartRun, TaskStatus, TaskUpdate, Token,
 };
 
 use super::together;
@@ -20,7 +20,7 @@ async fn reader(t: &Ctx) -> ork_state_api::Result<Arc<dyn Database>> {
 }
 
 fn all_tasks() -> ork_state_api::Result<PageRequest<u32>> {
-    Ok(PageRequest::first(Limit::new(Limit::MAX)?))
+    Ok(PageRequest::first(Limit::MAX))
 }
 
 case! { G1, g1_no_reader_sees_a_run_half_started(t) {
@@ -247,6 +247,29 @@ case! { G7, g7_errors_tell_the_id_and_not_the_payload(t) {
     t.db().create_workflow(new.clone()).await?;
     let error = format!("{:?}", t.db().create_workflow(new).await.err().ok_or("the name is taken")?);
     assert!(!error.contains(secret), "{error}");
+    Ok(())
+}}
+
+case! { G7, g7_a_refused_step_says_what_to_call_instead(t) {
+    let (pending, live, ended) = (t.pending_run("a").await?.id, t.start("a").await?, t.start("").await?.id);
+    let cancelled = t.db().cancel_run(t.start("a").await?.id).await?.id;
+    let workflow = t.db().get_workflow(live.workflow).await?;
+    let taken = NewWorkflow::new(workflow.name.clone(), dag("a")?);
+    let refused = [
+        (t.db().resume_run(pending).await.err(), "call `start_run`"),
+        (t.db().pause_run(pending).await.err(), "call `start_run`"),
+        (t.db().retry_run(RetryRun::unsuccessful(pending)).await.err(), "call `start_run`"),
+        (t.db().retry_run(RetryRun::unsuccessful(live.id)).await.err(), "call `cancel_run`"),
+        (t.db().start_run(StartRun::pinned(cancelled)).await.err(), "`create_run` makes a new run"),
+        (t.db().resume_run(cancelled).await.err(), "`retry_run` does again what did not succeed"),
+        (t.db().cancel_run(ended).await.err(), "It has ended"),
+        (t.db().create_workflow(taken).await.err(), "`find_workflow`"),
+        (t.db().delete_workflow(live.workflow).await.err(), "pending, running or paused: find them with `list_runs`"),
+    ];
+    for (error, says) in refused {
+        let error = error.ok_or_else(|| format!("it is not refused: {says}"))?.to_string();
+        assert!(error.contains(says), "{says}: {error}");
+    }
     Ok(())
 }}
 

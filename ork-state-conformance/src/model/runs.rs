@@ -199,7 +199,7 @@ impl Model {
             }
         }
         if again.is_empty() {
-            return Err(refused());
+            return Err(refused().with_hint("No task of it is to be done again"));
         }
         for &index in &again {
             let stays = rows[index].dependencies.iter().filter(|dependency| !again.contains(dependency));

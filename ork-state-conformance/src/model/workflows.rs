@@ -1,3 +1,4 @@
+use ork_state_api::backend::has_live_run;
 use ork_state_api::{
     Dag, Entity, Error, ListWorkflows, NewWorkflow, Page, RunStatus, Snapshot, SnapshotId, Timestamp,
     UpdateWorkflow, Workflow, WorkflowFilter, WorkflowId, WorkflowName,
@@ -110,7 +111,7 @@ impl Model {
         let runs: Vec<_> = self.runs.values().filter(|run| run.workflow == id).cloned().collect();
         let live = [RunStatus::Pending, RunStatus::Running, RunStatus::Paused];
         if let Some(run) = runs.iter().find(|run| live.contains(&run.status)) {
-            return Err(Error::conflict(format!("run {} has not ended", run.id)));
+            return Err(has_live_run(id, run.id, run.status));
         }
         for run in runs {
             self.delete_run(run.id);

@@ -251,7 +251,7 @@ impl Player {
     }
 
     async fn list_tasks(&mut self, run: RunId) -> Result<(), Divergence> {
-        let list = ListTasks::of(run, PageRequest::first(Limit::new(Limit::MAX)?));
+        let list = ListTasks::of(run, PageRequest::first(Limit::MAX));
         let answer = self.make(Call::ListTasks { list }).await?;
         if let Answer::ListTasks(Ok(page)) = &answer {
             self.remember_tasks(page);
@@ -523,7 +523,7 @@ impl Player {
 
     /// Compares all that the store has with all that it should have, and has it verified.
     pub(super) async fn compare_all(&mut self) -> Result<(), Divergence> {
-        let everything = Limit::new(Limit::MAX)?;
+        let everything = Limit::MAX;
         self.make(Call::ListWorkflows { list: PageRequest::first(everything).into() }).await?;
         self.make(Call::ListRuns { list: PageRequest::first(everything).into() }).await?;
         self.make(Call::ReadyTasks { limit: everything }).await?;

@@ -236,6 +236,41 @@ fn decode(line: &[u8]) -> Result<(u64, Vec<Change>), String> {
     Ok((line.seq, changes))
 }
 
+/// Reads bytes as a journal without its header, then each line as the changes of a commit whose
+/// checksum is right. No random bytes have a right one.
+#[cfg(fuzzing)]
+#[expect(clippy::panic, reason = "this is how a fuzz target tells what it has found")]
+pub fn fuzz(bytes: &[u8]) {
+    let path = Path::new(JOURNAL);
+    let (mut state, mut read) = (State::default(), Read { end: 0, seq: 0, is_closed: false });
+    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+        let line = DecodedLine { length: line.len() as u64, commit: decode(line), is_torn: false };
+        if read.apply(path, line, &mut state).is_err() {
+            break;
+        }
+    }
+
+    let (mut state, mut read) = (State::default(), Read { end: 0, seq: 0, is_closed: false });
+    for changes in bytes.split(|&byte| byte == b'\n') {
+        let Ok(changes) = std::str::from_utf8(changes) else { return };
+        let seq = read.seq + 1;
+        let line =
+            format!("{{\"seq\":{seq},\"crc\":\"{}\",\"changes\":{changes}}}\n", checksum(seq, changes));
+        let commit = decode(line.as_bytes());
+        if let Ok((_, changes)) = &commit {
+            // What was read is written so that it reads again, to the same text.
+            let Ok(written) = encode(seq, changes) else { panic!("it does not serialise: {line}") };
+            let again = decode(written.as_bytes())
+                .and_then(|(seq, changes)| encode(seq, &changes).map_err(|error| error.to_string()));
+            assert_eq!(again.as_ref(), Ok(&written));
+        }
+        let line = DecodedLine { length: line.len() as u64, commit, is_torn: false };
+        if read.apply(path, line, &mut state).is_err() {
+            return;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -41,6 +41,8 @@ use crate::state::State;
 
 pub(crate) use self::files::{JOURNAL, stage};
 pub(crate) use self::format::VERSION;
+#[cfg(fuzzing)]
+pub use self::format::fuzz;
 
 use self::files::{LOCK, LOGS, SNAPSHOT, TURNSTILE, open_lock, staged, wait_in_turn};
 use self::fold::Fold;

@@ -4,7 +4,7 @@ use ork_state_api::{ClaimedTask, Entity, Error, Limit, TaskStatus, Timestamp};
 
 use super::super::{Answer, Call, Model, TaskRow, Turn};
 use super::Fault;
-use super::shapes::{after, before, changed, edit_each, epoch, in_seconds, no_limit, postpone, tasks_of};
+use super::shapes::{after, before, changed, edit_each, epoch, in_seconds, postpone, tasks_of};
 use crate::Rule::T2;
 
 pub(super) const FAULTS: &[Fault] = &[
@@ -33,7 +33,7 @@ pub(super) const FAULTS: &[Fault] = &[
         }
     }},
     before! { T2, "limit-ignored", "hands out all there is",
-        |turn, Call::ClaimTasks { claim }| claim.limit = no_limit()
+        |turn, Call::ClaimTasks { claim }| claim.limit = Limit::MAX
     },
     before! { T2, "one-left-lying", "hands out one task less than there are",
     |turn, Call::ClaimTasks { claim }| {

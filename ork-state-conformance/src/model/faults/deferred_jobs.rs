@@ -1,13 +1,13 @@
 //! D1 and D2.
 
 use ork_state_api::{
-    DeferredJob, Entity, Error, JobChange, JobId, JobStatus, JobUpdates, Json, RunId, RunStatus, TaskId,
-    TaskStatus, Text, UpdateOutcome,
+    DeferredJob, Entity, Error, JobChange, JobId, JobStatus, JobUpdates, Json, Limit, RunId, RunStatus,
+    TaskId, TaskStatus, Text, UpdateOutcome,
 };
 
 use super::super::{Answer, Call, JobRow, Model, Turn};
 use super::Fault;
-use super::shapes::{after, before, edit_each, never, next, no_limit, with_retries, with_token};
+use super::shapes::{after, before, edit_each, never, next, with_retries, with_token};
 use crate::Rule::{D1, D2};
 
 pub(super) const FAULTS: &[Fault] = &[
@@ -140,7 +140,7 @@ pub(super) const FAULTS: &[Fault] = &[
         |turn, old, Answer::UpdateJobs(Ok(_))| postpone_jobs(turn, old)
     },
     before! { D1, "job-limit-ignored", "gives a poller all jobs that are due",
-        |turn, Call::ClaimJobs { claim }| claim.limit = no_limit()
+        |turn, Call::ClaimJobs { claim }| claim.limit = Limit::MAX
     },
     after! { D1, "jobs-run-not-ended", "leaves a run going whose last task ends with a job",
     |turn, Answer::UpdateJobs(Ok(report))| {

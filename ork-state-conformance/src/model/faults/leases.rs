@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use ork_state_api::{HeartbeatOutcome, Task, TaskId, TaskStatus, Timestamp};
+use ork_state_api::{HeartbeatOutcome, Limit, Task, TaskId, TaskStatus, Timestamp};
 
 use super::super::{Answer, Call, Turn};
 use super::Fault;
 use super::shapes::{
-    after, all_live, before, change_again, edit_each, in_seconds, next, no_limit, tasks_of, with_retries,
-    with_token,
+    after, all_live, before, change_again, edit_each, in_seconds, next, tasks_of, with_retries, with_token,
 };
 use crate::Rule::T3;
 
@@ -61,7 +60,7 @@ pub(super) const FAULTS: &[Fault] = &[
         |turn, Call::ExpireLeases { .. }| turn.now = in_seconds(turn.now, 1)
     },
     before! { T3, "expiry-limit-ignored", "takes back all that lapsed in one call",
-        |turn, Call::ExpireLeases { limit }| *limit = no_limit()
+        |turn, Call::ExpireLeases { limit }| *limit = Limit::MAX
     },
     before! { T3, "newest-lapse-first", "takes back what lapsed last first",
     |turn, Call::ExpireLeases { limit }| {

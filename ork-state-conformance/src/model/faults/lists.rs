@@ -6,7 +6,7 @@ use ork_state_api::{Limit, Page, RunFilter, RunKey, WorkflowName};
 
 use super::super::{Answer, Call, Turn};
 use super::Fault;
-use super::shapes::{after, before, next, no_limit};
+use super::shapes::{after, before, next};
 use crate::Rule::G6;
 
 pub(super) const FAULTS: &[Fault] = &[
@@ -40,7 +40,7 @@ pub(super) const FAULTS: &[Fault] = &[
             let Call::ListWorkflows { list } = &mut turn.call else { return turn.honest() };
             let (limit, after) = (list.page.limit, list.page.after.take());
             let skipped = after.and_then(|after| turn.model.pages.get(&after).copied()).unwrap_or(0);
-            list.page.limit = no_limit();
+            list.page.limit = Limit::MAX;
             let mut answer = turn.honest();
             if let Answer::ListWorkflows(Ok(page)) = &mut answer {
                 let rows = page.items.drain(..).skip(skipped).take(limit.get() + 1).collect();

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use ork_state_api::{Found, JobStatus, RunStatus, Violation};
+use ork_state_api::{Found, JobStatus, Limit, RunStatus, Violation};
 
 use super::super::{Answer, Call};
 use super::Fault;
-use super::shapes::{after, before, delete_runs, no_limit, tasks_of};
+use super::shapes::{after, before, delete_runs, tasks_of};
 use crate::Damage;
 use crate::Rule::{M1, M2, M3, M4, M5, R3};
 
@@ -64,7 +64,7 @@ pub(super) const FAULTS: &[Fault] = &[
         delete_runs(turn.model, |run| !run.status.is_terminal() && run.created_at < before);
     }},
     before! { M2, "prune-limit-ignored", "deletes all that is old in one call",
-        |turn, Call::Prune { prune }| prune.limit = no_limit()
+        |turn, Call::Prune { prune }| prune.limit = Limit::MAX
     },
     Fault::new(M2, "newest-pruned-first", "deletes what ended last first", |turn| {
         let Call::Prune { prune } = &turn.call else { return turn.honest() };
@@ -129,7 +129,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }},
     after! { M3, "newest-ready", "tells since when the newest ready task waits",
     |turn, Answer::Stats(Ok(stats))| {
-        let ready = turn.model.ready_tasks(turn.now, no_limit());
+        let ready = turn.model.ready_tasks(turn.now, Limit::MAX);
         stats.oldest_ready_at = ready.last().map(|task| task.ready_at);
     }},
     after! { M3, "jobs-all-pending", "counts all open jobs as waiting", |turn, Answer::Stats(Ok(stats))| {

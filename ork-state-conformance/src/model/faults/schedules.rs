@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use ork_state_api::{FiredSchedule, Label, Schedule, Text, WorkflowId};
+use ork_state_api::{FiredSchedule, Label, Limit, Schedule, Text, WorkflowId};
 
 use super::super::{Answer, Call, Model};
 use super::Fault;
 use super::runs::pin_first_snapshot;
-use super::shapes::{after, before, in_seconds, no_limit};
+use super::shapes::{after, before, in_seconds};
 use crate::Rule::S1;
 
 pub(super) const FAULTS: &[Fault] = &[
@@ -90,7 +90,7 @@ pub(super) const FAULTS: &[Fault] = &[
         _ => turn.honest(),
     }),
     before! { S1, "due-limit-ignored", "tells all schedules that are due",
-        |turn, Call::DueSchedules { limit }| *limit = no_limit()
+        |turn, Call::DueSchedules { limit }| *limit = Limit::MAX
     },
     after! { S1, "looking-fires", "moves a schedule on when it is only looked at",
     |turn, Answer::DueSchedules(Ok(due))| {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use ork_state_api::{Claim, Limit, Run, RunId, Task, TaskId, Timestamp};
+use ork_state_api::{Claim, Run, RunId, Task, TaskId, Timestamp};
 
 use super::super::{Answer, Call, Model, TaskRow, Turn};
 
@@ -93,11 +93,6 @@ macro_rules! after {
 }
 
 pub(super) use {after, before};
-
-/// As many rows as a call may return.
-pub(super) fn no_limit() -> Limit {
-    Limit::new(Limit::MAX).unwrap_or(Limit::ONE)
-}
 
 /// The first moment after this one.
 pub(super) fn next(now: Timestamp) -> Timestamp {

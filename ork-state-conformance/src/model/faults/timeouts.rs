@@ -6,7 +6,7 @@ use ork_state_api::{Limit, TaskStatus};
 
 use super::super::{Answer, Call};
 use super::Fault;
-use super::shapes::{after, before, change_again, epoch, no_limit, tasks_of, updated, with_retries};
+use super::shapes::{after, before, change_again, epoch, tasks_of, updated, with_retries};
 use crate::Rule::T8;
 
 pub(super) const FAULTS: &[Fault] = &[
@@ -39,7 +39,7 @@ pub(super) const FAULTS: &[Fault] = &[
         }
     }},
     before! { T8, "timeout-limit-ignored", "ends all that has timed out in one call",
-        |turn, Call::ExpireTimeouts { limit }| *limit = no_limit()
+        |turn, Call::ExpireTimeouts { limit }| *limit = Limit::MAX
     },
     before! { T8, "late-refused",
         "refuses a success that comes after the limit though nobody has ended the attempt",

@@ -135,31 +135,39 @@ pub(super) struct Results {
 }
 
 impl Results {
-    pub(super) fn markdown(&self) -> String {
-        let mut text = String::new();
-        // Writing to a string cannot fail.
-        let _ = self.write_markdown(&mut text);
-        text
+    /// A page per scenario: its file's name, and its text.
+    pub(super) fn pages(&self) -> Vec<(String, String)> {
+        let scenarios = self.outcomes.chunk_by(|one, next| one.scenario == next.scenario);
+        scenarios
+            .filter_map(|outcomes| {
+                let first = outcomes.first()?;
+                let mut text = String::new();
+                // Writing to a string cannot fail.
+                let _ = self.write_page(&mut text, first, outcomes);
+                Some((format!("{}-{}.md", first.target.to_lowercase(), first.scenario), text))
+            })
+            .collect()
     }
 
-    fn write_markdown(&self, text: &mut String) -> std::fmt::Result {
+    fn write_page(&self, text: &mut String, first: &Outcome, outcomes: &[Outcome]) -> std::fmt::Result {
         let Facts { version, commit, build, os, cores, fdatasync, quick, origins, .. } = &self.facts;
-        writeln!(
-            text,
-            "ork-state {version} ({commit}), {build} build, {os}, {cores} cores; an append of 4 KiB with fdatasync: {} ms.{}",
-            number(fdatasync.median),
-            if *quick { " **Sizes were cut down: not to be quoted.**" } else { "" }
-        )?;
+        writeln!(text, "# {} {}\n\n{}.\n", first.target, first.scenario, wrapped(first.title))?;
+        writeln!(text, "- ork-state {version} ({commit}), {build} build, {os}, {cores} cores")?;
+        writeln!(text, "- an append of 4 KiB with fdatasync: {} ms", number(fdatasync.median))?;
         for (backend, origin) in origins {
-            writeln!(text, "{backend}: {origin}.")?;
+            writeln!(text, "- {backend}: {origin}")?;
         }
-        writeln!(text, "\n| # | backend | figure | measured | target | |\n|---|---|---|---:|---|---|")?;
-        for outcome in &self.outcomes {
+        if *quick {
+            writeln!(text, "- **sizes were cut down: not to be quoted**")?;
+        }
+        if outcomes.iter().any(|outcome| !outcome.verdicts.is_empty()) {
+            writeln!(text, "\n| backend | figure | measured | target | |\n|---|---|---:|---|---|")?;
+        }
+        for outcome in outcomes {
             for verdict in &outcome.verdicts {
                 writeln!(
                     text,
-                    "| {} | {} | {} | {} {} | {} | {} |",
-                    outcome.target,
+                    "| {} | {} | {} {} | {} | {} |",
                     outcome.backend,
                     verdict.figure,
                     number(verdict.value),
@@ -169,14 +177,10 @@ impl Results {
                 )?;
             }
         }
-        for outcome in &self.outcomes {
-            writeln!(
-                text,
-                "\n### {} {}, {}\n\n{}.\n",
-                outcome.target, outcome.scenario, outcome.backend, outcome.title
-            )?;
-            for (name, value) in &outcome.parameters {
-                writeln!(text, "- {name}: {value}")?;
+        for outcome in outcomes {
+            writeln!(text, "\n## {}", outcome.backend)?;
+            for (index, (name, value)) in outcome.parameters.iter().enumerate() {
+                writeln!(text, "{}- {name}: {value}", if index == 0 { "\n" } else { "" })?;
             }
             for series in &outcome.series {
                 writeln!(
@@ -198,6 +202,23 @@ impl Results {
         }
         Ok(())
     }
+}
+
+/// Prose in lines of at most 100 columns, as pages have it.
+fn wrapped(prose: &str) -> String {
+    let mut text = String::new();
+    let mut column = 0;
+    for word in prose.split_whitespace() {
+        let width = word.chars().count();
+        if column > 0 {
+            let fits = column + 1 + width < 100;
+            text.push(if fits { ' ' } else { '\n' });
+            column = if fits { column + 1 } else { 0 };
+        }
+        text.push_str(word);
+        column += width;
+    }
+    text
 }
 
 /// Three digits that count, and thousands kept apart.
@@ -243,6 +264,12 @@ mod tests {
     #[case(f64::NAN, "?")]
     fn numbers(#[case] value: f64, #[case] text: &str) {
         assert_eq!(number(value), text);
+    }
+
+    #[test]
+    fn prose_is_wrapped() {
+        let text = wrapped(&"four ".repeat(100));
+        assert!(text.lines().all(|line| line.len() < 100) && text.lines().count() == 5, "{text}");
     }
 
     #[test]

@@ -61,8 +61,8 @@ pub(crate) struct Arguments {
     /// Keep the results as one HTML page with plots.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Keep the results as Markdown.
-    #[arg(long, value_name = "FILE")]
+    /// Keep the results as Markdown, a page per scenario.
+    #[arg(long, value_name = "DIRECTORY")]
     markdown: Option<PathBuf>,
     /// Measure in whatever build this is.
     #[arg(long)]
@@ -189,7 +189,12 @@ async fn measure(arguments: &Arguments, build: &'static str) -> Result<ExitCode,
     }
     write(arguments.json.as_deref(), || Ok(serde_json::to_string_pretty(&results)?))?;
     write(arguments.html.as_deref(), || Ok(results.html()))?;
-    write(arguments.markdown.as_deref(), || Ok(results.markdown()))?;
+    if let Some(directory) = &arguments.markdown {
+        std::fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+        for (name, text) in results.pages() {
+            write(Some(&directory.join(name)), || Ok(text))?;
+        }
+    }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
