@@ -41,7 +41,7 @@ if [ ! -e "\$data" ]; then
         --auth-host=scram-sha-256 --auth-local=trust --encoding=UTF8 --locale=C
     echo 'host all all all scram-sha-256' >>"\$data/pg_hba.conf"
 fi
-exec \$user $binaries/postgres -D "\$data" -c listen_addresses='*' -c max_connections=200 -c unix_socket_directories=/tmp
+exec \$user $binaries/postgres -D "\$data" -c listen_addresses='*' -c max_connections=200 -c unix_socket_directories=/tmp -c fsync=off
 END
 chmod +x "$root/entrypoint"
 

@@ -19,7 +19,16 @@ pub struct PostgresFixture {
     /// What is added to every URL.
     query: &'static str,
     server: OnceCell<Result<Arc<PostgresServer>, Unavailable>>,
-    template: OnceCell<String>,
+    template: OnceCell<Template>,
+}
+
+/// A migrated database, and how it is copied.
+#[derive(Debug)]
+struct Template {
+    name: String,
+    /// From version 15 on a copy goes through the log unless told otherwise, which takes several
+    /// times as long where nothing is synced.
+    strategy: &'static str,
 }
 
 impl PostgresFixture {
@@ -41,16 +50,17 @@ impl PostgresFixture {
         found.as_ref().map_err(|unavailable| Error::unavailable(unavailable.to_string()))
     }
 
-    async fn create(&self, template: Option<&str>) -> Result<Arc<PostgresStore>> {
+    async fn create(&self, template: Option<&Template>) -> Result<Arc<PostgresStore>> {
         let server = self.server().await?.clone();
         let name = format!("ork_state_test_{}", Uuid::new_v4().simple());
-        let template = template.map(|template| format!(" TEMPLATE {template}")).unwrap_or_default();
+        let template = template.map(|Template { name, strategy }| format!(" TEMPLATE {name}{strategy}"));
+        let template = template.unwrap_or_default();
         let failed = |source| Error::unavailable("no database can be created").with_source(source);
         server.administer(format!("CREATE DATABASE {name}{template}")).await.map_err(failed)?;
         Ok(Arc::new(PostgresStore { server, name, query: self.query, keep: OnceLock::new() }))
     }
 
-    async fn make_template(&self) -> Result<String> {
+    async fn make_template(&self) -> Result<Template> {
         let store = self.create(None).await?;
         let db = Registry::linked()?.connect(ConnectOptions::new(&store.url())?).await?;
         db.migrate().await?;
@@ -61,13 +71,14 @@ impl PostgresFixture {
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'",
             store.name
         );
-        store
-            .server
-            .administer(end)
-            .await
-            .map_err(|source| Error::unavailable("no template").with_source(source))?;
+        let failed = |source| Error::unavailable("no template").with_source(source);
+        store.server.administer(end).await.map_err(failed)?;
+        let strategy = match store.server.version().await.map_err(failed)? {
+            150_000.. => " STRATEGY file_copy",
+            _ => "",
+        };
         let _ = store.keep.set(());
-        Ok(store.name.clone())
+        Ok(Template { name: store.name.clone(), strategy })
     }
 }
 
@@ -101,7 +112,8 @@ impl Fixture for PostgresFixture {
     async fn finish(&self) {
         if let Some(Ok(server)) = self.server.get() {
             if let Some(template) = self.template.get() {
-                let _ = server.administer(format!("DROP DATABASE IF EXISTS {template} WITH (FORCE)")).await;
+                let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", template.name);
+                let _ = server.administer(drop).await;
             }
             server.stop().await;
         }

@@ -7,10 +7,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use sqlx::postgres::PgConnectOptions;
 
-use super::{PostgresServer, Started, wait_until_it_answers};
+use super::{PostgresServer, SYNCS_TO_DISK, Started, wait_until_it_answers};
 
 /// Where distributions keep the server's binaries, which are seldom on the path.
 const PLACES: &[&str] =
@@ -18,8 +19,8 @@ const PLACES: &[&str] =
 
 /// Keeps the server until its standard input ends, which happens at the latest with the process
 /// that holds the other end, however that dies. Then it stops the server and removes the directory.
-/// `$1` is the directory, `$2` where the binaries are. Each line it reads before is an [`Order`],
-/// which it answers with `done` or `failed`.
+/// `$1` is the directory, `$2` where the binaries are, `$3` whether the server syncs to disk. Each
+/// line it reads before is an [`Order`], which it answers with `done` or `failed`.
 ///
 /// SIGQUIT ends a server at once; when it starts again, it recovers from its log. A standby has a
 /// directory of its own. When it takes over, the socket that clients know leads to its own, as an
@@ -27,8 +28,10 @@ const PLACES: &[&str] =
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
 PATH=$2:$PATH
+fsync=$3
 serve() {
     "$2/postgres" -D "$3/data" -k "$3" -c listen_addresses= -c max_connections=200 -c logging_collector=off \
+        -c fsync=$fsync \
         >>"$1/log" 2>&1 </dev/null &
 }
 place=$1
@@ -128,7 +131,7 @@ pub(super) async fn start() -> Result<PostgresServer, String> {
     let directory = tempfile::Builder::new()
         .prefix("ork-pg-")
         .permissions(fs::Permissions::from_mode(0o700))
-        .tempdir_in("/tmp")
+        .tempdir_in(place())
         .map_err(|error| format!("no temporary directory: {error}"))?;
     if let Some(user) = user {
         chown(directory.path(), Some(user.uid), Some(user.gid)).map_err(|error| format!("chown: {error}"))?;
@@ -138,6 +141,7 @@ pub(super) async fn start() -> Result<PostgresServer, String> {
         .args(["-c", KEEPER, "sh"])
         .arg(directory.path())
         .arg(&binaries)
+        .arg(if SYNCS_TO_DISK.load(Ordering::Relaxed) { "on" } else { "off" })
         .current_dir(directory.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -162,6 +166,25 @@ pub(super) async fn start() -> Result<PostgresServer, String> {
         url: (format!("postgres://postgres@{socket}/"), String::new()),
         started: Mutex::new(Started::Process(process)),
     })
+}
+
+/// Where the server's directory is made: in memory if there is room, unless it is to sync. A database
+/// has some 300 files, and a file system on disk takes most of a test's time to make and remove
+/// them.
+fn place() -> &'static str {
+    const MEMORY: &str = "/dev/shm";
+    const ROOM_KIB: u64 = 6 << 20;
+    if SYNCS_TO_DISK.load(Ordering::Relaxed) {
+        return "/tmp";
+    }
+    let answer = Command::new("df").args(["-Pk", MEMORY]).output();
+    let text = answer.map(|answer| String::from_utf8_lossy(&answer.stdout).into_owned()).unwrap_or_default();
+    // The last line: device, blocks, used, available, capacity, place.
+    let free = text.lines().last().and_then(|line| line.split_whitespace().nth(3));
+    match free.and_then(|free| free.parse::<u64>().ok()) {
+        Some(ROOM_KIB..) => MEMORY,
+        _ => "/tmp",
+    }
 }
 
 /// Makes the files of a server whose text order is not that of bytes, so that a store that relies

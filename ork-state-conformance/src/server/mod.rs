@@ -5,6 +5,7 @@ mod fixture;
 mod local;
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,16 @@ impl fmt::Display for Unavailable {
             "To mend it: install PostgreSQL (Debian: apt-get install postgresql), or start Docker, or set {URL} to a server's URL"
         )
     }
+}
+
+static SYNCS_TO_DISK: AtomicBool = AtomicBool::new(false);
+
+/// Has the servers that are started here from now on sync to disk, for whoever measures.
+///
+/// Tests do without. They kill processes, not machines, and what a killed server wrote the kernel
+/// still has. Most of a test's time is its database, which syncs when it is made and dropped.
+pub fn sync_to_disk() {
+    SYNCS_TO_DISK.store(true, Ordering::Relaxed);
 }
 
 impl PostgresServer {
@@ -140,6 +151,15 @@ impl PostgresServer {
         let mut connection = PgConnection::connect(&self.url("postgres")).await?;
         connection.execute(AssertSqlSafe(statement)).await?;
         connection.close().await
+    }
+
+    /// Such as 150018.
+    async fn version(&self) -> Result<i32, sqlx::Error> {
+        const VERSION: &str = "SELECT current_setting('server_version_num')::int";
+        let mut connection = PgConnection::connect(&self.url("postgres")).await?;
+        let version = sqlx::query_scalar(VERSION).fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(version)
     }
 
     /// Has it fail, and waits until it answers again. Says `false` where it was not started here:

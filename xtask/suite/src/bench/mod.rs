@@ -133,6 +133,8 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
 }
 
 async fn measure(arguments: &Arguments, build: &'static str) -> Result<ExitCode, AnyError> {
+    // As a server in production does.
+    ork_state_conformance::server::sync_to_disk();
     let wanted =
         |name: &str| arguments.backend.is_empty() || arguments.backend.iter().any(|backend| backend == name);
     let mut benches = Vec::new();
