@@ -168,9 +168,9 @@ pub(super) async fn start() -> Result<PostgresServer, String> {
     })
 }
 
-/// Where the server's directory is made: in memory if there is room, unless it is to sync. A database
-/// has some 300 files, and a file system on disk takes most of a test's time to make and remove
-/// them.
+/// Where the server's directory is made: in memory if there is room, unless it is to sync. A
+/// database has some 300 files, and a file system on disk takes most of a test's time to make and
+/// remove them.
 fn place() -> &'static str {
     const MEMORY: &str = "/dev/shm";
     const ROOM_KIB: u64 = 6 << 20;
