@@ -1,4 +1,4 @@
-//! A case, and how one is written.
+//! A test case of the suite, and the macro that writes one.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,18 +7,19 @@ use ork_state_api::Capability;
 
 use crate::{CaseResult, Ctx, Rule};
 
-/// One thing that a store must do, found at link time.
+/// One thing that a store must do. Found at link time.
 #[derive(Debug)]
 pub struct Case {
-    /// `module::name`; the name begins with the rule.
+    /// `module::name`. The name begins with the rule.
     pub name: &'static str,
-    /// The rules it is about; the first is the one it is named after.
+    /// The rules it is about. It is named after the first.
     pub rules: &'static [Rule],
-    /// What it needs the backend to be capable of.
+    /// The capabilities that the backend must have.
     pub needs: &'static [Capability],
-    /// Runs only where this is opted out of, to check that it is refused.
+    /// Runs only where the backend opts out of this capability, to check that the methods are
+    /// refused.
     pub without: Option<Capability>,
-    /// Whether it takes so long that `cargo test` runs it only if it is asked to.
+    /// Whether it takes so long that `cargo test` runs it only on request.
     pub is_heavy: bool,
     /// The case itself.
     pub run: fn(Ctx) -> Pin<Box<dyn Future<Output = CaseResult> + Send>>,
@@ -27,7 +28,7 @@ pub struct Case {
 inventory::collect!(Case);
 
 impl Case {
-    /// All cases that are linked in, by name.
+    /// All linked cases, by name.
     #[must_use]
     pub fn all() -> Vec<&'static Self> {
         let mut all: Vec<&'static Self> = inventory::iter::<Self>().collect();
@@ -38,11 +39,11 @@ impl Case {
 
 /// Writes cases: rules, name and body, or one body for a table of rows.
 ///
-/// A backend may have cases of its own, in its `tests/conformance.rs`: they run after the same
-/// rules as the suite's, each on a fresh store, with the verification after it, and count for the
-/// level. Whatever a backend promises beyond the contract is worth one.
+/// A backend may have its own cases, in its `tests/conformance.rs`. They follow the rules of the
+/// suite's cases: each runs on a fresh store, is followed by the verification, and counts for the
+/// level. Every promise of a backend beyond the contract deserves a case.
 ///
-/// A case with `heavy` after its rules takes long: `cargo test` runs it only with `--
+/// A case with `heavy` after its rules takes long. `cargo test` runs it only with `--
 /// --include-ignored`, and says so.
 ///
 /// ```
@@ -112,7 +113,7 @@ macro_rules! case {
 }
 pub(crate) use crate::case;
 
-/// Drops the path of this crate's case modules from a name; the name of anybody else's case stays.
+/// Drops the path of this crate's case modules from a name. The name of any other case stays.
 #[doc(hidden)]
 #[must_use]
 pub const fn short_name(path: &'static str) -> &'static str {

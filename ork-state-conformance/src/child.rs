@@ -1,5 +1,5 @@
-//! Other processes: a case starts this very program again, in a role. What a role does is in
-//! `roles.rs`.
+//! Other processes. A case starts this same program again, in a role. `roles.rs` implements the
+//! roles.
 
 use std::process::Stdio;
 
@@ -8,55 +8,55 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-/// The variable by which a process knows that it is a child, and what to do.
+/// The variable that tells a process that it is a child, and what to do.
 pub(crate) const ROLE: &str = "ORK_STATE_CONFORMANCE_CHILD";
 
-/// What a child does.
+/// The role of a child.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Role {
-    /// Says `ready`, waits for a line, then claims in batches and completes until nothing is ready.
-    /// Prints each claimed task's id.
+    /// Says `ready` and waits for a line. Then claims in batches and completes until nothing is
+    /// ready. Prints each claimed task's id.
     WorkOff {
         /// The store.
         url: String,
-        /// Whose leases.
+        /// The owner of the leases.
         owner: String,
-        /// Tasks a claim.
+        /// Tasks per claim.
         batch: usize,
     },
-    /// Claims once, prints the ids, then hangs: to be killed.
+    /// Claims once, prints the ids, then hangs until it is killed.
     ClaimAndHang {
         /// The store.
         url: String,
         /// Tasks to claim.
         batch: usize,
     },
-    /// Creates runs for ever, printing the id of each when it is acknowledged: to be killed.
+    /// Creates runs for ever, until it is killed. Prints the id of each when it is acknowledged.
     CreateRuns {
         /// The store.
         url: String,
-        /// Of this workflow.
+        /// The workflow of the runs.
         workflow: WorkflowId,
     },
-    /// Takes workflows from their creation to their deletion, for ever, telling each step as a
-    /// [`Told`]: to be killed.
+    /// Takes workflows from creation to deletion, for ever, until it is killed. Prints each step as
+    /// a [`Told`].
     LiveOn {
         /// The store.
         url: String,
-        /// How many do so at the same time.
+        /// How many workers do so at the same time.
         workers: usize,
         /// Whether the store keeps logs.
         logs: bool,
     },
-    /// Says `ready`, waits for a line, then appends lines of one letter to a task's log.
+    /// Says `ready` and waits for a line. Then appends lines of one letter to a task's log.
     AppendLog {
         /// The store.
         url: String,
-        /// Whose log.
+        /// The task with the log.
         task: TaskId,
-        /// What the lines are made of.
+        /// The letter that the lines consist of.
         letter: char,
-        /// How long each is, with its end.
+        /// The length of each line, including its end.
         lengths: Vec<usize>,
     },
     /// Makes the calls that it is asked for, as [`processes`](crate::traces) has them, at this
@@ -64,14 +64,14 @@ pub(crate) enum Role {
     Answer {
         /// The store.
         url: String,
-        /// When it is.
+        /// The time of the calls.
         now: Timestamp,
     },
     /// Copies a store, and prints a line after each page.
     Copy {
-        /// What to copy.
+        /// The source.
         from: String,
-        /// Where to.
+        /// The target.
         to: String,
     },
     /// Migrates and prints how many steps it applied.
@@ -81,8 +81,8 @@ pub(crate) enum Role {
     },
 }
 
-/// What a child that lives on says: each line is one of these, as JSON, printed when the store has
-/// acknowledged it.
+/// What a child in the role `LiveOn` prints. Each line is one of these, as JSON, printed when the
+/// store has acknowledged it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Told {
     /// A workflow was created.
@@ -93,20 +93,20 @@ pub(crate) enum Told {
     Started(WorkflowId, RunId),
     /// A task was claimed.
     Claimed(WorkflowId, TaskId, Token),
-    /// Something was appended to a task's log, which is so long now.
+    /// Something was appended to a task's log, which now has this length.
     Logged(WorkflowId, TaskId, u64),
-    /// An update of a task was applied, and left it there.
+    /// An update of a task was applied. The task now has this status.
     Updated(WorkflowId, TaskId, TaskStatus),
     /// A run ended.
     Ended(WorkflowId, RunId, RunStatus),
-    /// The workflow is about to be deleted: not yet acknowledged.
+    /// The workflow is about to be deleted. This is not acknowledged yet.
     Deleting(WorkflowId),
     /// It was deleted.
     Deleted(WorkflowId),
 }
 
 impl Told {
-    /// The workflow that it is about.
+    /// The workflow that this is about.
     pub(crate) const fn workflow(self) -> WorkflowId {
         match self {
             Self::Workflow(workflow)
@@ -155,7 +155,7 @@ impl ChildProcess {
         self.lines.next_line().await
     }
 
-    /// Says a line to it.
+    /// Sends it a line.
     pub(crate) async fn say(&mut self, line: &str) -> std::io::Result<()> {
         let missing = || std::io::Error::other("the child has no input");
         let input = self.process.stdin.as_mut().ok_or_else(missing)?;
@@ -163,13 +163,13 @@ impl ChildProcess {
         input.flush().await
     }
 
-    /// Lets a child that waits for a line go on.
+    /// Releases a child that waits for a line.
     pub(crate) fn release(&mut self) {
         drop(self.process.stdin.take());
     }
 
-    /// Kills it with SIGKILL, waits until it is gone, and gives what it had said by then and nobody
-    /// had read.
+    /// Kills it with SIGKILL and waits until it is gone. Returns what it had printed by then that
+    /// nobody had read.
     pub(crate) async fn kill(mut self) -> std::io::Result<Vec<String>> {
         self.process.kill().await?;
         let mut rest = Vec::new();
@@ -179,7 +179,7 @@ impl ChildProcess {
         Ok(rest)
     }
 
-    /// The rest of its lines, once it has ended well.
+    /// The rest of its lines, once it has exited successfully.
     pub(crate) async fn finish(mut self) -> std::io::Result<Vec<String>> {
         let mut rest = Vec::new();
         while let Some(line) = self.lines.next_line().await? {
@@ -196,12 +196,12 @@ impl ChildProcess {
 
 async fn read_all(mut from: impl AsyncRead + Unpin) -> String {
     let mut text = Vec::new();
-    // What was read before an error is still worth showing.
+    // Output that was read before an error is still worth showing.
     let _ = tokio::io::AsyncReadExt::read_to_end(&mut from, &mut text).await;
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// How a role is played.
+/// The result of a role.
 pub(crate) type PlayResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 pub(crate) async fn wait_for_release() -> PlayResult {

@@ -1,4 +1,4 @@
-//! What must be true of a store whose writers died.
+//! Checks what must be true of a store whose writers died.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::child::{ChildProcess, Role, Told};
 use crate::ctx::work_off;
 use crate::{CaseResult, Ctx, LEASE, ServerFailure};
 
-/// How often a store is asked whether it is sound (rule M4): a server may be at the last call of a
-/// process that is dead already, and what changes while it is looked at may be reported wrongly.
-/// What is really wrong stays so.
+/// How often `verify` is called (rule M4) before its findings count. A server may still be running
+/// the last call of a dead process. Changes during a check may be reported wrongly. Real faults
+/// stay.
 const ASKED: usize = 10;
 
 /// How often writers died, and what the store had acknowledged to them by then.
@@ -25,7 +25,7 @@ const ASKED: usize = 10;
 pub struct Crashes {
     /// Processes killed with SIGKILL while they wrote.
     pub kills: u64,
-    /// Times that a [server failed](crate::Fixture::fail_server) under a process that wrote.
+    /// How often a [server failed](crate::Fixture::fail_server) while a process wrote.
     pub server_failures: u64,
     /// Steps that were acknowledged.
     pub acknowledged: u64,
@@ -33,24 +33,24 @@ pub struct Crashes {
     pub deletions: u64,
 }
 
-/// The end of a process that writes.
+/// How a writing process dies.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Death {
     /// How many calls it makes at the same time.
     pub(crate) workers: usize,
     /// How many steps must have been acknowledged before.
     pub(crate) steps: usize,
-    /// How long after the last of these.
+    /// The pause after the last of these.
     pub(crate) pause: Duration,
-    /// The server fails under it, and it is killed only then.
+    /// First the server fails, and only then the process is killed.
     pub(crate) failure: Option<ServerFailure>,
 }
 
-/// A case's store, the processes that died over it, and what they had been told.
+/// A case's store, the processes that died while using it, and what they had been told.
 pub(crate) struct Survivor<'a> {
     t: &'a Ctx,
     told: Vec<Told>,
-    /// How many of these a look has found.
+    /// How many of these earlier checks have found.
     looked_for: usize,
     died: Crashes,
 }
@@ -60,7 +60,7 @@ impl<'a> Survivor<'a> {
         Self { t, told: Vec::new(), looked_for: 0, died: Crashes::default() }
     }
 
-    /// Has a process write until it dies.
+    /// Lets a process write until it dies.
     pub(crate) async fn outlive(&mut self, death: Death) -> CaseResult {
         let Death { workers, steps, pause, failure } = death;
         let logs = self.t.backend().capabilities.has(Capability::Logs);
@@ -78,8 +78,8 @@ impl<'a> Survivor<'a> {
             Some(failure) => {
                 let mut failing = std::pin::pin!(self.t.fixture().fail_server(failure));
                 loop {
-                    // It goes on writing meanwhile, also when it has more to say than a pipe holds.
-                    // That it ends when the server does is no failure.
+                    // It keeps writing meanwhile, even when it prints more than a pipe holds. If it
+                    // exits because the server failed, that is no error.
                     tokio::select! {
                         failed = &mut failing => break failed?,
                         Ok(Some(line)) = child.line() => said.push(line),
@@ -99,10 +99,11 @@ impl<'a> Survivor<'a> {
         Ok(())
     }
 
-    /// What every other process finds now: nothing half done, and all that was acknowledged since
-    /// the last look.
+    /// Checks what every other process finds now: nothing half done, and everything acknowledged
+    /// since the last check.
     pub(crate) async fn check(&mut self) -> CaseResult {
-        // On real time like the children: for the case's clock what they made ready is not yet.
+        // On real time like the children. By the case's clock, what they made ready is still in the
+        // future.
         let db = self.t.connect(self.t.url()).await?;
         let mut found = Vec::new();
         for _ in 0..ASKED {
@@ -119,7 +120,7 @@ impl<'a> Survivor<'a> {
     }
 
     async fn look_for(&self, told: &[Told], db: &dyn Database) -> CaseResult {
-        // Where a deletion was asked for, its effect may be there though nobody was told.
+        // If a deletion was requested, its effect may be there although nobody was told.
         let asked = self.told.iter().filter(|told| matches!(told, Told::Deleting(_)));
         let leaving: BTreeSet<_> = asked.map(|told| told.workflow()).collect();
         for step in told.iter().copied() {
@@ -130,12 +131,12 @@ impl<'a> Survivor<'a> {
         Ok(())
     }
 
-    /// All that was ever acknowledged is there still, and work goes on: what was claimed comes
-    /// back, what was not started is started, and all of it ends.
+    /// Checks that everything ever acknowledged is still there and that work can continue. Claimed
+    /// tasks come back, pending runs are started, and all of it ends.
     pub(crate) async fn finish(self) -> Result<Crashes, Box<dyn std::error::Error + Send + Sync>> {
         let db = self.t.reopen().await?;
         self.look_for(&self.told, &*db).await?;
-        // The children's leases ran on real time, which the case's clock is moved past.
+        // The children's leases ran on real time. The case's clock is moved past them.
         self.t.advance(LEASE * 60 * 24 * 365 * 50);
         let many = Limit::new(1000)?;
         loop {
@@ -156,7 +157,7 @@ impl<'a> Survivor<'a> {
     }
 }
 
-/// All runs that the filter takes, page by page.
+/// All runs that match the filter, page by page.
 pub(crate) async fn all_runs(db: &dyn Database, filter: RunFilter) -> Result<Vec<Run>> {
     let (mut runs, mut page) = (Vec::new(), PageRequest::first(Limit::MAX));
     loop {
@@ -169,7 +170,7 @@ pub(crate) async fn all_runs(db: &dyn Database, filter: RunFilter) -> Result<Vec
     }
 }
 
-/// Looks for the effect of one step that was acknowledged. Later steps may have gone on from it.
+/// Looks for the effect of one acknowledged step. Later steps may have changed it further.
 async fn is_there(db: &dyn Database, told: Told) -> CaseResult {
     match told {
         Told::Workflow(workflow) | Told::Deleting(workflow) => drop(db.get_workflow(workflow).await?),

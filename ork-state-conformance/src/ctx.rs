@@ -1,4 +1,4 @@
-//! What a case works with: a store, a clock that stands still, and short words for common steps.
+//! The context of a case: a store, a clock that stands still, and short methods for common steps.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use ork_state_api::{
 
 use crate::{CaseResult, Damage, Fixture, NotApplicable, TestStore};
 
-/// The lease that cases take when it does not matter.
+/// The lease that cases use when its length does not matter.
 pub const LEASE: Duration = Duration::from_secs(60);
 
 /// A case's store, migrated and empty at the start, on a [`ManualClock`]. Clones share it.
@@ -83,7 +83,7 @@ impl Ctx {
         &*self.0.fixture
     }
 
-    /// The same, to be kept.
+    /// Like `fixture`, to be kept.
     pub(crate) fn shared_fixture(&self) -> Arc<dyn Fixture> {
         self.0.fixture.clone()
     }
@@ -94,7 +94,7 @@ impl Ctx {
         &self.0.url
     }
 
-    /// The same store, opened once more as another process would, on the same clock. For cases that
+    /// The same store, opened again as another process would, with the same clock. For cases that
     /// need [`Durable`](ork_state_api::Capability::Durable).
     ///
     /// # Errors
@@ -103,7 +103,7 @@ impl Ctx {
         self.fixture().connect(ConnectOptions::new(&self.0.url)?.with_clock(self.0.clock.clone())).await
     }
 
-    /// A store at this URL, as another program would open it, on real time.
+    /// A store at this URL, opened as another program would, on real time.
     ///
     /// # Errors
     /// Those of connecting.
@@ -111,7 +111,7 @@ impl Ctx {
         self.fixture().connect(ConnectOptions::new(url)?).await
     }
 
-    /// Damages the store past the backend. The verification after the case is then up to the case.
+    /// Damages the store behind the backend's back. The case must then do the verification itself.
     ///
     /// # Errors
     /// [`NotApplicable`] if the store cannot hold such a thing.
@@ -127,18 +127,18 @@ impl Ctx {
         self.0.damaged.load(Ordering::Relaxed)
     }
 
-    /// Where chance comes from, the same in every run with this seed.
+    /// The random generator. It is the same in every run with this seed.
     #[must_use]
     pub fn seed(&self) -> u64 {
         self.0.seed
     }
 
-    /// Whether what shows a failure is to be cut down to its shortest form.
+    /// Whether a failing example is reduced to its shortest form.
     pub(crate) fn shrinks(&self) -> bool {
         self.0.shrinks
     }
 
-    /// Says something that is worth reading in the report, such as a figure.
+    /// Adds a note to the report, such as a figure.
     pub fn note(&self, note: impl Into<String>) {
         self.0.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note.into());
     }
@@ -153,18 +153,18 @@ impl Ctx {
         self.0.clock.clone()
     }
 
-    /// The present time of the store.
+    /// The current time of the store.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.0.clock.now()
     }
 
-    /// Lets time pass.
+    /// Advances the clock.
     pub fn advance(&self, by: Duration) {
         self.0.clock.advance(by);
     }
 
-    /// A workflow with a name of its own.
+    /// A workflow with a unique name.
     ///
     /// # Errors
     /// The store's.
@@ -199,7 +199,7 @@ impl Ctx {
         Ok(self.db().list_tasks(ListTasks::of(run, PageRequest::first(Limit::MAX))).await?.items)
     }
 
-    /// The task of this name.
+    /// The task with this name.
     ///
     /// # Errors
     /// The store's; `InvalidInput` if there is none.
@@ -210,7 +210,7 @@ impl Ctx {
         })
     }
 
-    /// The tasks of a run as `name=status`, in order, for one comparison.
+    /// The tasks of a run as `name=status`, in order, to compare all at once.
     ///
     /// # Errors
     /// The store's.
@@ -253,7 +253,7 @@ impl Ctx {
         self.update([TaskUpdate::succeeded(task.claim, None)]).await
     }
 
-    /// Fails a claimed task's attempt, to be tried again after the delay if attempts are left.
+    /// Fails a claimed task's attempt. It is retried after the delay if attempts are left.
     ///
     /// # Errors
     /// The store's.
@@ -269,7 +269,7 @@ impl Ctx {
         self.db().heartbeat(ork_state_api::Heartbeat::new(claims, LeaseTime::new(LEASE)?)?).await
     }
 
-    /// Claims and completes until nothing is ready; says how many tasks that were.
+    /// Claims and completes until nothing is ready. Returns how many tasks that were.
     ///
     /// # Errors
     /// The store's.
@@ -278,7 +278,7 @@ impl Ctx {
     }
 }
 
-/// Claims and completes until nothing is ready; says how many tasks that were.
+/// Claims and completes until nothing is ready. Returns how many tasks that were.
 pub(crate) async fn work_off(db: &dyn Database) -> Result<usize> {
     let mut done = 0;
     loop {
@@ -298,19 +298,19 @@ pub(crate) async fn connect(url: &str) -> Result<Arc<dyn Database>> {
     Registry::linked()?.connect(ConnectOptions::new(url)?).await
 }
 
-/// A claim of a hundred tasks by this owner.
+/// A claim of a hundred tasks for this owner.
 ///
 /// # Errors
-/// `InvalidInput` for what cannot be a label or a lease.
+/// `InvalidInput` for an invalid label or lease.
 pub fn claim_request(owner: &str, lease: Duration) -> Result<ClaimTasks> {
     Ok(ClaimTasks::new(Label::new(owner)?, LeaseTime::new(lease)?))
 }
 
-/// A DAG in one line: `extract load*2:extract` is a task, and another that depends on it and may be
-/// retried twice.
+/// A DAG in one line. `extract load*2:extract` is a task and another one that depends on it and may
+/// be retried twice.
 ///
 /// # Errors
-/// `InvalidInput` for what is no DAG.
+/// `InvalidInput` if it is not a DAG.
 pub fn dag(tasks: &str) -> Result<Dag> {
     let specs: Result<Vec<TaskSpec>> = tasks
         .split_whitespace()
@@ -330,7 +330,7 @@ pub fn dag(tasks: &str) -> Result<Dag> {
     Dag::new(specs?)
 }
 
-/// `count` tasks that depend on nothing, `t0000` onwards.
+/// `count` tasks without dependencies, `t0000` onwards.
 ///
 /// # Errors
 /// `InvalidInput` beyond the limits of a DAG.
@@ -339,7 +339,7 @@ pub fn wide_dag(count: usize) -> Result<Dag> {
     dag(&tasks.join(" "))
 }
 
-/// The same value with a change. What the contract lets grow cannot be written as a literal.
+/// The same value with a change. Types that the contract may extend cannot be written as a literal.
 pub(crate) fn with<T>(mut value: T, change: impl FnOnce(&mut T)) -> T {
     change(&mut value);
     value

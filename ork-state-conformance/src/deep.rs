@@ -1,4 +1,4 @@
-//! Traces, histories and crashes for as long as wanted.
+//! Deep runs: traces, histories and crashes for as long as you like.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -15,29 +15,29 @@ use crate::runtime::block_on;
 use crate::traces::{Histories, Traces, drawn, seed_of};
 use crate::{Ctx, Fixture, ServerFailure};
 
-/// At most so many steps a trace. Short ones begin anew often, and one that shows a difference is
-/// soon cut down; in a long one, of which there is one in [`ONE_IN`], a store grows old.
+/// The most steps in a short trace. Short traces start often from a fresh store, and a failing one
+/// is soon reduced. One trace in [`ONE_IN`] is long, and in it a store grows old.
 const SHORT: usize = 150;
 const LONG: usize = 2000;
 const ONE_IN: u64 = 4;
 
-/// So many processes die over one store.
+/// How many processes die over one store.
 const DEATHS: usize = 10;
 
-/// Seeds have so many bits: more are rounded by what reads JSON as JavaScript does.
+/// Seeds have this many bits. Parsers that read JSON as JavaScript does would round more.
 const SEEDS: u64 = (1 << 53) - 1;
 
-/// A piece that takes longer has hung: they take seconds, but for one that is being cut down to its
+/// A piece that takes longer has hung. Pieces take seconds, except one that is being reduced to its
 /// shortest form.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
-/// What a deep run is made of.
+/// The parts of a deep run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeepKind {
-    /// Random traces, over all backends at once: all must answer as the model does.
+    /// Random traces, over all backends at once. All must answer as the model does.
     Traces,
-    /// Calls at the same time, which some order must explain.
+    /// Concurrent calls, which some order must explain.
     Histories,
     /// Processes that die while they write.
     Crashes,
@@ -61,35 +61,35 @@ impl DeepKind {
 /// What to run, and for how long.
 #[derive(Debug, Clone)]
 pub struct Deep {
-    /// Where chance comes from. Each piece of a run has a seed of its own; that of the first is
+    /// The seed of all random choices. Each piece of a run has its own seed. The first piece's is
     /// this one.
     pub seed: u64,
-    /// No new piece begins after this time; but there is at least one of each kind and backend.
+    /// No new piece begins after this time. But there is at least one of each kind and backend.
     pub time: Duration,
     /// How many pieces run at the same time.
     pub threads: usize,
-    /// Of which kinds.
+    /// The kinds of pieces.
     pub kinds: Vec<DeepKind>,
-    /// The command that runs one piece again: of its kind, its backend unless it is about all, and
-    /// its seed.
+    /// The command that runs one piece again, by its kind, its seed, and its backend unless it is
+    /// about all.
     pub replay: fn(kind: DeepKind, backend: Option<&str>, seed: u64) -> String,
 }
 
 /// How much was done, and what was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeepReport {
-    /// The seed of the whole.
+    /// The seed of the whole run.
     pub seed: u64,
     /// How long it took, in milliseconds.
     pub millis: u64,
-    /// A part a backend, in the order in which they were given.
+    /// The counts of each backend, in the given order.
     pub backends: Vec<DeepCounts>,
     /// What went wrong.
     pub findings: Vec<Finding>,
 }
 
 impl DeepReport {
-    /// Whether there was anything over any backend.
+    /// Whether anything ran over any backend.
     #[must_use]
     pub fn did_something(&self) -> bool {
         self.backends.iter().any(|it| it.traces + it.histories.histories + it.crashes.kills > 0)
@@ -101,51 +101,51 @@ impl DeepReport {
 pub struct DeepCounts {
     /// The plugin's name.
     pub backend: String,
-    /// Why nothing was, where that is so.
+    /// Why nothing was done, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unavailable: Option<String>,
     /// Random traces.
     pub traces: u64,
-    /// Calls in them.
+    /// The calls in these traces.
     #[serde(default)]
     pub trace_calls: u64,
-    /// Histories of calls at the same time.
+    /// Histories of concurrent calls.
     pub histories: Histories,
-    /// Deaths.
+    /// Crashes.
     pub crashes: Crashes,
 }
 
 /// Something that went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// In what.
+    /// The kind of the piece.
     pub kind: DeepKind,
-    /// Over which backend; all of them if none is named.
+    /// The backend; all of them if none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     /// The seed of the piece.
     pub seed: u64,
-    /// What was seen.
+    /// What happened.
     pub message: String,
-    /// The command that runs the piece again. What depends on how processes met may need it several
-    /// times.
+    /// The command that runs the piece again. If the failure depends on how processes interleave,
+    /// several runs may be needed.
     pub replay: String,
 }
 
-/// What happens in a deep run.
+/// An event in a deep run.
 #[derive(Debug)]
 pub enum DeepEvent<'a> {
-    /// So much is done.
+    /// How much is done so far.
     Progress(&'a [DeepCounts]),
     /// Something went wrong.
     Found(&'a Finding),
 }
 
-/// A part of a run: by itself in time, with a seed of its own.
+/// A part of a run, with its own seed.
 #[derive(Debug, Clone, Copy)]
 enum Piece {
     Trace,
-    /// Of the backend at this place.
+    /// For the backend at this position.
     Histories(usize),
     Crashes(usize),
 }
@@ -153,20 +153,20 @@ enum Piece {
 /// What a run shares between its threads.
 struct Run<'a> {
     deep: &'a Deep,
-    /// Those that have stores, and their places among the counts.
+    /// The fixtures that have stores, with their positions among the counts.
     fixtures: Vec<(usize, Arc<dyn Fixture>)>,
     round: Vec<Piece>,
     next: AtomicU64,
     counts: Mutex<Vec<DeepCounts>>,
     findings: Mutex<Vec<Finding>>,
-    /// A server fails for everybody: only when nobody else is at it.
+    /// A failing server fails for everybody. So it may fail only when nobody else uses it.
     servers: RwLock<()>,
     on_event: &'a (dyn Fn(DeepEvent<'_>) + Sync),
 }
 
 impl Deep {
-    /// Runs pieces over these fixtures until the time is over, and tells about it as it goes. A
-    /// finding does not end it.
+    /// Runs pieces over these fixtures until the time is over, and reports as it goes. A finding
+    /// does not end it.
     pub fn run(
         &self,
         fixtures: &[Arc<dyn Fixture>],
@@ -213,7 +213,7 @@ impl Deep {
         DeepReport { seed: self.seed, millis: facts.millis(), backends: counts, findings }
     }
 
-    /// One piece of each kind and backend that there can be.
+    /// One piece of each possible kind and backend.
     fn round(&self, fixtures: &[(usize, Arc<dyn Fixture>)]) -> Vec<Piece> {
         let mut round = Vec::new();
         let wants = |kind| self.kinds.contains(&kind);
@@ -243,7 +243,7 @@ impl Run<'_> {
             if number >= length && Instant::now() >= deadline {
                 return;
             }
-            // The remainder is a place in the round.
+            // The remainder is a position in the round.
             let Some(piece) = self.round.get(usize::try_from(number % length).unwrap_or(0)) else { return };
             self.piece(*piece, seed_of(self.deep.seed, number) & SEEDS);
         }
@@ -300,12 +300,12 @@ impl Run<'_> {
     }
 }
 
-/// Has processes die over one store, and looks at it after each.
+/// Lets processes die over one store, and checks it after each.
 async fn outlive(fixture: Arc<dyn Fixture>, seed: u64, deaths: Vec<Death>) -> Result<Crashes, String> {
     let failed = |error: &dyn std::fmt::Debug| format!("{error:?}");
     let store = fixture.migrated().await.map_err(|error| failed(&error))?;
     let t = Ctx::open(fixture, store.clone(), seed, true).await.map_err(|error| failed(&error))?;
-    // In a task of its own, so that the store is kept also if a look at it panics.
+    // In its own task, so that the store is kept even if a check panics.
     let ended = tokio::spawn(async move {
         let mut survivor = Survivor::new(&t);
         for death in deaths {
@@ -325,7 +325,7 @@ async fn outlive(fixture: Arc<dyn Fixture>, seed: u64, deaths: Vec<Death>) -> Re
     })
 }
 
-/// How processes die over one store. In three of ten stores the last of them has its server fail,
+/// How processes die over one store. In three of ten stores, the last process has its server fail,
 /// where there is one.
 fn drawn_deaths(seed: u64) -> Vec<Death> {
     let failure = proptest::sample::select(vec![

@@ -16,14 +16,14 @@ pub struct Facts {
     pub os: String,
     /// The processor's architecture.
     pub arch: String,
-    /// How many threads run at the same time on this machine; 0 if that cannot be told.
+    /// How many threads can run at the same time on this machine; 0 if unknown.
     pub cores: usize,
     /// When it began, by the machine's clock.
     pub started: Timestamp,
 }
 
 impl Facts {
-    /// The facts as they are here and now.
+    /// The facts of this machine at this moment.
     #[must_use]
     pub fn gather() -> Self {
         Self {
@@ -37,7 +37,7 @@ impl Facts {
         }
     }
 
-    /// How long it has been since, in milliseconds.
+    /// Milliseconds since then.
     pub(crate) fn millis(&self) -> u64 {
         let passed = SystemClock::default().now().saturating_since(self.started);
         u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)

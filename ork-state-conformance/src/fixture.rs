@@ -11,7 +11,7 @@ use ork_state_api::backend::Backend;
 use ork_state_api::{ConnectOptions, Database, Error, Registry, Result, RunId, SnapshotId, TaskId};
 use tempfile::TempDir;
 
-/// Says how to get fresh stores of one backend.
+/// Provides fresh stores of one backend.
 ///
 /// ```
 /// use ork_state_conformance::{DirectoryFixture, UrlFixture};
@@ -26,17 +26,17 @@ pub trait Fixture: Send + Sync {
     /// The name of the backend's plugin.
     fn backend(&self) -> &'static str;
 
-    /// A new store with nothing in it, not migrated.
+    /// A new, empty store that is not migrated.
     async fn empty(&self) -> Result<Arc<dyn TestStore>>;
 
-    /// A new store, migrated, with no rows. To be overridden where there is a faster way.
+    /// A new, migrated store without rows. Override this where there is a faster way.
     async fn migrated(&self) -> Result<Arc<dyn TestStore>> {
         let store = self.empty().await?;
         self.connect(ConnectOptions::new(&store.url())?).await?.migrate().await?;
         Ok(store)
     }
 
-    /// What the backend says about itself. To be overridden by what is no plugin.
+    /// What the backend says about itself. Override this if it is not a plugin.
     ///
     /// # Errors
     /// A message if it is not linked, or the registry is broken.
@@ -44,29 +44,28 @@ pub trait Fixture: Send + Sync {
         linked(self.backend())
     }
 
-    /// Opens a store at a URL of this backend. To be overridden where that is not what its plugin
-    /// does, such as for a store with a [layer](ork_state_api::layer) around it.
+    /// Opens a store at a URL of this backend. Override this if the plugin would do something else,
+    /// for example for a store with a [layer](ork_state_api::layer) around it.
     async fn connect(&self, options: ConnectOptions) -> Result<Arc<dyn Database>> {
         Registry::linked()?.connect(options).await
     }
 
-    /// Whether stores can be had at all; if not, why, and how to mend it.
+    /// Whether stores are available. If not, why, and how to fix it.
     async fn unavailable(&self) -> Option<String> {
         None
     }
 
-    /// Has what serves the stores fail, for all of them, and waits until it serves again. Says
-    /// `false` if that cannot be done, because there is no server, or it is not the suite's to
-    /// break.
+    /// Makes the server behind all the stores fail, and waits until it works again. Returns `false`
+    /// if that is not possible. Either there is no server, or it is not the suite's to break.
     async fn fail_server(&self, failure: ServerFailure) -> Result<bool> {
         let _ = failure;
         Ok(false)
     }
 
-    /// Ends what was started for the stores. Nothing is asked for after it.
+    /// Stops what was started for the stores. Nothing is requested after it.
     async fn finish(&self) {}
 
-    /// How stores are had, for the report, such as which server serves.
+    /// Where stores come from, for the report, such as which server is used.
     async fn origin(&self) -> Option<String> {
         None
     }
@@ -76,29 +75,29 @@ pub trait Fixture: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ServerFailure {
-    /// It dies at once, without putting anything in order, as with the power, and starts again.
+    /// It dies at once, without a clean shutdown, as in a power failure, and starts again.
     Crash,
     /// It ends every connection.
     ConnectionsCut,
-    /// It dies for good, and a synchronous standby takes its place, at the same URL.
+    /// It dies for good. A synchronous standby takes its place, at the same URL.
     Failover,
 }
 
 /// A store for one case. Dropping it removes it.
 #[async_trait]
 pub trait TestStore: Send + Sync {
-    /// The URL to open it with, as often as wanted and from any process.
+    /// The URL to open it with, any number of times and from any process.
     fn url(&self) -> String;
 
-    /// Has it left in place when it is dropped, for a person to look at after a failure, and says
-    /// where it is.
+    /// Keeps the store when this is dropped, for a person to look at after a failure. Returns where
+    /// it is.
     fn keep(&self) -> Option<String> {
         None
     }
 
-    /// Puts something into the store, past the backend, that no backend would write (rules G8, M1,
-    /// M4). Says `false` if that cannot be done, because what the store keeps can hold no such
-    /// thing.
+    /// Writes something into the store, behind the backend's back, that no backend would write
+    /// (rules G8, M1, M4). Returns `false` if that is not possible, because the store's format
+    /// cannot hold such a thing.
     async fn damage(&self, damage: Damage) -> Result<bool> {
         let _ = damage;
         Ok(false)
@@ -113,24 +112,23 @@ pub enum Damage {
     RunStatus(RunId),
     /// The task's status becomes the word `nonsense`.
     TaskStatus(TaskId),
-    /// The task's name becomes `../escape`, which is no task name.
+    /// The task's name becomes `../escape`, which is not a task name.
     TaskName(TaskId),
-    /// The snapshot's tasks become the JSON `{}`, which is no DAG.
+    /// The snapshot's tasks become the JSON `{}`, which is not a DAG.
     Dag(SnapshotId),
-    /// The task's list of dependencies becomes one that cannot be read: no JSON, or with a name in
-    /// it that is none.
+    /// The task's list of dependencies becomes unreadable: not JSON, or with an invalid name in it.
     DependsOn(TaskId),
-    /// The run's count of unfinished tasks becomes one more than it has; all else stays.
+    /// The run's count of unfinished tasks becomes one too large. Everything else stays.
     RunCount(RunId),
-    /// The run becomes a success that finished when it was created; its tasks stay as they are, and
-    /// alive.
+    /// The run becomes a success that finished when it was created. Its tasks stay as they are, and
+    /// live.
     RunEnded(RunId),
-    /// The store's schema becomes one that is newer than the code: at least one step is recorded
-    /// that it does not know.
+    /// The store's schema becomes newer than the code: it records at least one step that the code
+    /// does not know.
     NewerSchema,
 }
 
-/// What is damaged, without the id.
+/// Names the damage, without the id.
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -146,24 +144,24 @@ impl fmt::Display for Damage {
     }
 }
 
-/// Stores that are files or directories: each lives in a temporary directory of its own.
+/// Stores that are files or directories, each in its own temporary directory.
 pub struct DirectoryFixture<F> {
     backend: &'static str,
     url: F,
     damage: Option<DamageDirectory>,
 }
 
-/// Damages the store in a directory, past the backend. See [`TestStore::damage`].
+/// Damages the store in a directory, behind the backend's back. See [`TestStore::damage`].
 pub type DamageDirectory = fn(PathBuf, Damage) -> Pin<Box<dyn Future<Output = Result<bool>> + Send>>;
 
 impl<F: Fn(&Path) -> String + Send + Sync> DirectoryFixture<F> {
-    /// Stores of this backend, at the URL that the function makes of a new directory.
+    /// Stores of this backend. The function makes the URL from a new directory.
     pub const fn new(backend: &'static str, url: F) -> Self {
         Self { backend, url, damage: None }
     }
 
-    /// Says how a store of this backend is damaged, so that the cases of rules G8, M1 and M4 that
-    /// need it apply.
+    /// Sets how a store of this backend is damaged. The cases of rules G8, M1 and M4 that need
+    /// damage then apply.
     #[must_use]
     pub const fn with_damage(mut self, damage: DamageDirectory) -> Self {
         self.damage = Some(damage);
@@ -193,7 +191,7 @@ impl<F: Fn(&Path) -> String + Send + Sync> Fixture for DirectoryFixture<F> {
     }
 }
 
-/// A store in a temporary directory of its own.
+/// A store in its own temporary directory.
 struct DirectoryStore {
     url: String,
     directory: Mutex<TempDir>,
@@ -219,7 +217,7 @@ impl TestStore for DirectoryStore {
     }
 }
 
-/// Stores that live as long as a connection: every one is new.
+/// Stores that live as long as a connection. Every one is new.
 #[derive(Debug)]
 pub struct UrlFixture {
     backend: &'static str,
@@ -258,7 +256,7 @@ impl TestStore for UrlStore {
     }
 }
 
-/// The plugin of this name.
+/// The plugin with this name.
 ///
 /// # Errors
 /// A message if it is not linked, or the registry is broken.

@@ -1,4 +1,4 @@
-//! `cargo test` over the suite: one test a case, through libtest-mimic.
+//! Runs the suite under `cargo test`: one test per case, through libtest-mimic.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
@@ -19,53 +19,53 @@ use crate::run::{CaseReport, TIME_LIMIT, Verdict, run_case};
 use crate::runtime::block_on;
 use crate::{Case, Fixture, run_if_child};
 
-/// Names backends, by commas, that must be there: `ORK_STATE_REQUIRE=postgres`. Without it a
-/// backend whose stores cannot be had shows as one ignored test that says why.
+/// Names the backends that must be available, separated by commas: `ORK_STATE_REQUIRE=postgres`.
+/// Without it, a backend without stores shows as one ignored test that says why.
 pub const REQUIRE: &str = "ORK_STATE_REQUIRE";
 
-/// The seed of what cases leave to chance, a number; [`chosen_seed`] reads it.
+/// The seed of the cases' random choices, a number. [`chosen_seed`] reads it.
 pub const SEED: &str = "ORK_STATE_SEED";
 
-/// Names a directory that [`run_tests`] writes its report into: `ORK_STATE_REPORT=report cargo test
-/// --test conformance`.
+/// Names a directory for the report of [`run_tests`]: `ORK_STATE_REPORT=report cargo test --test
+/// conformance`.
 pub const REPORT: &str = "ORK_STATE_REPORT";
 
-/// Has [`run_tests`] make a [deep run](Deep) instead of running the cases: `ORK_STATE_DEEP=30 cargo
+/// Makes [`run_tests`] do a [deep run](Deep) instead of running the cases: `ORK_STATE_DEEP=30 cargo
 /// test --test conformance` for half an hour. After the minutes there may be a kind, and then a
 /// backend, as in `ORK_STATE_DEEP="5 histories mine"`.
 pub const DEEP: &str = "ORK_STATE_DEEP";
 
-/// How many seconds a case may take: one that is still running then is *timed out*. [`TIME_LIMIT`]
-/// by default.
+/// How many seconds a case may take. A case that is still running then is *timed out*.
+/// [`TIME_LIMIT`] by default.
 pub const LIMIT: &str = "ORK_STATE_CASE_LIMIT";
 
-/// What says that a heavy case did not run.
+/// The message for a heavy case that did not run.
 const HEAVY: &str = "heavy: `-- --include-ignored` runs it";
 
-/// A variable that gives a number cannot be read.
+/// A variable that holds a number cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{variable} is {given:?}: it must be a whole number from 0 to {max}", max = u64::MAX)]
 pub struct BadNumber {
     /// The variable.
     pub variable: &'static str,
-    /// What was given.
+    /// The given value.
     pub given: String,
 }
 
-/// The seed that [`SEED`] gives, else a new one.
+/// The seed in [`SEED`], or a new one.
 ///
 /// # Errors
-/// [`BadNumber`]: a seed that is meant and not taken would not replay what it should.
+/// [`BadNumber`]: ignoring a seed that was given would not replay the right run.
 pub fn chosen_seed() -> Result<u64, BadNumber> {
     match std::env::var_os(SEED) {
         Some(given) => read(SEED, &given.to_string_lossy()),
-        // The standard library's hasher is keyed by chance. 53 bits: more are rounded by what reads
-        // JSON as JavaScript does.
+        // The standard library's hasher has random keys. 53 bits: parsers that read JSON as
+        // JavaScript does would round more.
         None => Ok(RandomState::new().hash_one(()) >> 11),
     }
 }
 
-/// The time limit of a case that [`LIMIT`] gives, else [`TIME_LIMIT`].
+/// A case's time limit in [`LIMIT`], or [`TIME_LIMIT`].
 ///
 /// # Errors
 /// [`BadNumber`]
@@ -82,8 +82,8 @@ fn read(variable: &'static str, given: &str) -> Result<u64, BadNumber> {
 
 /// Runs all cases over these fixtures as tests. [`main!`](crate::main) calls it.
 ///
-/// It ends by saying what each backend comes to; [`REPORT`] has it write the whole report. Under
-/// nextest, where every case is a process of its own, there is neither.
+/// At the end it prints each backend's level. With [`REPORT`] it writes the whole report. Under
+/// nextest every case is a separate process, so there is neither.
 #[must_use]
 pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
     run_if_child();
@@ -95,7 +95,7 @@ pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // Whoever names a case exactly wants it.
+    // A case that is named exactly is wanted.
     let runs_heavy = arguments.ignored || arguments.include_ignored || arguments.exact;
     if let Some(wanted) = std::env::var_os(DEEP) {
         return run_deep(&wanted.to_string_lossy(), fixtures, seed);
@@ -150,7 +150,8 @@ pub fn run_tests(fixtures: &[Arc<dyn Fixture>]) -> ExitCode {
     conclusion.exit_code()
 }
 
-/// A deep run, as [`DEEP`] wants it. Its findings are told as they come, what was done at the end.
+/// A deep run, with the options in [`DEEP`]. It prints findings as they come, and the counts at the
+/// end.
 fn run_deep(wanted: &str, fixtures: &[Arc<dyn Fixture>], seed: u64) -> ExitCode {
     let words: Vec<&str> = wanted.split_whitespace().collect();
     let kind = |word: &&str| DeepKind::ALL.into_iter().find(|kind| kind.word() == *word);
@@ -190,14 +191,14 @@ fn run_deep(wanted: &str, fixtures: &[Arc<dyn Fixture>], seed: u64) -> ExitCode 
     if report.did_something() && report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What was seen of a backend.
+/// The results of a backend.
 struct Tested {
     fixture: Arc<dyn Fixture>,
     unavailable: Option<String>,
     ended: Arc<Mutex<Ended>>,
 }
 
-/// The cases that have ended, and between when and when they ran.
+/// The cases that have ended, with the times of the first start and the last end.
 #[derive(Default)]
 struct Ended {
     cases: Vec<CaseReport>,
@@ -241,7 +242,7 @@ pub fn replay_by_test(backend: &str, case: &str, seed: u64) -> String {
     format!("{SEED}={seed} cargo test --test conformance -- --exact {backend}::{case}")
 }
 
-/// A test of a backend's own: what it is called, and what it does.
+/// One of a backend's own tests: its name and its body.
 pub type OwnTest = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()> + Send>>);
 
 /// Runs a backend's own tests, which need stores of this fixture as the cases do.
@@ -250,15 +251,16 @@ pub type OwnTest = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()> + Send
 pub fn run_own_tests(fixture: &dyn Fixture, tests: &[OwnTest]) -> ExitCode {
     let arguments = Arguments::from_args();
     let own = |&(name, test): &OwnTest| {
-        // Without the name of the program.
+        // Without the program's name.
         let name = name.split_once("::").map_or(name, |(_, name)| name);
         Trial::test(name, move || {
-            // Of its own, as `#[tokio::test]` would make it: a test may leave tasks behind.
+            // A separate runtime, as `#[tokio::test]` would make it, because a test may leave tasks
+            // behind.
             Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(test());
             Ok(())
         })
     };
-    // Listing must be quick: no server is started for it.
+    // Listing must be quick, so no server is started for it.
     let unavailable = if arguments.list { None } else { block_on(fixture.unavailable()) };
     let trials = match unavailable {
         Some(reason) => vec![stand_in(fixture.backend(), reason)],
@@ -297,7 +299,7 @@ fn trials_of(fixture: &Arc<dyn Fixture>, way: Way, ended: &Arc<Mutex<Ended>>) ->
         .collect()
 }
 
-/// Stands for all tests of a backend whose stores cannot be had.
+/// Stands for all tests of a backend without stores.
 fn stand_in(name: &str, reason: String) -> Trial {
     let required =
         std::env::var(REQUIRE).is_ok_and(|names| names.split(',').any(|required| required.trim() == name));

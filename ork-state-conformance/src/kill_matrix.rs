@@ -1,26 +1,27 @@
-//! Which cases notice which faults: the suite tested by stores that are broken on purpose.
+//! The kill matrix: which cases notice which faults. It tests the suite with stores that are broken
+//! on purpose.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Rule;
 
-/// What became of every fault that was put into a store on purpose.
+/// The results of all faults that were put into a store on purpose.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KillMatrix {
     /// The backend that the faults were put around.
     pub backend: String,
-    /// The seed of what was left to chance.
+    /// The seed of all random choices.
     pub seed: u64,
-    /// A part a fault.
+    /// The result of each fault.
     pub faults: Vec<FaultReport>,
     /// The cases that noticed no fault, by name.
     pub idle_cases: Vec<String>,
 }
 
-/// What became of one fault.
+/// The result of one fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultReport {
-    /// What it is called.
+    /// Its name.
     pub name: String,
     /// The rule that it breaks.
     pub rule: Rule,
@@ -38,7 +39,7 @@ impl KillMatrix {
         self.faults.iter().filter(|fault| fault.survived)
     }
 
-    /// How many faults were noticed, of how many, in a few words.
+    /// How many faults were noticed, and of how many, in a few words.
     #[must_use]
     pub fn summary(&self) -> String {
         let (all, survived) = (self.faults.len(), self.survivors().count());

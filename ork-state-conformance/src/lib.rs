@@ -34,7 +34,7 @@ pub use ork_state_api::Rule;
 pub use outcome::{CaseResult, NotApplicable};
 pub use roles::run_if_child;
 
-/// What the macros expand to. Not part of the interface.
+/// Used by the macros. Not part of the interface.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::case::short_name;
@@ -70,12 +70,13 @@ macro_rules! own_tests {
     };
 }
 
-/// The `main` of a test program with `harness = false` of a backend whose stores need something
-/// that may not be there, such as a server.
+/// The `main` of a backend's test program with `harness = false`. For tests whose stores need
+/// something that may be missing, such as a server.
 ///
-/// It takes a `&dyn Fixture` and the modules that have [`own_tests!`](crate::own_tests). Where no
-/// store can be had they show as one ignored test that says why, or as a failed one if
-/// [`REQUIRE`](crate::harness::REQUIRE) names the backend: they never pass unseen.
+/// It takes a `&dyn Fixture` and the modules that have [`own_tests!`](crate::own_tests). Without
+/// stores, the tests show as one ignored test that says why. If
+/// [`REQUIRE`](crate::harness::REQUIRE) names the backend, that test fails instead. They never pass
+/// unseen.
 ///
 /// ```ignore
 /// mod failover;

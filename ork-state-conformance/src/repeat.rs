@@ -1,4 +1,4 @@
-//! A report run again, to see whether it holds.
+//! Runs a report again, to check whether its results still hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,25 +11,25 @@ use crate::run::CaseReport;
 use crate::suite::{Event, Suite};
 use crate::{Case, Fixture};
 
-/// A report, run again.
+/// A report that was run again.
 #[derive(Debug)]
 pub struct Repeated {
-    /// What was found now.
+    /// The new report.
     pub report: Report,
-    /// Where that differs from what was found then. None: the report holds.
+    /// The differences from the old report. None: the report holds.
     pub differences: Vec<Difference>,
 }
 
-/// What another run came to differently.
+/// A result that differs in the new run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// The backend's name.
     pub backend: String,
     /// The case's name, or `level`.
     pub what: String,
-    /// What the report says.
+    /// What the old report says.
     pub then: String,
-    /// What it is now.
+    /// What the new report says.
     pub now: String,
 }
 
@@ -40,11 +40,11 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Runs the cases of a report again, from its seed, over the backends in it, and compares: the same
-/// cases are there, with the same verdicts, and come to the same level. How long they took, and
-/// what exactly a failure said, may differ. The kill matrix is not made again.
+/// Runs the cases of a report again, with its seed and over its backends, and compares. The same
+/// cases must be there, with the same verdicts and the same level. Times and the exact words of
+/// failures may differ. The kill matrix is not made again.
 ///
-/// A backend of the report for which there is no fixture is a difference too.
+/// A backend of the report without a fixture is a difference too.
 pub fn repeat(
     then: &Report,
     fixtures: &[Arc<dyn Fixture>],
@@ -79,12 +79,11 @@ pub fn repeat(
     Repeated { report, differences }
 }
 
-/// The cases that a whole report does not know: the suite has got them since, so its levels cannot
-/// be come to again.
+/// The cases that are newer than a complete report. With them its levels cannot be reproduced.
 fn newer_cases(then: &Report) -> Vec<Difference> {
     let known: BTreeSet<&str> =
         then.backends.iter().flat_map(|backend| &backend.cases).map(|case| case.name.as_str()).collect();
-    // Where cases were left out, nothing says which are new.
+    // If cases were left out, nothing tells which are new.
     let is_whole =
         then.filter.is_none() && then.backends.iter().any(|it| it.left_out == 0 && !it.cases.is_empty());
     let newer = Case::all().into_iter().filter(|case| is_whole && !known.contains(case.name));

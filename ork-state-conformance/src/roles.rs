@@ -1,4 +1,4 @@
-//! What a child process does: the roles of `child.rs`, played.
+//! What a child process does: the roles of `child.rs`.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use crate::child::{PlayResult, ROLE, Role, Told, wait_for_release};
 use crate::ctx::{LEASE, connect, dag};
 
-/// If this process was started as a child, does what it is for and ends. To be called first in
-/// `main` of every program that runs cases.
+/// If this process was started as a child, plays its role and exits. Call it first in `main` of
+/// every program that runs cases.
 pub fn run_if_child() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let code = match play(&role) {
@@ -106,14 +106,14 @@ async fn live_on(url: &str, workers: usize, logs: bool) -> PlayResult {
     for worker in 0..workers {
         living.spawn(live(db.clone(), worker, logs));
     }
-    // They live for ever: the first that ends has failed.
+    // They live for ever, so the first that ends has failed.
     living.join_next().await.ok_or("nobody lives")??
 }
 
 async fn live(db: Arc<dyn Database>, worker: usize, logs: bool) -> PlayResult {
     let dag = dag("a*1 b:a c:a d*2:b,c e f:e g:f,d h")?;
     for round in 0_u64.. {
-        // Of no workflow of an earlier child.
+        // A name that no workflow of an earlier child has.
         let name = format!("{}-{worker}-{round}", std::process::id()).try_into()?;
         let workflow = db.create_workflow(NewWorkflow::new(name, dag.clone())).await?.id;
         tell(Told::Workflow(workflow))?;
@@ -124,12 +124,12 @@ async fn live(db: Arc<dyn Database>, worker: usize, logs: bool) -> PlayResult {
             tell(Told::Started(workflow, run))?;
         }
         while work(&*db, round, logs).await? {}
-        // Every third is deleted: the others are there to be looked at.
+        // Every third is deleted. The others stay for later checks.
         if round % 3 == 2 {
             tell(Told::Deleting(workflow))?;
             match db.delete_workflow(workflow).await {
                 Ok(()) => tell(Told::Deleted(workflow))?,
-                // Another worker holds a task of it still.
+                // Another worker still holds a task of it.
                 Err(error) if matches!(error.kind(), ErrorKind::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -138,7 +138,7 @@ async fn live(db: Arc<dyn Database>, worker: usize, logs: bool) -> PlayResult {
     Ok(())
 }
 
-/// Claims a few tasks and brings them to all kinds of ends. Says whether there were any.
+/// Claims a few tasks and ends them in all possible ways. Returns whether there were any.
 async fn work(db: &dyn Database, round: u64, logs: bool) -> PlayResult<bool> {
     let claimed = db.claim_tasks(claim_request("doomed", 3)?).await?;
     for task in &claimed {
@@ -160,7 +160,7 @@ async fn work(db: &dyn Database, round: u64, logs: bool) -> PlayResult<bool> {
         });
     }
     let report = db.update_tasks(TaskUpdates::new(updates)?).await?;
-    // Two items a task: the second tells how it stands after both.
+    // Two items per task: the second one's outcome shows the status after both.
     for (task, outcome) in claimed.iter().zip(report.outcomes.iter().skip(1).step_by(2)) {
         tell(Told::Updated(task.workflow, task.id, outcome.into_result(task.id)?))?;
     }

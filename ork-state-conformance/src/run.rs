@@ -18,43 +18,43 @@ pub const TIME_LIMIT: Duration = Duration::from_secs(120);
 /// How a case is run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Manner {
-    /// A case that takes longer is given up.
+    /// A case that takes longer is abandoned.
     pub(crate) patience: Duration,
     /// How many threads the case has.
     pub(crate) threads: usize,
-    /// Whether what shows a failure is cut down to its shortest form.
+    /// Whether a failing example is reduced to its shortest form.
     pub(crate) shrinks: bool,
 }
 
 impl Manner {
-    /// As a backend's author wants it.
+    /// For the author of a backend.
     pub(crate) const THOROUGH: Self = Self { patience: TIME_LIMIT, threads: 2, shrinks: true };
-    /// For many runs over the model: it answers under a lock, and hands over only where a fault has
+    /// For many runs over the model. It answers under a lock, and yields only where a fault makes
     /// it.
     pub(crate) const QUICK: Self = Self { threads: 1, shrinks: false, ..Self::THOROUGH };
 }
 
-/// What became of a case.
+/// The result of a case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
     /// The store does what the rule says.
     Passed,
-    /// It does not, or the case could not be run to its end.
+    /// It does not, or the case could not run to its end.
     Failed {
-        /// What was seen.
+        /// What happened.
         message: String,
     },
-    /// The case was still running at its time limit. It hangs, or the machine is slow: neither is
-    /// known.
+    /// The case was still running at its time limit. Either it hangs or the machine is slow, and
+    /// nobody knows which.
     TimedOut {
         /// The limit, in milliseconds.
         limit: u64,
     },
-    /// The case has nothing to check here: the backend declares that it lacks what the case needs,
-    /// or its stores cannot get into the state that the case is about.
+    /// The case has nothing to check here. Either the backend declares that it lacks what the case
+    /// needs, or its stores cannot get into the state that the case is about.
     NotApplicable {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -71,7 +71,7 @@ impl Verdict {
         }
     }
 
-    /// What was seen, of a case that did not end well.
+    /// What happened, for a case that did not end well.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         match self {
@@ -85,7 +85,7 @@ impl Verdict {
     }
 }
 
-/// A case's verdict, with what else there is to say.
+/// A case's verdict, with further remarks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CaseReport {
     /// The case.
@@ -95,32 +95,32 @@ pub struct CaseReport {
     /// The capabilities that it needs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
-    /// The capability that must be opted out of for it to run.
+    /// The capability that the backend must opt out of for it to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub without: Option<String>,
-    /// What became of it.
+    /// Its result.
     #[serde(flatten)]
     pub verdict: Verdict,
     /// How long it took, in milliseconds.
     pub millis: u64,
-    /// What the case had to say, such as figures.
+    /// The case's notes, such as figures.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// The command that runs it again in the same way, of a case that failed or timed out.
+    /// The command that runs it again in the same way, if it failed or timed out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<String>,
 }
 
-/// Runs a case in a runtime of its own, against a fresh store, and has the store verified after it.
+/// Runs a case in its own runtime, against a fresh store, and verifies the store after it.
 ///
-/// What a case leaves to chance comes from the seed. It is given up at the time limit. Blocks; not
-/// to be called from async code.
+/// The case's random choices come from the seed. It is abandoned at the time limit. This blocks: do
+/// not call it from async code.
 #[must_use]
 pub fn run_case(fixture: &Arc<dyn Fixture>, case: &'static Case, seed: u64, limit: Duration) -> CaseReport {
     run_case_so(Manner { patience: limit, ..Manner::THOROUGH }, fixture, case, seed)
 }
 
-/// The same in another manner.
+/// Like `run_case`, in another manner.
 pub(crate) fn run_case_so(
     manner: Manner,
     fixture: &Arc<dyn Fixture>,
@@ -198,8 +198,8 @@ fn fail(message: String) -> Verdict {
     Verdict::Failed { message }
 }
 
-/// Runs a future in a runtime of its own, for as long as it may take. Its panic is an error like
-/// any other.
+/// Runs a future in its own runtime, within its time limit. A panic becomes an error like any
+/// other.
 pub(crate) fn guarded<T: Send + 'static>(
     patience: Duration,
     future: impl Future<Output = Result<T, String>> + Send + 'static,
@@ -216,7 +216,7 @@ pub(crate) fn guarded<T: Send + 'static>(
     }
 }
 
-/// `Err` with the verdict if it is not that the case passed.
+/// `Err` with the verdict unless the case passed.
 async fn in_fresh_store(
     fixture: &Arc<dyn Fixture>,
     case: &Case,
@@ -229,7 +229,7 @@ async fn in_fresh_store(
         Ok(ctx) => ctx,
         Err(error) => return Err(fail(format!("the store does not open: {error:?}"))),
     };
-    // In a task of its own, so that the store is kept also if the case panics.
+    // In its own task, so that the store is kept even if the case panics.
     let ended = tokio::spawn((case.run)(ctx.clone())).await;
     let mut result = match ended {
         Ok(Ok(())) => Ok(()),
@@ -251,8 +251,8 @@ async fn in_fresh_store(
     result
 }
 
-/// Rule M4 after every case, on what another process would see: what the backend itself finds, and
-/// what shows in its answers, so that a backend that finds nothing is not taken at its word.
+/// Rule M4 after every case, as another process would see the store. It uses the backend's own
+/// findings and also the backend's answers. So a backend that finds nothing is not simply believed.
 async fn verify(ctx: &Ctx) -> Result<(), String> {
     let durable = ctx.backend().capabilities.has(Capability::Durable);
     let db = if durable {
@@ -272,10 +272,11 @@ async fn verify(ctx: &Ctx) -> Result<(), String> {
     Err(format!("verify found after the case:\n  {}", lines.join("\n  ")))
 }
 
-/// Where cases panicked. A panic's payload does not tell, so the hook notes it by task.
+/// Where cases panicked. A panic's payload does not have the location, so the hook notes it by
+/// task.
 static PANICS: Mutex<BTreeMap<tokio::task::Id, String>> = Mutex::new(BTreeMap::new());
 
-/// Notes panics of cases instead of printing them: they belong in the report.
+/// Records panics of cases instead of printing them, because they belong in the report.
 fn note_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -295,7 +296,7 @@ fn note_panics() {
     });
 }
 
-/// What a task said that panicked, and where.
+/// The message of a panicked task, and where it panicked.
 pub(crate) fn panic_message(error: &JoinError) -> String {
     let noted = PANICS.lock().unwrap_or_else(PoisonError::into_inner).remove(&error.id());
     noted.unwrap_or_else(|| error.to_string())

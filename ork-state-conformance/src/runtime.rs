@@ -1,10 +1,10 @@
-//! The runtime that what a fixture does belongs to.
+//! The runtime for the work of fixtures.
 
 use std::sync::OnceLock;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// Waits for a future that needs a runtime: all of them share one, which lives as long as the
+/// Blocks on a future that needs a runtime. All of them share one that lives as long as the
 /// process, because what they start (a container's client) belongs to it.
 pub(crate) fn block_on<T: Default>(future: impl Future<Output = T>) -> T {
     static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();

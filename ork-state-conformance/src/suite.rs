@@ -1,4 +1,4 @@
-//! The whole suite over several backends, with a report.
+//! Runs the whole suite over several backends, and makes a report.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,23 +18,23 @@ pub struct Suite {
     pub filter: Option<String>,
     /// How many cases run at the same time.
     pub threads: usize,
-    /// How long a case may take: one that is still running then is *timed out*.
+    /// How long a case may take. A case that is still running then is *timed out*. Use
     /// [`TIME_LIMIT`](crate::run::TIME_LIMIT) unless you know better.
     pub limit: Duration,
-    /// Where chance comes from in cases that leave something to it: the same seed, the same course.
+    /// The seed of the cases' random choices. The same seed gives the same run.
     pub seed: u64,
-    /// How a case is run again, for the report.
+    /// The command that runs a case again, for the report.
     pub replay: Replay,
 }
 
-/// What happens while the suite runs.
+/// An event while the suite runs.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// So many cases of this backend are about to run, on stores that come from here.
+    /// This many cases of this backend are about to run, on stores that come from here.
     Begins {
         /// The plugin's name.
         backend: &'static str,
-        /// Where its stores come from, if there is something to say.
+        /// Where its stores come from, if there is something to report.
         origin: Option<&'a str>,
         /// How many cases.
         cases: usize,
@@ -49,14 +49,14 @@ pub enum Event<'a> {
 }
 
 impl Suite {
-    /// Runs the cases over each fixture, one backend after the other, and tells about it as it
+    /// Runs the cases over each fixture, one backend after the other, and reports events as it
     /// goes.
     pub fn run(&self, fixtures: &[Arc<dyn Fixture>], on_event: &(dyn Fn(Event<'_>) + Sync)) -> Report {
         let matches = |case: &Case| self.filter.as_deref().is_none_or(|filter| case.name.contains(filter));
         self.run_chosen(fixtures, &|_, case| matches(case), on_event)
     }
 
-    /// Runs the cases that are chosen by backend and case; the filter is only told.
+    /// Runs the cases that are selected by backend and case. The filter is only reported.
     pub(crate) fn run_chosen(
         &self,
         fixtures: &[Arc<dyn Fixture>],

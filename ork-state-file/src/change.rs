@@ -1,7 +1,7 @@
-//! What a transaction changed: the form in which it is kept in the journal.
+//! What a transaction changed, in the form that is kept in the journal.
 //!
-//! A change says what is there now, not what was asked for, so that reading a journal needs none of
-//! the rules that led to it, and a later release reads it as it was meant.
+//! A change holds the new contents, not the request. So reading a journal needs none of the rules
+//! that led to the change. A later release reads it as it was meant.
 
 use ork_state_api::backend::ImportProgress;
 use ork_state_api::{
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Change {
     /// A workflow, new or changed.
     Workflow(Workflow),
-    /// What can change of a workflow's schedule when it is fired.
+    /// The parts of a workflow's schedule that change when it fires.
     Schedule { workflow: WorkflowId, schedule: Option<Schedule> },
     /// A new snapshot.
     Snapshot { id: SnapshotId, workflow: WorkflowId, created_at: Timestamp, dag: Dag },
@@ -24,9 +24,9 @@ pub(crate) enum Change {
     Run(Run),
     /// All tasks of a run that was started.
     Tasks { run: RunId, tasks: Vec<NewTask> },
-    /// What can change of a task.
+    /// The fields of a task that can change.
     Task(TaskPatch),
-    /// A task's output, or that it has none any more.
+    /// A task's output, or that it no longer has one.
     Output {
         task: TaskId,
         #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some")]
@@ -34,33 +34,33 @@ pub(crate) enum Change {
     },
     /// New deferred jobs of a task, in order.
     Jobs(Vec<NewJob>),
-    /// What can change of a deferred job.
+    /// The fields of a deferred job that can change.
     Job(JobPatch),
     /// How much of a task's log file counts.
     LogLength { task: TaskId, length: u64 },
-    /// A workflow is gone, with all that was its own.
+    /// A workflow is deleted, with everything that belongs to it.
     DeleteWorkflow(WorkflowId),
-    /// Runs are gone, with all that was theirs.
+    /// Runs are deleted, with everything that belongs to them.
     DeleteRuns(Vec<RunId>),
-    /// Records of an import, in their encoded form, and how much there is of logs.
+    /// Records of an import, in their encoded form, and the lengths of its logs.
     Imported { progress: ImportProgress, records: Vec<String>, logs: Vec<LogLength> },
-    /// What was imported is what the store holds.
+    /// The imported records become the contents of the store.
     ImportFinished,
-    /// What was imported is forgotten.
+    /// The imported records are dropped.
     ImportAbandoned,
 }
 
-/// How much of a task's log is there.
+/// A task's log and its length.
 pub(crate) type LogLength = (TaskId, u64);
 
-/// A deferred job as it is, with what it does not show.
+/// A deferred job, with the fields that the API does not show.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NewJob {
     pub(crate) job: DeferredJob,
     pub(crate) token: Token,
 }
 
-/// What can change of a deferred job, in full.
+/// All fields of a deferred job that can change.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct JobPatch {
     pub(crate) id: JobId,
@@ -83,7 +83,7 @@ pub(crate) struct JobPatch {
 }
 
 impl JobPatch {
-    /// The job as it is.
+    /// Takes the fields from the job.
     pub(crate) fn of(job: &DeferredJob, token: Token) -> Self {
         Self {
             id: job.id,
@@ -99,7 +99,7 @@ impl JobPatch {
         }
     }
 
-    /// Makes the job so.
+    /// Writes the fields to the job.
     pub(crate) fn write_to(self, job: &mut DeferredJob, token: &mut Token) {
         *token = self.token;
         job.status = self.status;
@@ -113,7 +113,7 @@ impl JobPatch {
     }
 }
 
-/// A task as it was made.
+/// A task as it was created.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NewTask {
     pub(crate) task: Task,
@@ -121,7 +121,7 @@ pub(crate) struct NewTask {
     pub(crate) params: Option<Json>,
 }
 
-/// For `Option<Json>`: a `null` that is there is a value, not an absence.
+/// For `Option<Json>`: a `null` that is present is a value, not an absence.
 fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
     Json::deserialize(deserializer).map(Some)
 }
@@ -131,7 +131,7 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// What can change of a task, in full.
+/// All fields of a task that can change.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TaskPatch {
     pub(crate) id: TaskId,
@@ -160,7 +160,7 @@ pub(crate) struct TaskPatch {
 }
 
 impl TaskPatch {
-    /// The task as it is.
+    /// Takes the fields from the task.
     pub(crate) fn of(task: &Task, token: Token) -> Self {
         Self {
             id: task.id,
@@ -180,7 +180,7 @@ impl TaskPatch {
         }
     }
 
-    /// Makes the task so.
+    /// Writes the fields to the task.
     pub(crate) fn write_to(self, task: &mut Task, token: &mut Token) {
         task.status = self.status;
         task.unmet_dependencies = self.unmet_dependencies;

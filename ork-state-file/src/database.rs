@@ -1,4 +1,4 @@
-//! The store, as the contract wants it.
+//! The store as the contract's `Database`.
 
 use ork_state_api::backend::{Backend, Plugin};
 use ork_state_api::{Result, Timestamp};

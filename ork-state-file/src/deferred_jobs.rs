@@ -80,8 +80,8 @@ fn update_jobs(tx: &mut Transaction<'_>, updates: &JobUpdates) -> Result<UpdateR
     Ok(UpdateReport::new(outcomes?, settle(tx, &ended)))
 }
 
-/// Applies one item. A task that it ended is added to `ended`, to be settled with the others of the
-/// batch.
+/// Applies one item. If this ends a task, the task is added to `ended` and settled with the others
+/// of the batch.
 fn update_job(
     tx: &mut Transaction<'_>,
     update: &JobUpdate,
@@ -119,14 +119,15 @@ fn update_job(
     Ok(UpdateOutcome::Applied { status })
 }
 
-/// One job less to wait for: the last one ends the task's attempt.
+/// One job less to wait for. The last one ends the task's attempt.
 fn end_job(tx: &mut Transaction<'_>, id: TaskId, ended: &mut Vec<TaskId>) -> Result<()> {
     tx.edit_task(id, |row| row.task.open_jobs = row.task.open_jobs.saturating_sub(1));
     let row = tx.state.task(id)?;
     if row.task.open_jobs > 0 {
         return Ok(());
     }
-    // Of all the jobs that a task had, the latest deferral's begin with the last one of index 0.
+    // A task keeps the jobs of all its deferrals. Those of the latest begin at the last job with
+    // index 0.
     let jobs: Vec<&DeferredJob> = row.jobs.iter().filter_map(|id| Some(&tx.state.job(*id)?.job)).collect();
     let first = jobs.iter().rposition(|job| job.index == 0).unwrap_or(0);
     match deferred_end(&jobs[first..]) {

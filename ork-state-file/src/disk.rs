@@ -1,5 +1,5 @@
-//! What makes writes last. Everything that is to be there after the power was gone goes through
-//! here, so that a test sees a disk that forgets all else.
+//! Makes writes durable. Everything that must survive a loss of power goes through here. So a test
+//! can simulate a disk that forgets everything else.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -10,7 +10,7 @@ use ork_state_api::Result;
 
 use crate::error::io_at;
 
-/// Has on disk what is in a file, and how long it is.
+/// Syncs a file's contents and its length to disk.
 pub(crate) fn sync_file(file: &File) -> io::Result<()> {
     #[cfg(test)]
     tests::forgetful::before(file)?;
@@ -20,7 +20,7 @@ pub(crate) fn sync_file(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// A new name is on disk when its directory is.
+/// A new name is on disk once its directory is synced.
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = File::open(path)?;
     #[cfg(test)]
@@ -31,7 +31,7 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a directory unless it is there, and has its name on disk.
+/// Creates a directory unless it exists, and syncs its name to disk.
 pub(crate) fn make_directory(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

@@ -1,9 +1,9 @@
-//! One thread that owns the state: calls come to it through a queue and are answered when what they
+//! The thread that owns the state. Calls reach it through a queue. They are answered when what they
 //! saw is on disk.
 //!
-//! All calls that are waiting are taken together: one lock, one write, one sync for all of them
-//! (group commit). None is answered before the commit, readers included, so nothing is seen that
-//! could still be lost. A caller that goes away does not stop its call (rule G9).
+//! All waiting calls are taken together: one lock, one write and one sync for all of them (group
+//! commit). No call is answered before the commit, not even a read. So nothing is seen that could
+//! still be lost. A caller that goes away does not stop its call (rule G9).
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,22 +23,22 @@ use crate::state::{News, State};
 use crate::transaction::Transaction;
 use crate::watch::{Hints, JournalWatcher, LookSoon, Source};
 
-/// Most calls that share a commit: what one of them may have to wait for.
+/// The most calls that share a commit. This bounds how long one of them may wait.
 const MAX_GROUP: usize = 256;
 
-/// When the other calls of a group took longer, what hands out leases waits for the next commit:
-/// else the leases would run out while the group is written (rule T2).
+/// If the other calls of a group took longer than this, calls that hand out leases wait for the
+/// next commit. Otherwise the leases would run out while the group is written (rule T2).
 const SOON: Duration = Duration::from_millis(10);
 
 /// What a call does with the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// It looks.
+    /// It only reads.
     Read,
-    /// It may change something: other processes are kept out.
+    /// It may change something, so other processes are locked out.
     Write,
-    /// It changes something and hands out leases, which are counted from when it runs: its answer
-    /// must not wait long.
+    /// It changes something and hands out leases, whose time counts from when it runs. So its
+    /// answer must not wait long.
     Lease,
 }
 
@@ -49,14 +49,14 @@ pub(crate) struct Engine {
     logs: Logs,
     journal: Option<Journal>,
     clock: Arc<dyn Clock>,
-    /// Whether there is a store to work on, as of the group that is under way.
+    /// Whether there is a store to work on, as of the current group.
     open: bool,
-    /// What its transactions have changed. One that fails has changed nothing.
+    /// The changes of its transactions. One that fails has changed nothing.
     changes: Vec<Change>,
     hints: Arc<Hints>,
 }
 
-/// Where a store is on disk, and how it is worked on.
+/// Where a store is on disk, and its settings.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) directory: PathBuf,
@@ -65,7 +65,7 @@ pub(crate) struct Place {
 }
 
 impl Engine {
-    /// Starts the thread and has it read the store, if there is one.
+    /// Starts the thread and makes it read the store, if there is one.
     pub(crate) async fn start(place: Option<Place>, clock: Arc<dyn Clock>) -> Result<Handle> {
         let hints = Arc::new(Hints::default());
         let (queue, calls) = channel();
@@ -78,7 +78,7 @@ impl Engine {
                     engine.serve(&calls);
                 }
             }
-            // Who has stopped waiting need not know.
+            // A caller that has stopped waiting need not know.
             Err(error) => drop(opened.send(Err(error))),
         };
         std::thread::Builder::new()
@@ -110,7 +110,7 @@ impl Engine {
             while !group.is_empty() {
                 let (served, result) = self.serve_group(&mut group);
                 let failed = result.err();
-                // Unit tests look at what a crash leaves just where they are.
+                // Unit tests inspect what a crash leaves at exactly this point.
                 #[cfg(test)]
                 self.finish_fold();
                 for call in group.drain(..served) {
@@ -131,8 +131,8 @@ impl Engine {
         }
     }
 
-    /// Runs the calls and commits what they changed. If it fails nothing has changed, for any of
-    /// them. Says how many calls that were: all of them, but perhaps those that hand out leases.
+    /// Runs the calls and commits their changes. If this fails, nothing has changed for any of
+    /// them. Returns how many calls it ran: all of them, except perhaps those that hand out leases.
     fn serve_group(&mut self, group: &mut [Box<dyn Call>]) -> (usize, Result<()>) {
         group.iter().for_each(|call| call.taken());
         let writes = group.iter().any(|call| call.access() != Access::Read);
@@ -151,7 +151,7 @@ impl Engine {
         (served, self.commit())
     }
 
-    /// Brings the state up to date, and keeps other processes out for a writer.
+    /// Brings the state up to date, and locks other processes out for a write.
     fn prepare(&mut self, access: Access) -> Result<Option<Locked>> {
         let Some(journal) = &mut self.journal else { return Ok(None) };
         let locked = match access {
@@ -172,7 +172,7 @@ impl Engine {
         let Some(journal) = self.journal.as_mut().filter(|_| !changes.is_empty()) else { return Ok(()) };
         let synced = self.logs.sync().map_err(|source| crate::error::io("write a log", source));
         if let Err(error) = synced.and_then(|()| journal.append(&changes)) {
-            // The state is ahead of the disk: it is read anew.
+            // The state is ahead of the disk, so it is read again.
             journal.forget();
             self.logs.roll_back();
             return Err(error);
@@ -212,7 +212,7 @@ impl Engine {
             return Ok(report);
         }
         if let Some(journal) = &mut self.journal {
-            // The logs first: once the journal is there, the store is.
+            // The logs come first: once the journal is there, the store exists.
             for (task, offset, bytes) in imported.logs {
                 let written = self.logs.write(task, offset, &bytes);
                 written.map_err(|source| crate::error::io("write a log", source))?;
@@ -250,14 +250,14 @@ impl Engine {
     }
 }
 
-/// A call that waits in the queue.
+/// A call in the queue.
 trait Call: Send {
     fn access(&self) -> Access;
-    /// It has left the queue, and nothing was looked at yet.
+    /// It has left the queue, and has not looked at anything yet.
     fn taken(&self) {}
-    /// Does it, and keeps the result.
+    /// Runs it, and keeps the result.
     fn run(&mut self, engine: &mut Engine);
-    /// Gives the result to the caller, or the error with which the whole group failed.
+    /// Sends the result to the caller, or the error with which the whole group failed.
     fn answer(self: Box<Self>, failed: Option<&Error>);
 }
 
@@ -287,7 +287,7 @@ impl<T: Send, F: FnOnce(&mut Engine) -> Result<T> + Send> Call for TypedCall<T, 
     }
 }
 
-/// A look at what other processes have written, for nobody in particular.
+/// Reads what other processes have written, without a caller.
 struct Look(Arc<AtomicBool>);
 
 impl Call for Look {
@@ -304,7 +304,7 @@ impl Call for Look {
     fn answer(self: Box<Self>, _: Option<&Error>) {}
 }
 
-/// The callers' end of the queue. The thread ends when the last one is dropped.
+/// The callers' end of the queue. The thread ends when the last handle is dropped.
 #[derive(Clone)]
 pub(crate) struct Handle {
     queue: Sender<Box<dyn Call>>,
@@ -352,10 +352,10 @@ impl Handle {
         self.call(Access::Read, Engine::plan_migration).await
     }
 
-    /// Has the thread look at what other processes have written; it clears the flag when it does.
-    /// Puts a look into this queue, each time that it is called.
+    /// Returns a function that puts a look into this queue each time it is called. In a look the
+    /// thread reads what other processes have written. It clears the flag when it does.
     fn look_through(queue: Sender<Box<dyn Call>>) -> LookSoon {
-        // If the thread has ended there is nothing to be seen.
+        // If the thread has ended, there is nothing to read.
         Arc::new(move |flag| drop(queue.send(Box::new(Look(flag)))))
     }
 
@@ -374,7 +374,7 @@ impl Handle {
         if let Some(watcher) = shared.upgrade() {
             return Ok(watcher);
         }
-        // With a queue end of its own: the watcher must not keep itself alive.
+        // With its own end of the queue: the watcher must not keep itself alive.
         let look = Self::look_through(self.queue.clone());
         let watcher = Arc::new(JournalWatcher::new(directory, JOURNAL, look)?);
         *shared = Arc::downgrade(&watcher);

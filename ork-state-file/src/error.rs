@@ -1,4 +1,4 @@
-//! Errors of the file system, in the contract's kinds.
+//! Maps errors of the file system to the API's.
 
 use std::io;
 use std::path::Path;
@@ -17,7 +17,7 @@ pub(crate) fn io(action: &str, source: io::Error) -> Error {
     Error::unavailable(format!("cannot {action}: {source}")).with_hint(hint).with_source(source)
 }
 
-/// The same, naming the path.
+/// Like `io`, with the path.
 pub(crate) fn io_at(action: &str, path: &Path, source: io::Error) -> Error {
     io(&format!("{action} {}", path.display()), source)
 }

@@ -1,3 +1,3 @@
-//! What `cargo xtask fuzz` reaches of this crate. No other build has it.
+//! The functions of this crate that `cargo xtask fuzz` calls. No other build has this module.
 
 pub use crate::journal::fuzz as journal;

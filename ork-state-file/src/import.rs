@@ -1,4 +1,4 @@
-//! Reads a directory that Ork wrote before ork-state: a JSON file an entity, written in place,
+//! Reads a directory that Ork wrote before ork-state: one JSON file per entity, written in place,
 //! without a version. The files stay as they are.
 
 use std::collections::HashMap;
@@ -14,22 +14,22 @@ use uuid::Uuid;
 use crate::error::io_at;
 use crate::state::State;
 
-/// Whether a directory holds files of Ork's. One of a legacy state store has a directory `runs`
-/// too, and is another thing.
+/// Whether a directory holds files of Ork's. A legacy state store has a directory `runs` too, but
+/// is something else.
 pub(crate) fn is_orks(directory: &Path) -> bool {
     ["workflows", "tasks"].iter().any(|name| directory.join(name).is_dir())
 }
 
-/// What a directory of Ork's comes to.
+/// The result of converting a directory of Ork's.
 #[derive(Debug, Default)]
 pub(crate) struct Imported {
     pub(crate) state: State,
-    /// Parts of logs, each with where it begins.
+    /// Parts of logs, each with its offset.
     pub(crate) logs: Vec<(TaskId, u64, Vec<u8>)>,
     pub(crate) adjusted: Vec<Violation>,
 }
 
-/// Reads the directory; `now` is for what has no time of its own.
+/// Reads the directory. `now` is for entities without a time of their own.
 pub(crate) fn import(directory: &Path, now: Timestamp) -> Result<Imported> {
     let files = Files(directory);
     let (workflows, unreadable) = files.read_all::<OldWorkflow>("workflows")?;
@@ -51,7 +51,7 @@ pub(crate) fn import(directory: &Path, now: Timestamp) -> Result<Imported> {
     let mut snapshots = grouped(snapshots, |snapshot| snapshot.workflow_id);
     let mut run_of_task: HashMap<Uuid, Uuid> = tasks.iter().map(|task| (task.id, task.run_id)).collect();
     let mut tasks = grouped(tasks, |task| task.run_id);
-    // Of a task that is not there: kept apart under its own id, which is no run's.
+    // Jobs of a missing task are grouped under its own id, which is no run's.
     let mut jobs = grouped(jobs, |job| *run_of_task.entry(job.task_id).or_insert(job.task_id));
 
     let mut records = Vec::new();
@@ -82,7 +82,7 @@ fn all<T>(groups: HashMap<Uuid, Vec<T>>) -> Vec<T> {
     groups.into_values().flatten().collect()
 }
 
-/// Files that cannot be read, each with why.
+/// Files that cannot be read, each with the reason.
 #[derive(Default)]
 struct Unreadable(Vec<(String, String)>);
 
@@ -99,7 +99,7 @@ impl Unreadable {
 struct Files<'a>(&'a Path);
 
 impl Files<'_> {
-    /// All entities of a kind, by the names of their files.
+    /// All entities of a kind, by file name.
     fn read_all<T: DeserializeOwned>(&self, kind: &str) -> Result<(Vec<T>, Unreadable)> {
         let folder = self.0.join(kind);
         let entries = match fs::read_dir(&folder) {

@@ -38,7 +38,7 @@ pub use options::FileOptions;
 #[cfg(feature = "ork")]
 pub use ork::{FileStateStore, InMemoryStateStore, ObjectStoreFiles};
 
-/// The plugin `file`: a directory.
+/// The backend `file`: a directory.
 pub static BACKEND: Backend = Backend {
     name: "file",
     package: "ork_state_file",
@@ -50,7 +50,7 @@ pub static BACKEND: Backend = Backend {
 };
 ork_state_api::register_backend!(BACKEND);
 
-/// The plugin `memory`: the same without files, a new store at every connection.
+/// The backend `memory`: the same without files. Every connection opens a new store.
 pub static MEMORY_BACKEND: Backend = Backend {
     name: "memory",
     package: "ork_state_file",

@@ -1,4 +1,4 @@
-//! Locks of files, between processes and within one.
+//! File locks, between processes and within one.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -9,18 +9,18 @@ use ork_state_api::{Error, Result};
 
 use crate::error::io_at;
 
-/// Holds a lock; dropping it lets it go.
+/// A held lock. Dropping it releases it.
 #[derive(Debug)]
 pub(crate) struct Locked(Arc<File>);
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        // A lock that is held can be let go.
+        // Unlocking a held lock does not fail.
         let _ = self.0.unlock();
     }
 }
 
-/// How long to wait, all locks of a call taken together.
+/// How long to wait for all locks of a call together.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
     begun: Instant,
@@ -33,7 +33,7 @@ impl Deadline {
     }
 }
 
-/// Takes a lock of a file unless another has it.
+/// Takes a file's lock unless another has it.
 pub(crate) fn try_now(
     file: &Arc<File>,
     path: &Path,
@@ -46,7 +46,7 @@ pub(crate) fn try_now(
     }
 }
 
-/// Waits for a lock of a file; the path is what the error names.
+/// Waits for a file's lock. An error names the path.
 pub(crate) fn wait(
     file: &Arc<File>,
     path: &Path,
@@ -62,8 +62,8 @@ pub(crate) fn wait(
                 return Err(Error::unavailable(format!("{} was locked for {waited:?}", path.display()))
                     .with_hint("Another process is writing, or hangs: `fuser -v` on this file tells which"));
             }
-            // There is no waiting for a lock with a time limit; the pause stays far below one
-            // fsync.
+            // File locks have no wait with a time limit, so this polls. The pause stays far below
+            // one fsync.
             None => {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(1));

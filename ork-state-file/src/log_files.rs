@@ -1,7 +1,7 @@
-//! Where logs are kept: plain files beside the journal, or bytes in memory.
+//! Stores logs: plain files beside the journal, or bytes in memory.
 //!
-//! The journal says how much of a file counts. What lies beyond, from an append that was cut short,
-//! is overwritten by the next one.
+//! The journal says how much of a file counts. Bytes beyond that, from an append that was cut
+//! short, are overwritten by the next append.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -13,15 +13,15 @@ use ork_state_api::TaskId;
 
 use crate::disk::{sync_directory, sync_file};
 
-/// Where logs are kept.
+/// Where logs are stored.
 #[derive(Debug)]
 pub(crate) enum Logs {
     Memory(HashMap<TaskId, Vec<u8>>),
     Directory {
         path: PathBuf,
-        /// Written to and not synced yet.
+        /// Files written to and not synced yet.
         dirty: Vec<File>,
-        /// To be removed once the transaction that says so is in the journal.
+        /// Logs to remove once the deletion is in the journal.
         gone: Vec<TaskId>,
     },
 }
@@ -68,7 +68,7 @@ impl Logs {
         }
     }
 
-    /// Says what is wrong with a log of which so much counts.
+    /// Says what is wrong with a log of which this many bytes count.
     pub(crate) fn check(&self, task: TaskId, length: u64) -> Result<(), String> {
         let there = match self {
             Self::Memory(logs) => logs.get(&task).map_or(0, |log| log.len() as u64),
@@ -79,7 +79,7 @@ impl Logs {
         if there < length { Err(format!("has {there} bytes, the journal counts {length}")) } else { Ok(()) }
     }
 
-    /// Forgets a log whose task is being deleted.
+    /// Drops a log whose task is being deleted.
     pub(crate) fn remove(&mut self, task: TaskId) {
         match self {
             Self::Memory(logs) => drop(logs.remove(&task)),
@@ -87,7 +87,7 @@ impl Logs {
         }
     }
 
-    /// Has what was written on disk, before the journal says that it counts.
+    /// Syncs what was written, before the journal says that it counts.
     pub(crate) fn sync(&mut self) -> io::Result<()> {
         let Self::Directory { path, dirty, .. } = self else { return Ok(()) };
         if dirty.is_empty() {
@@ -95,11 +95,11 @@ impl Logs {
         }
         dirty.iter().try_for_each(sync_file)?;
         dirty.clear();
-        // A new file's name is on disk when its directory is.
+        // A new file's name is on disk once its directory is synced.
         sync_directory(path)
     }
 
-    /// Removes the files of deleted tasks. One that stays, after a crash, harms nothing.
+    /// Removes the files of deleted tasks. A file that a crash leaves does no harm.
     pub(crate) fn clean_up(&mut self) {
         let Self::Directory { path, dirty, gone } = self else { return };
         dirty.clear();
@@ -108,7 +108,7 @@ impl Logs {
         }
     }
 
-    /// Forgets what a failed commit would have done.
+    /// Drops the pending work of a failed commit.
     pub(crate) fn roll_back(&mut self) {
         if let Self::Directory { dirty, gone, .. } = self {
             dirty.clear();

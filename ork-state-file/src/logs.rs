@@ -23,9 +23,9 @@ impl LogStore for FileDatabase {
     async fn read_log(&self, task: TaskId, range: LogRange) -> Result<LogSlice> {
         let read = || self.read_logs(move |state, logs| read(state, logs, task, range));
         match read().await {
-            // Another process may have deleted the task since the state was brought up to date. It
-            // removes the file after the journal says so: what is missing for that reason is not
-            // found the second time.
+            // Another process may have deleted the task since the state was brought up to date.
+            // That process removes the file only after the deletion is in the journal. So the
+            // second look does not find the task.
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt { .. }) => read().await,
             done => done,
         }

@@ -49,8 +49,8 @@ impl Maintenance for FileDatabase {
         });
         let (more, bad) = look.await?;
         found.extend(more);
-        // A log may be missing because another process has just deleted its task: then the task is
-        // gone at the second look.
+        // A log may be missing because another process has just deleted its task. Then the second
+        // look does not find the task.
         let look_again = self.read_logs(move |state, logs| {
             let rows = bad.iter().filter_map(|id| state.find_task(*id));
             let problems =

@@ -1,4 +1,4 @@
-//! What a store is opened with.
+//! The options of a store, from a URL or set by hand.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,12 +44,12 @@ pub struct FileOptions {
 }
 
 impl FileOptions {
-    /// A store in this directory, which is made if its parent is there.
+    /// A store in this directory, which is created if its parent exists.
     pub fn directory(path: impl Into<PathBuf>) -> Self {
         Self { directory: Some(path.into()), ..Self::memory() }
     }
 
-    /// A new store in memory, gone with the last handle to it.
+    /// A new store in memory. It is gone when its last handle is dropped.
     #[must_use]
     pub fn memory() -> Self {
         Self {
@@ -61,10 +61,10 @@ impl FileOptions {
         }
     }
 
-    /// Reads a URL: `file:DIRECTORY` or `memory:`, with the options that the plugin lists.
+    /// Parses a URL: `file:DIRECTORY` or `memory:`, with the options that the backend lists.
     ///
     /// # Errors
-    /// `InvalidInput` for what is wrong with it.
+    /// `InvalidInput` if the URL or an option is wrong.
     pub fn from_url(options: &ConnectOptions) -> Result<Self> {
         let url = options.url();
         let in_memory = MEMORY_BACKEND.schemes.contains(&url.scheme());
@@ -116,9 +116,9 @@ impl FileOptions {
     /// Opens the store, reading all of it. It does not migrate.
     ///
     /// # Errors
-    /// `Unavailable` when the directory cannot be read or written, `Corrupt` with the file and
-    /// offset of what cannot be understood, `SchemaMismatch` for a newer format, `Conflict` for a
-    /// directory of an older Ork.
+    /// `Unavailable` when the directory cannot be read or written. `Corrupt`, with file and offset,
+    /// when its contents cannot be understood. `SchemaMismatch` for a newer format, `Conflict` for
+    /// a directory of an older Ork.
     pub async fn connect(self) -> Result<FileDatabase> {
         let backend = if self.directory.is_some() { &BACKEND } else { &MEMORY_BACKEND };
         let (lock_timeout, sync) = (self.lock_timeout, self.sync);

@@ -70,13 +70,13 @@ fn list_runs(state: &State, list: &ListRuns) -> Page<Run, RunKey> {
     Page::from_rows(rows, list.page.limit, RunKey::of)
 }
 
-/// The runs of a kind after a key, newest first.
+/// The matching runs after a key, newest first.
 fn runs<'s>(state: &'s State, filter: &'s RunFilter, after: Option<RunKey>) -> impl Iterator<Item = &'s Run> {
     let keys = match filter.workflow {
         None => Some(&state.run_keys),
         Some(workflow) => state.workflow_runs.get(&workflow),
     };
-    // Newest first: the keys of the time that is asked for follow the last one that is too new.
+    // Newest first: the wanted keys come after the last one that is too new.
     let newest =
         filter.created_before.map(|time| RunKey { created_at: time, id: RunId::from_uuid(Uuid::nil()) });
     let after = after.max(newest).map_or(Bound::Unbounded, Bound::Excluded);
@@ -120,7 +120,7 @@ fn start_run(tx: &mut Transaction<'_>, start: StartRun) -> Result<Run> {
     Ok(tx.state.run(id)?.run.clone())
 }
 
-/// A DAG has far fewer tasks than this can hold.
+/// The limit on a DAG's tasks is far below the maximum here.
 fn count(tasks: usize) -> u32 {
     u32::try_from(tasks).unwrap_or(u32::MAX)
 }

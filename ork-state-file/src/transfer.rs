@@ -1,4 +1,4 @@
-//! Taking in what another store holds.
+//! Importing the records of another store.
 
 use async_trait::async_trait;
 use ork_state_api::Result;
@@ -59,7 +59,7 @@ fn import(tx: &mut Transaction<'_>, page: &ImportPage) -> Result<()> {
             records.push(encoded.clone());
             continue;
         }
-        // Logs are files: they need not wait in the journal.
+        // Logs are files, so they need not wait in the journal.
         if let Record::Log { task, offset, bytes } = Record::decode(encoded)? {
             tx.logs
                 .write(task, offset, &bytes)

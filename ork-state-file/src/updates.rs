@@ -1,4 +1,4 @@
-//! How tasks come to an end, and what follows from it.
+//! How tasks end, and what follows from it.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::change::Change;
 use crate::state::{JobRow, TaskRow};
 use crate::transaction::Transaction;
 
-/// The guard of every write by a worker: the token is current and the lease has not lapsed.
+/// The check before every write by a worker: the token is current and the lease has not lapsed.
 pub(crate) fn holds(tx: &Transaction<'_>, claim: Claim) -> bool {
     let lease = tx.state.find_task(claim.task).and_then(|row| row.task.lease.as_ref());
     lease.is_some_and(|lease| lease.token == claim.token && tx.now < lease.expires_at)
@@ -27,8 +27,8 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, updates: &TaskUpdates) -> Result<U
     Ok(UpdateReport::new(updates.outcomes(&outcomes), settle(tx, &ended)))
 }
 
-/// Applies one step. A task that it ended is added to `ended`, to be settled with the others of the
-/// batch.
+/// Applies one step. If this ends a task, the task is added to `ended` and settled with the others
+/// of the batch.
 fn apply_step(tx: &mut Transaction<'_>, step: &UpdateStep, ended: &mut Vec<TaskId>) -> Result<UpdateOutcome> {
     let id = step.claim.task;
     let Some(row) = tx.state.find_task(id) else { return Ok(UpdateOutcome::NotFound) };
@@ -73,7 +73,7 @@ fn apply_step(tx: &mut Transaction<'_>, step: &UpdateStep, ended: &mut Vec<TaskI
     Ok(UpdateOutcome::Applied { status })
 }
 
-/// Ends a failed attempt (T5): the task is tried again, or failed.
+/// Ends a failed attempt (T5): the task is retried, or failed.
 fn end_attempt(task: &mut Task, error: Text, retry_after: Option<Delay>, now: Timestamp, running: bool) {
     task.error = Some(error);
     (task.lease, task.open_jobs) = (None, 0);
@@ -101,7 +101,7 @@ pub(crate) fn expire_leases(tx: &mut Transaction<'_>, limit: Limit) -> ExpiredTa
     })
 }
 
-/// Ends attempts that are overdue (T8).
+/// Ends overdue attempts (T8).
 pub(crate) fn expire_timeouts(tx: &mut Transaction<'_>, limit: Limit) -> ExpiredTasks {
     let overdue = tx.state.deadlines.iter().take_while(|(at, _)| *at <= tx.now).take(limit.get());
     let overdue: Vec<TaskId> = overdue.map(|(_, id)| *id).collect();
@@ -123,8 +123,8 @@ fn expire(tx: &mut Transaction<'_>, tasks: Vec<TaskId>, error: fn(&Task) -> Stri
     expired
 }
 
-/// Ends an attempt as a failure that no worker reported: it is tried again from now if attempts are
-/// left. Gives the task's status.
+/// Ends the attempt as a failure that no worker reported. It is retried from now if attempts are
+/// left. Returns the task's status.
 pub(crate) fn fail_attempt(
     tx: &mut Transaction<'_>,
     id: TaskId,
@@ -135,7 +135,7 @@ pub(crate) fn fail_attempt(
     let (error, now, running) = (error(task), tx.now, tx.state.is_running(task.run));
     tx.edit_task(id, |row| {
         end_attempt(&mut row.task, error, Some(Delay::ZERO), now, running);
-        // A failure that a worker reported has a retry time.
+        // Only a failure that a worker reported has a retry time.
         row.task.retry_at = None;
     });
     Some(tx.state.find_task(id)?.task.status)
@@ -164,9 +164,10 @@ pub(crate) fn cancel_jobs(tx: &mut Transaction<'_>, id: TaskId) {
     }
 }
 
-/// Draws the consequences of tasks that have ended: counts, dependents, runs.
+/// Applies the consequences of tasks that have ended: counts, dependents, runs.
 pub(crate) fn settle(tx: &mut Transaction<'_>, ended: &[TaskId]) -> Vec<EndedRun> {
-    // By index: of several culprits the lowest is named, as it fails what depends on it first.
+    // By index: of several culprits the lowest is named, because it is the first to fail its
+    // dependents.
     let mut of_runs: BTreeMap<RunId, BTreeMap<u32, TaskStatus>> = BTreeMap::new();
     for row in ended.iter().filter_map(|id| tx.state.find_task(*id)) {
         of_runs.entry(row.task.run).or_default().insert(row.task.index, row.task.status);
@@ -197,7 +198,7 @@ pub(crate) fn settle(tx: &mut Transaction<'_>, ended: &[TaskId]) -> Vec<EndedRun
     ended_runs
 }
 
-/// Ends a live run that has no unfinished task (R3), and says so.
+/// Ends a live run that has no unfinished task (R3), and returns it.
 pub(crate) fn end_if_done(tx: &mut Transaction<'_>, id: RunId) -> Option<EndedRun> {
     let run = &tx.state.runs.get(&id)?.run;
     if run.status.is_terminal() || run.tasks.unfinished > 0 {
@@ -234,8 +235,8 @@ fn release_dependents(tx: &mut Transaction<'_>, run: RunId, index: u32) {
     }
 }
 
-/// Fails whatever depends on a task that failed for good, however far (T5); says how many that
-/// were.
+/// Fails everything that depends, directly or not, on a task that failed for good (T5). Returns how
+/// many tasks that were.
 fn fail_dependents(tx: &mut Transaction<'_>, run: RunId, culprit: u32) -> usize {
     let (now, mut failed) = (tx.now, 0);
     let Some(name) = name_of(tx, run, culprit) else { return 0 };
@@ -245,7 +246,7 @@ fn fail_dependents(tx: &mut Transaction<'_>, run: RunId, culprit: u32) -> usize 
         let Some(Task { id, status, .. }) = tx.state.task_at(run, index).map(|row| &row.task) else {
             continue;
         };
-        // One that has ended has had its dependents failed with it.
+        // The dependents of an ended task were failed with it.
         if status.is_terminal() {
             continue;
         }

@@ -1,8 +1,8 @@
 //! Hints that something has happened (rule M5).
 //!
-//! The engine's thread knows what every transaction brought, its own and those that it reads of
-//! other processes. That there are such, the file system tells: the journal is watched, and a look
-//! is put into the engine's queue when it has grown.
+//! The engine's thread knows what every transaction did: its own, and those that it reads from
+//! other processes. The file system reports that there are such. The journal is watched, and when
+//! it has grown, a look is put into the engine's queue.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use tokio::sync::watch::{Receiver, Sender};
 
 use crate::state::News;
 
-/// How often a watcher looks without a hint of the file system: it has none of writers on other
-/// machines, such as on NFS.
+/// How often a watcher looks without a hint from the file system. There are no such hints of
+/// writers on other machines, for example on NFS.
 const FALLBACK: Duration = Duration::from_secs(1);
 
-/// Where the engine says what has happened.
+/// Where the engine announces what has happened.
 #[derive(Debug, Default)]
 pub(crate) struct Hints {
     ready: Sender<()>,
@@ -46,10 +46,10 @@ impl Hints {
     }
 }
 
-/// Puts a look at the journal into the engine's queue. The flag is cleared when it is done.
+/// Puts a look at the journal into the engine's queue. The flag is cleared when the look is done.
 pub(crate) type LookSoon = Arc<dyn Fn(Arc<AtomicBool>) + Send + Sync>;
 
-/// Has the engine look when the journal changes, for as long as this lives.
+/// Makes the engine look when the journal changes, for as long as this lives.
 pub(crate) struct JournalWatcher(
     #[expect(dead_code, reason = "it watches until it is dropped")] notify::RecommendedWatcher,
 );
@@ -65,7 +65,7 @@ impl JournalWatcher {
         let looking = Arc::new(AtomicBool::new(false));
         let changed = move |event: notify::Result<notify::Event>| {
             let concerns = |event: notify::Event| !event.kind.is_access() && event.paths.contains(&path);
-            // An error, such as a queue that ran over, may hide a change.
+            // An error, such as a queue overflow, may hide a change.
             if event.map_or(true, concerns) && !looking.swap(true, Ordering::AcqRel) {
                 look(looking.clone());
             }
@@ -86,7 +86,7 @@ impl std::fmt::Debug for JournalWatcher {
 pub(crate) struct Source {
     pub(crate) hints: Receiver<()>,
     pub(crate) look: LookSoon,
-    /// There is none for a store in memory.
+    /// None for a store in memory.
     pub(crate) journal: Option<Arc<JournalWatcher>>,
 }
 

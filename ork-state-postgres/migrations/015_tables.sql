@@ -1,14 +1,14 @@
--- Workflows, runs and tasks as ork-state keeps them, and beside them narrow tables for what depends
--- on what, what is ready and what is claimed.
+-- The tables for workflows, runs and tasks. Beside them are narrow tables for dependencies, ready
+-- tasks and claimed tasks.
 --
--- JSON columns become `json`: `jsonb` rewrites numbers and drops white space, and what goes in must
--- come out equal. Names are ordered byte by byte whatever the database's collation.
+-- JSON columns become `json`. `jsonb` rewrites numbers and drops white space, but what goes in must
+-- come out equal. Names are ordered byte by byte, whatever the database's collation.
 --
--- Rows of a database that Ork made stay where they are. The code that takes it over brings them to
--- the rules after this step; what they must fulfil, and what only they needed, is the next one.
--- Somebody may have dropped an index or a foreign key of Ork's.
+-- Rows of a database that Ork made stay where they are. After this step the takeover code makes
+-- them follow the rules. The next step adds the constraints and drops what only the old rows
+-- needed. Somebody may have dropped an index or a foreign key of Ork's.
 
--- The steps of the schema that were applied. From this one on, each step records itself here.
+-- The applied steps of the schema. From this one on, each step records itself here.
 CREATE TABLE ork_state_migrations (
     version bigint PRIMARY KEY,
     name text NOT NULL,
@@ -27,13 +27,13 @@ DROP INDEX IF EXISTS idx_workflows_executor_type;
 ALTER TABLE workflow_snapshots
     ALTER COLUMN tasks_json TYPE json USING tasks_json::text::json;
 
--- The unique index on (workflow_id, content_hash) serves as well.
+-- The unique index on (workflow_id, content_hash) serves the same purpose.
 DROP INDEX IF EXISTS idx_workflow_snapshots_workflow_id;
 
 -- Runs.
 
--- A run's snapshot goes only with its workflow, after the run. A foreign key would look for runs of
--- each snapshot that is deleted, with no index to find them by.
+-- A run's snapshot is deleted only with its workflow, after the run. With a foreign key, each
+-- deletion of a snapshot would search for its runs, without an index.
 ALTER TABLE runs
     DROP CONSTRAINT IF EXISTS runs_snapshot_id_fkey,
     ADD COLUMN idempotency_key text COLLATE "C",
@@ -48,16 +48,17 @@ DROP INDEX IF EXISTS idx_runs_workflow_id;
 
 CREATE UNIQUE INDEX runs_idempotency_key ON runs (workflow_id, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
--- Lists are ordered by the id after these. It is not in the indexes: while there are few runs, a
--- plan could take one of them to look a run up by its id, and be kept when there are many.
+-- Lists are ordered by these columns and then by the id. The id is not in the indexes. While there
+-- are few runs, a plan could use such an index to look up a run by its id. That plan could then be
+-- kept when there are many runs.
 CREATE INDEX runs_by_age ON runs (created_at);
 CREATE INDEX runs_of_workflow ON runs (workflow_id, created_at);
 CREATE INDEX runs_by_status ON runs (status, created_at);
 CREATE INDEX runs_ended ON runs (finished_at) WHERE finished_at IS NOT NULL;
 
--- How many runs have ended, and how many of their tasks, by status: so that nobody need count the
--- history. Each connection adds to one of a few rows, by its number, so that runs that end at once
--- seldom wait for each other; their sum counts.
+-- How many runs have ended, and how many of their tasks, by status. So the history need not be
+-- counted. Each connection adds to one of a few rows, chosen by its number. So runs that end at
+-- once seldom wait for each other. The count is the sum of the rows.
 CREATE TABLE ended_counts (
     slot int NOT NULL,
     kind text NOT NULL CHECK (kind IN ('run', 'task')),
@@ -66,8 +67,8 @@ CREATE TABLE ended_counts (
     PRIMARY KEY (slot, kind, status)
 ) WITH (fillfactor = 50);
 
--- A task's log in chunks: appending costs the same however long the log is, and listing tasks drags
--- no log along.
+-- A task's log in chunks. Appending costs the same however long the log is, and listing tasks reads
+-- no logs.
 
 CREATE TABLE task_logs (
     task_id uuid PRIMARY KEY,
@@ -81,15 +82,15 @@ CREATE TABLE task_log_chunks (
     PRIMARY KEY (task_id, start_offset)
 );
 
--- Not compressed: of a long chunk only the part that is asked for is read.
+-- Not compressed, so that reading a part of a long chunk reads only that part.
 ALTER TABLE task_log_chunks ALTER COLUMN data SET STORAGE EXTERNAL;
 
--- What the tasks of deleted runs printed is freed in steps, of which the deletion itself makes the
--- first: to free a log of some gigabytes in one statement would take longer than a call may.
+-- The logs of deleted runs are freed in steps. The deletion itself makes the first step. Freeing a
+-- log of some gigabytes in one statement would take longer than a call may.
 --
--- Tasks that are gone and whose chunks from `freed_to` on are still to be freed. Without it each
--- step would look at all chunks that were freed before, as long as any old transaction keeps them
--- from being vacuumed.
+-- Deleted tasks whose chunks from `freed_to` on are still to be freed. Without it each step would
+-- scan all the chunks freed before. That would last as long as an old transaction keeps them from
+-- being vacuumed.
 CREATE TABLE deleted_logs (
     task_id uuid PRIMARY KEY,
     freed_to bigint NOT NULL DEFAULT 0
@@ -97,9 +98,9 @@ CREATE TABLE deleted_logs (
 
 -- Tasks.
 --
--- No column of `tasks` that changes stands in an index, so that every update of a task can stay on
--- its page (HOT). The fillfactor leaves room for that: a batch may claim all tasks of a page at
--- once, and then needs room for all of them again, a little longer.
+-- No column of `tasks` that changes is in an index, so every update of a task can stay on its page
+-- (HOT). The fillfactor leaves room for that. A batch may claim all tasks of a page at once, and
+-- then needs room for all of them again, a little longer.
 
 DROP INDEX IF EXISTS idx_tasks_run_id;
 DROP INDEX IF EXISTS idx_tasks_status;
@@ -119,11 +120,11 @@ ALTER TABLE tasks
     ADD COLUMN ready_at timestamptz,
     SET (fillfactor = 45);
 
--- None of the tables below has foreign keys: each would cost every insert. Whoever deletes a run
--- deletes its rows here; `verify` finds orphans.
+-- None of the tables below has foreign keys, because each would slow down every insert. Whoever
+-- deletes a run deletes its rows here. `verify` finds orphans.
 
--- The task at `task_index` must succeed before the one at `dependent_index`, whose id is here too:
--- of the three unique keys of `tasks` the id is the one that no plan can mistake for another.
+-- The task at `task_index` must succeed before the one at `dependent_index`, whose id is here too.
+-- `tasks` has three unique keys. The id is the only one that no plan can confuse with another.
 CREATE TABLE task_edges (
     run_id uuid NOT NULL,
     task_index int NOT NULL,
@@ -132,8 +133,8 @@ CREATE TABLE task_edges (
     PRIMARY KEY (run_id, task_index, dependent_index)
 );
 
--- The tasks of running runs that wait for nothing but, perhaps, their time. `tasks.ready_at` has
--- the same value, so that a task's row is found by its key.
+-- The tasks of running runs that wait for nothing, except perhaps their time. `tasks.ready_at` has
+-- the same value, so a task's row here is found by its key.
 CREATE TABLE ready_tasks (
     ready_at timestamptz NOT NULL,
     run_id uuid NOT NULL,
@@ -151,10 +152,10 @@ CREATE TABLE task_leases (
     expires_at timestamptz NOT NULL
 );
 
--- Without the task's id, for the reason told of the indexes of `runs`.
+-- Without the task's id, for the reason given at the indexes of `runs`.
 CREATE INDEX task_leases_by_expiry ON task_leases (expires_at);
 
--- The running tasks that may not run for ever.
+-- The running tasks with a deadline.
 CREATE TABLE task_timeouts (
     task_id uuid PRIMARY KEY,
     run_id uuid NOT NULL,
@@ -163,8 +164,8 @@ CREATE TABLE task_timeouts (
 
 CREATE INDEX task_timeouts_by_deadline ON task_timeouts (deadline);
 
--- Rows come and go here all the time: vacuum by their number, not by a share of a table that is
--- often empty.
+-- Rows are inserted and deleted here all the time. So vacuum after a fixed number of rows, not
+-- after a fraction of a table that is often empty.
 ALTER TABLE ready_tasks
     SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 ALTER TABLE task_leases
@@ -174,9 +175,9 @@ ALTER TABLE task_timeouts
 
 -- Deferred jobs.
 
--- A job is to be polled from `poll_at` on. Whoever claims it sets that to the end of the lease, so
--- a job that nobody reports on is due again by itself. `deferral` is the token of the claim that
--- the task was deferred under: it tells the jobs of one attempt from those of another.
+-- A job is to be polled from `poll_at` on. A claim sets that to the end of the lease, so a job
+-- without a report is due again by itself. `deferral` is the token of the claim under which the
+-- task was deferred. It tells the jobs of one attempt from those of another.
 ALTER TABLE deferred_jobs
     ALTER COLUMN job_data TYPE json USING job_data::text::json,
     ADD COLUMN run_id uuid,
@@ -197,8 +198,8 @@ CREATE INDEX deferred_jobs_due ON deferred_jobs (poll_at) WHERE poll_at IS NOT N
 
 -- Imports.
 --
--- What another store holds comes as records, which are kept here, apart from all else, until the
--- last of them has come. `record` is one in its encoded form: an object with one key, the kind; the
+-- The records of another store are kept here, apart from everything else, until the last of them
+-- has arrived. `record` is one record in its encoded form: an object with one key, the kind. The
 -- payloads in it are strings that hold JSON.
 
 CREATE TABLE import_progress (

@@ -1,7 +1,7 @@
--- What every row fulfils, and what is not needed any more. A database of Ork fulfils it once the
--- code that takes it over has brought its rows to the rules.
+-- Adds the constraints on every row, and drops what is not needed any more. A database of Ork meets
+-- the constraints once the takeover code has adjusted its rows.
 
--- A table with foreign keys still to be checked cannot be altered.
+-- A table with pending checks of foreign keys cannot be altered.
 SET CONSTRAINTS ALL IMMEDIATE;
 
 ALTER TABLE workflows ALTER COLUMN current_snapshot_id SET NOT NULL;

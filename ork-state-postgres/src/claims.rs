@@ -1,4 +1,4 @@
-//! Handing tasks out and keeping them leased.
+//! Claims ready tasks and renews their leases.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(crate) async fn claim(db: Arc<Core>, queue: Arc<Queue>, claim: ClaimTasks) -
     let mut claimed = Vec::new();
     let mut left = int_limit(claim.limit);
     let mut from = queue.start(&db).await?;
-    // How many had been found when all of the queue was looked at.
+    // How many tasks were found when the whole queue was scanned.
     let mut seen = usize::MAX;
     while left > 0 {
         let claim_left = || {
@@ -37,8 +37,8 @@ pub(crate) async fn claim(db: Arc<Core>, queue: Arc<Queue>, claim: ClaimTasks) -
         let rows = match db.rows(Access::Write, claim_left).await {
             Ok(rows) => rows,
             Err(error) if claimed.is_empty() => return Err(error),
-            // What is claimed already is leased: an error would keep it from everybody until that
-            // has lapsed.
+            // These tasks are already leased. An error would hide them from everybody until the
+            // leases lapse.
             Err(_) => break,
         };
         let (outputs, rows) = split(&rows)?;
@@ -53,8 +53,7 @@ pub(crate) async fn claim(db: Arc<Core>, queue: Arc<Queue>, claim: ClaimTasks) -
         }
         left = int_limit(claim.limit).saturating_sub(i32::try_from(claimed.len()).unwrap_or(i32::MAX));
         if !unreadable.is_empty() {
-            // They stay pending, where `verify` finds them, and others come in their place (rule
-            // G8).
+            // They stay pending, where `verify` finds them. Other tasks take their place (rule G8).
             match set_aside(&db, &unreadable).await {
                 Err(error) if claimed.is_empty() => return Err(error),
                 Err(_) => break,
@@ -72,7 +71,7 @@ pub(crate) async fn claim(db: Arc<Core>, queue: Arc<Queue>, claim: ClaimTasks) -
     Ok(claimed)
 }
 
-/// The rows of outputs, and those of claimed tasks.
+/// Separates the rows of outputs from those of claimed tasks.
 fn split(rows: &[PgRow]) -> Result<(Vec<&PgRow>, Vec<&PgRow>)> {
     let (mut outputs, mut tasks) = (Vec::new(), Vec::new());
     for row in rows {
@@ -82,7 +81,7 @@ fn split(rows: &[PgRow]) -> Result<(Vec<&PgRow>, Vec<&PgRow>)> {
     Ok((outputs, tasks))
 }
 
-/// What the tasks of a run gave.
+/// The outputs of a run's tasks.
 type Outputs = HashMap<RunId, HashMap<TaskName, Option<Json>>>;
 
 /// The outputs that can be read.
@@ -105,7 +104,7 @@ fn read_outputs(rows: &[&PgRow]) -> Outputs {
 }
 
 async fn set_aside(db: &Core, unreadable: &[&PgRow]) -> Result<()> {
-    // Gives claims back, but not to the ready tasks.
+    // Returns claims without putting the tasks back in the queue.
     const SET_ASIDE: Statement = Statement::new(
         "WITH given_back AS (
              DELETE FROM {schema}.task_leases l
@@ -128,7 +127,8 @@ async fn set_aside(db: &Core, unreadable: &[&PgRow]) -> Result<()> {
     Ok(())
 }
 
-/// What the claimed tasks of each workflow share: it comes with the first of them only.
+/// The fields that the claimed tasks of a workflow share. They come with the first of these tasks
+/// only.
 type Workflows = HashMap<Uuid, Result<(WorkflowName, Target)>>;
 
 fn claimed_task(row: &PgRow, workflows: &mut Workflows, outputs: Option<&Outputs>) -> Result<ClaimedTask> {
@@ -136,7 +136,7 @@ fn claimed_task(row: &PgRow, workflows: &mut Workflows, outputs: Option<&Outputs
     let Some(workflow) = columns.get::<Option<Uuid>>("workflow_id")? else {
         return Err(columns.corrupt("run_id", "names no run"));
     };
-    // Read whatever becomes of the task: the next ones need it.
+    // Read even if this task is skipped: the next ones need it.
     let read = || {
         let row = Reader::new(row, "workflows", workflow).with_prefix("workflow_");
         Ok((row.text("name")?, rows::target(row)?))

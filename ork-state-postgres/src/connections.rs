@@ -1,7 +1,7 @@
-//! The connections of a store, kept for the next call.
+//! The store's pool of connections.
 //!
-//! Not by the driver's own pool: it asks the server whether a connection still works each time one
-//! comes back, which is a second round trip for every call.
+//! This is not the driver's pool. That one asks the server whether a connection still works each
+//! time it is returned: a second round trip for every call.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleError,
 use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 
-/// A connection that lay idle for longer is tried before it is used: the server may be gone. Trying
-/// it costs a round trip.
+/// A connection that was idle for longer is tested before use, because the server may be gone. The
+/// test costs a round trip.
 const TRUSTED_IDLE: Duration = Duration::from_secs(5);
 /// How long the server may take to show that such a connection still works.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// An older connection is replaced: what a server keeps for a session grows.
+/// An older connection is replaced, because what a server keeps for a session grows.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
-/// How long to wait before a server that refused is tried again; doubled each time.
+/// How long to wait before retrying a server that refused. Doubles with each retry.
 const AGAIN: Duration = Duration::from_millis(10);
 
 /// Hands out connections.
@@ -27,13 +27,13 @@ pub(crate) struct Connections {
     timeout: Duration,
 }
 
-/// A connection, which goes back when it is dropped.
+/// A pooled connection. It returns to the pool when it is dropped.
 pub(crate) type Held = Object<Opener>;
 
 #[derive(Debug)]
 pub(crate) struct Opener {
     options: PgConnectOptions,
-    /// Connections made before this are not to be used.
+    /// Connections made before this are not used any more.
     distrusted: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -45,7 +45,7 @@ impl Manager for Opener {
         let mut pause = AGAIN;
         loop {
             match PgConnection::connect_with(&self.options).await {
-                // Whoever waits for a connection says for how long.
+                // The caller that waits for a connection sets the limit.
                 Err(error) if is_starting(&error) => tokio::time::sleep(pause).await,
                 connected => return connected,
             }
@@ -68,7 +68,7 @@ impl Manager for Opener {
     }
 }
 
-/// Whether the server is not there yet, or again, as it seems.
+/// Whether the server seems to be starting or restarting.
 fn is_starting(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
@@ -78,7 +78,7 @@ fn is_starting(error: &sqlx::Error) -> bool {
 }
 
 impl Connections {
-    /// At most so many; a call waits for one no longer than the timeout.
+    /// Opens at most this many connections. A call waits for one no longer than the timeout.
     pub(crate) fn new(
         options: PgConnectOptions,
         most: u32,
@@ -93,7 +93,7 @@ impl Connections {
         &self.pool.manager().options
     }
 
-    /// How many there are.
+    /// How many connections there are.
     pub(crate) fn size(&self) -> usize {
         self.pool.status().size
     }

@@ -1,4 +1,4 @@
-//! What every call works with: connections, the store's place, its clock.
+//! What every call needs: connections, the store's location and its clock.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,9 +16,9 @@ use crate::schema;
 use crate::site::{Query, Site};
 use crate::statement::Statement;
 
-/// How often a statement is repeated that the server rolled back because of another one.
+/// How often a statement is retried after the server rolled it back because of another one.
 const REPETITIONS: u32 = 8;
-/// The schema is looked at again after so long.
+/// How long a check of the schema counts before it is repeated.
 const TRUSTED_SCHEMA: Duration = Duration::from_secs(5);
 
 /// What calls work with.
@@ -28,7 +28,7 @@ pub(crate) struct Core {
     clock: Option<Arc<dyn Clock>>,
     pub(crate) max_log_bytes: Option<u64>,
     user: String,
-    /// When the schema was last seen to be this code's.
+    /// When the schema was last seen to match this code.
     current_at: Mutex<Option<Instant>>,
     /// How long to wait for the answer to a statement.
     call_timeout: Duration,
@@ -50,14 +50,14 @@ impl Core {
         })
     }
 
-    /// How many connections there are.
     pub(crate) fn connections(&self) -> usize {
         self.connections.size()
     }
 
-    /// Finds out whether the server and the store can be worked with, by a connection of its own.
+    /// Checks whether the server and the store are usable, over a new connection.
     ///
-    /// Not by one as for a call, which waits until the time is over and then cannot say why.
+    /// A pooled connection would not do: getting one waits until the timeout, and then cannot say
+    /// why.
     pub(crate) async fn look(&self, timeout: Duration) -> Result<()> {
         let options = self.connections.options();
         let mut connection = tokio::time::timeout(timeout, PgConnection::connect_with(options))
@@ -65,7 +65,7 @@ impl Core {
             .unwrap_or(Err(sqlx::Error::PoolTimedOut))
             .map_err(|error| self.cannot_connect(error))?;
         schema::check_at_connect(&self.site, &mut connection).await?;
-        // It served its purpose, whatever becomes of its end.
+        // It served its purpose. How the close goes does not matter.
         let _ = connection.close().await;
         Ok(())
     }
@@ -75,8 +75,8 @@ impl Core {
         self.site.query(statement)
     }
 
-    /// The injected clock's time, to be bound as the `now` of a statement; `None` leaves it to the
-    /// server.
+    /// The injected clock's time, to be bound as a statement's `now`. `None` means the server's
+    /// time.
     pub(crate) fn now(&self) -> Option<Stamp> {
         self.clock.as_ref().map(|clock| Stamp(clock.now()))
     }
@@ -85,7 +85,7 @@ impl Core {
         self.connections.get().await.map_err(|error| self.cannot_connect(error))
     }
 
-    /// How to open a connection of one's own.
+    /// How to open a separate connection.
     pub(crate) fn connect_options(&self) -> PgConnectOptions {
         self.connections.options().clone()
     }
@@ -94,8 +94,9 @@ impl Core {
         of_connecting(&self.site.place, &self.user, error)
     }
 
-    /// Refuses any schema but this code's. One that was it a moment ago is trusted: a newer program
-    /// that migrates the store is noticed soon, and what it takes away at once.
+    /// Refuses any schema but this code's. A schema that matched a moment ago is trusted. If a
+    /// newer program migrates the store, this is noticed soon, and anything it removes is noticed
+    /// at once.
     pub(crate) async fn require_current(&self) -> Result<()> {
         let seen = *self.current_at.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.is_none_or(|seen| seen.elapsed() > TRUSTED_SCHEMA) {
@@ -115,7 +116,7 @@ impl Core {
         self.rows_within(self.call_timeout, access, query).await
     }
 
-    /// The same, with another limit of how long to wait for the answer.
+    /// Like `rows`, with another limit on the wait for the answer.
     pub(crate) async fn rows_within(
         &self,
         limit: Duration,
@@ -130,15 +131,15 @@ impl Core {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(error)) => error,
                 Err(_) => {
-                    // The server may have gone without a word. The connection is in the middle of
-                    // something: it does not go back to the pool, and is not closed in order, which
-                    // might wait as long again.
+                    // The server may have gone silently. The connection is in the middle of
+                    // something, so it does not go back to the pool. Nor is it closed gracefully,
+                    // which might wait as long again.
                     drop(Held::take(connection));
                     self.connections.distrust();
                     return Err(no_answer(&self.site.place, access, limit));
                 }
             };
-            // Other statements may have it while this one waits or gives up.
+            // Other statements may use it while this one waits or gives up.
             drop(connection);
             match remedy(&error) {
                 Remedy::Repeat if repetition < REPETITIONS => {
@@ -150,7 +151,7 @@ impl Core {
                 Remedy::Reconnect => self.connections.distrust(),
                 Remedy::LookAtSchema => {
                     *self.current_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                    // If it can be told what is wrong with the schema, that is the error.
+                    // If the schema is the cause, report that as the error.
                     self.check_schema().await?;
                 }
             }
@@ -168,7 +169,8 @@ impl Core {
     }
 }
 
-/// 1 to 2 ms, doubled with each repetition: by chance, so that those who met do not meet again.
+/// 1 to 2 ms, doubled with each repetition. Random, so that statements that collided do not collide
+/// again.
 fn pause(repetition: u32) -> Duration {
     let chance = RandomState::new().hash_one(repetition) % 1000;
     Duration::from_micros(1000 + chance) * 2_u32.saturating_pow(repetition)

@@ -1,4 +1,4 @@
-//! The store: what it consists of, and how a call is run.
+//! The store: its parts, and how a call runs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use crate::watch::Listeners;
 
 /// A store in a PostgreSQL database. Cheap to clone; clones share its connections.
 ///
-/// Calls run to their end in tasks of their own, on the tokio runtime they are made on: dropping
+/// Each call runs to its end in its own task, on the tokio runtime that it was made on. Dropping
 /// the future of a call interrupts nothing (rule G9).
 #[derive(Clone)]
 pub struct PostgresDatabase {
     core: Arc<Core>,
     /// Where the queue of ready tasks begins.
     pub(crate) queue: Arc<Queue>,
-    /// Updates that wait to go together.
+    /// Updates that wait to be sent together.
     pub(crate) gather: Arc<Gather>,
-    /// Those who wait for hints.
+    /// The listeners for hints.
     pub(crate) listeners: Arc<Listeners>,
 }
 
@@ -48,8 +48,9 @@ impl PostgresOptions {
     /// Opens the store. It does not migrate.
     ///
     /// # Errors
-    /// `Unavailable` when the server does not answer; `Conflict` when it refuses the user, the
-    /// database or this version; `SchemaMismatch` when the store is newer than this code.
+    /// `Unavailable` when the server does not answer. `Conflict` when it refuses the user or the
+    /// database, or is of an unsupported version. `SchemaMismatch` when the store is newer than
+    /// this code.
     pub async fn connect(self) -> Result<PostgresDatabase> {
         let timeout = self.connect_timeout;
         let core = Arc::new(Core::new(self)?);
@@ -65,7 +66,7 @@ impl PostgresOptions {
 }
 
 impl PostgresDatabase {
-    /// Runs a call on a migrated store, to its end whether or not the caller waits for it.
+    /// Runs a call on a migrated store. It runs to its end whether or not the caller waits for it.
     pub(crate) async fn call<T, F>(&self, body: impl FnOnce(Arc<Core>) -> F + Send) -> Result<T>
     where
         T: Send + 'static,
@@ -80,7 +81,7 @@ impl PostgresDatabase {
         .await
     }
 
-    /// Runs a call that does not need the store to be migrated.
+    /// Runs a call that works on a store that is not migrated, too.
     pub(crate) async fn call_unmigrated<T, F>(&self, body: impl FnOnce(Arc<Core>) -> F + Send) -> Result<T>
     where
         T: Send + 'static,
@@ -90,7 +91,7 @@ impl PostgresDatabase {
     }
 }
 
-/// Runs a future in a task of its own.
+/// Runs a future in its own task.
 async fn run<T: Send + 'static>(body: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     let runtime = Handle::try_current().map_err(|source| {
         Error::internal("a call was made outside of a tokio runtime").with_source(source)

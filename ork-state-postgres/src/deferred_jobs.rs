@@ -67,7 +67,7 @@ impl DeferredJobStore for PostgresDatabase {
                     .bind(db.now())
             };
             let rows = db.rows(Access::Write, statement).await?;
-            // One that cannot be read is due again when its lease lapses, and `verify` finds it
+            // A job that cannot be read is due again when its lease lapses, and `verify` finds it
             // (rule G8).
             Ok(rows.iter().filter_map(|row| claimed_job(row).ok()).collect())
         })
@@ -137,7 +137,7 @@ fn claimed_job(row: &PgRow) -> Result<ClaimedJob> {
     Ok(ClaimedJob::new(job, Token::from_stored(token)))
 }
 
-/// How `ork_update_jobs` calls a change.
+/// The name of a change in `ork_update_jobs`.
 const fn word(change: &JobChange) -> &'static str {
     match change {
         JobChange::Polled { .. } => "polled",

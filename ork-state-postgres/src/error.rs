@@ -1,12 +1,11 @@
-//! What the driver's errors mean to a caller.
+//! Maps the driver's errors to the API's.
 
 use std::fmt;
 
 use ork_state_api::Error;
 use sqlx::error::DatabaseError;
 
-/// SQLSTATEs that mean something to us:
-/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+/// The SQLSTATEs that we handle: <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
 mod sqlstate {
     pub(super) const READ_ONLY: &str = "25006";
     pub(super) const INVALID_AUTHORIZATION: &str = "28000";
@@ -27,7 +26,7 @@ mod sqlstate {
     pub(super) const CANNOT_CONNECT_NOW: &str = "57P03";
     /// Lost connections.
     pub(super) const CLASS_CONNECTION: &str = "08";
-    /// What a statement was given; the server's messages quote it.
+    /// Bad input to a statement. The server's messages quote it.
     pub(super) const CLASS_DATA: &str = "22";
     /// Disk full, out of memory, too many connections.
     pub(super) const CLASS_RESOURCES: &str = "53";
@@ -40,20 +39,21 @@ pub(crate) enum Access {
     Write,
 }
 
-/// What a failure calls for besides being told.
+/// What to do about a failure besides reporting it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Remedy {
     /// Nothing.
     Tell,
-    /// The statement was rolled back because of another one: the same once more.
+    /// The statement was rolled back because of another one. Send it again.
     Repeat,
-    /// The server is not what it was: connections made before now are not to be used again.
+    /// The server has changed. Connections made before now must not be used again.
     Reconnect,
-    /// The schema is not what it was.
+    /// The schema has changed.
     LookAtSchema,
 }
 
-/// What the server said, less what could quote a payload: no detail, and no message about data.
+/// The server's message, without anything that could quote a payload: no detail, and no message
+/// about data.
 #[derive(Debug)]
 struct ServerSaid {
     code: String,
@@ -94,7 +94,7 @@ pub(crate) fn remedy(error: &sqlx::Error) -> Remedy {
     }
 }
 
-/// Whether the connection is gone, so that nobody knows how far the statement got.
+/// Whether the connection is gone, which leaves it unknown how far the statement got.
 fn is_broken(error: &sqlx::Error) -> bool {
     matches!(
         error,
@@ -111,8 +111,8 @@ pub(crate) fn of_statement(place: &str, access: Access, error: sqlx::Error) -> E
     let Some(said) = error.as_database_error() else {
         return match &error {
             error if is_broken(error) => broken(format!("the connection to {place} broke")),
-            // Decoding is done by us, column by column: this is about the protocol or a statement
-            // of ours.
+            // We decode the columns ourselves, so this is about the protocol or one of our
+            // statements.
             _ => Error::internal(format!("the driver failed at a statement for {place}")),
         }
         .with_source(error);
@@ -135,7 +135,7 @@ pub(crate) fn of_statement(place: &str, access: Access, error: sqlx::Error) -> E
         sqlstate::CANNOT_CONNECT_NOW => {
             Error::unavailable(format!("the server at {place} is starting or stopping"))
         }
-        // It may come after the commit too, while the answer is under way.
+        // It may also come after the commit, before the answer has arrived.
         sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::COMPLETION_UNKNOWN => {
             broken(format!("the server at {place} ended the connection"))
         }
@@ -167,7 +167,7 @@ pub(crate) fn no_answer(place: &str, access: Access, limit: std::time::Duration)
     )
 }
 
-/// The error of not getting a connection to the store at `place`, as this user.
+/// The error of failing to connect to the store at `place` as this user.
 pub(crate) fn of_connecting(place: &str, user: &str, error: sqlx::Error) -> Error {
     let Some(said) = error.as_database_error() else {
         return match &error {

@@ -1,8 +1,8 @@
-//! Updates of one task each that wait at the same moment go to the server as one.
+//! Updates of one task each that wait at the same moment are sent to the server in one statement.
 //!
-//! Many workers that report one task each would otherwise pay a statement, a transaction and a sync
-//! of the server's log each. Nothing is held back for it: only calls that find so many others under
-//! way wait for one of these, and go together when it is done.
+//! Otherwise many workers that report one task each would each pay for a statement, a transaction
+//! and a sync of the server's log. No call is delayed for this. A call waits only if enough others
+//! are under way. When one of those is done, all waiting calls go together.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,34 +14,34 @@ use tokio::sync::oneshot;
 use crate::core::Core;
 use crate::updates::{apply, apply_alone};
 
-/// Statements under way at once. One alone would let what one of them waits for, such as a run that
-/// is just being cancelled, keep all others waiting.
+/// How many statements may be under way at once. If it were one, it could block all the others
+/// whenever it waits itself, for example for a run that is just being cancelled.
 const AT_ONCE: usize = 4;
-/// Most calls that are put together, and most bytes of payload: more would keep the small ones
-/// waiting for the large.
+/// The most calls that are combined, and the most bytes of payload. With more, the small calls
+/// would wait for the large ones.
 const MAX_CALLS: usize = 256;
 const MAX_BYTES: usize = 256 * 1024;
 
-/// A call that waits: its one step, and where its answer goes.
+/// A waiting call: its one step, and where its answer goes.
 struct Waiting {
     updates: TaskUpdates,
     reply: oneshot::Sender<Result<UpdateReport>>,
 }
 
-/// The calls that wait.
+/// The waiting calls.
 #[derive(Default)]
 pub(crate) struct Gather(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Waiting>,
-    /// Tasks that serve them.
+    /// How many tasks serve them.
     serving: usize,
 }
 
 impl State {
-    /// The next calls to go together, in the order in which they came. Each is about another task,
-    /// so that their order does not matter.
+    /// The next calls to send together, in order of arrival. Each is about a different task, so
+    /// their order does not matter.
     fn next(&mut self) -> Vec<Waiting> {
         let (mut tasks, mut bytes) = (HashSet::new(), 0);
         let fits = self.waiting.iter().take(MAX_CALLS).take_while(|call| {
@@ -88,7 +88,7 @@ impl Gather {
     }
 }
 
-/// Clears up when the serving ends before its time, with the runtime: nobody waits for ever.
+/// Cleans up when the serving task ends early, with the runtime, so that no caller waits for ever.
 struct Serving {
     db: Arc<Core>,
     gather: Arc<Gather>,
@@ -96,7 +96,7 @@ struct Serving {
 }
 
 impl Serving {
-    /// With none the serving ends.
+    /// If there are none, the serving ends.
     fn next(&mut self) -> Vec<Waiting> {
         let mut state = self.gather.state();
         let calls = state.next();
@@ -126,7 +126,8 @@ impl Drop for Serving {
 
 async fn serve(mut serving: Serving) {
     loop {
-        // Those who were just answered get to ask for the next before the doors close.
+        // Lets the callers that were just answered make their next call before this batch is
+        // closed.
         tokio::task::yield_now().await;
         let calls = serving.next();
         if calls.is_empty() {
@@ -138,17 +139,18 @@ async fn serve(mut serving: Serving) {
         match apply(&serving.db, &batches).await {
             Ok(reports) => {
                 for (reply, report) in replies.into_iter().zip(reports) {
-                    // The caller may have gone: what it asked for is done all the same.
+                    // The caller may have gone. Its update is applied all the same.
                     let _ = reply.send(report);
                 }
             }
-            // One alone, or what is wrong is not in one of the calls, or may have been done.
+            // Three cases: only one call, the fault is not in one of the calls, or it may have been
+            // applied.
             Err(error) if replies.len() == 1 || error.is_retryable() => {
                 for reply in replies {
                     let _ = reply.send(Err(error.clone()));
                 }
             }
-            // Nothing was applied. Each is tried by itself, so that none pays for another's error.
+            // Nothing was applied. Each call is retried alone, so none pays for another's error.
             Err(_) => {
                 for (reply, batch) in replies.into_iter().zip(batches) {
                     let report = apply_alone(&serving.db, batch).await;

@@ -1,4 +1,4 @@
-//! What tasks print, in chunks.
+//! Logs: the output of tasks, in chunks.
 
 use async_trait::async_trait;
 use ork_state_api::backend::log_cap_note;
@@ -15,7 +15,7 @@ use crate::statement::Statement;
 
 /// Frees the logs of deleted tasks, step by step, if any are left.
 ///
-/// It stops where a step fails: the deletion itself is done, and the next one frees what is left.
+/// It stops where a step fails. The deletion itself is done, and the next one frees what is left.
 pub(crate) async fn free(db: &Core, mut left: bool) {
     const FREE: Statement = Statement::new("SELECT {schema}.ork_free_logs() AS logs_left");
     while left {
@@ -45,9 +45,9 @@ impl LogStore for PostgresDatabase {
     }
 
     async fn read_log(&self, task: TaskId, range: LogRange) -> Result<LogSlice> {
-        // $2: an offset, or null; $3: bytes before the end, or null; $4: how many at most. The
-        // chunk that holds the first byte is the last that begins at or before it. Nothing of
-        // chunks before it and after the range is read.
+        // $2: an offset, or null. $3: bytes before the end, or null. $4: the most bytes to read.
+        // The chunk with the first byte is the last one that begins at or before it. Chunks before
+        // it and after the range are not read.
         const READ: Statement = Statement::new(
             "SELECT b.length, b.first, c.data
              FROM {schema}.tasks t
@@ -105,7 +105,7 @@ impl LogStore for PostgresDatabase {
     }
 }
 
-/// A place beyond what a log can have means its end.
+/// An offset beyond the largest possible log means its end.
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Migrating, and checking what is stored.
+//! Migration, pruning, statistics and verification.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,7 @@ use crate::rows::{Reader, int_limit, interval};
 use crate::schema::{self, Intent};
 use crate::statement::Statement;
 
-/// What each number of the statement above means: the rule, what the id is of, and what is wrong
-/// with it.
+/// What each number of `VERIFY` means: the rule, the kind of the id, and what is wrong.
 const CHECKS: &[(Rule, &str, &str)] = &[
     (Rule::R1, "run", "has no snapshot of its workflow"),
     (Rule::W3, "task", "belongs to a run that is gone"),
@@ -50,7 +49,7 @@ impl Maintenance for PostgresDatabase {
     }
 
     async fn prune(&self, prune: Prune) -> Result<Pruned> {
-        // The first step of freeing what was printed is part of the deletion, and mostly all of it.
+        // The deletion includes the first step of freeing logs, and mostly that frees all of them.
         const PRUNE: Statement = Statement::new(
             "SELECT runs, tasks, {schema}.ork_free_logs() AS logs_left FROM {schema}.ork_prune($1, $2, $3)",
         );
@@ -74,9 +73,9 @@ impl Maintenance for PostgresDatabase {
     }
 
     async fn stats(&self) -> Result<Stats> {
-        // What has ended is counted as it ends; the rest is live, and found by indexes. One
-        // statement, so that all of it is of one moment. Claimed and deferred tasks are the only
-        // ones whose rows are looked at.
+        // What has ended was counted as it ended. The rest is live, and found by indexes. It is one
+        // statement, so that all of it shows one moment. Only the rows of claimed and deferred
+        // tasks are read.
         const STATS: Statement = Statement::new(
             "WITH ended AS (
                  SELECT c.kind, c.status, sum(c.number)::bigint AS number
@@ -145,8 +144,8 @@ impl Maintenance for PostgresDatabase {
     }
 
     async fn verify(&self) -> Result<Vec<Violation>> {
-        // What the methods of the store do not show. One statement, so that all of it is seen at
-        // one moment; each check has a number in `CHECKS`.
+        // Checks for what the methods of the store do not show. It is one statement, so that all
+        // checks see one moment. Each check has a number in `CHECKS`.
         const VERIFY: Statement = Statement::new(
             "SELECT c.number, c.id::text AS id FROM (
                  SELECT 0 AS number, r.id
@@ -266,7 +265,7 @@ impl Maintenance for PostgresDatabase {
         let mut found = verify::observe(self).await?;
         let hidden = self
             .call(|db| async move {
-                // It reads everything.
+                // It reads the whole store.
                 let verify = || db.query(VERIFY);
                 let rows = db.rows_within(LONGEST_STATEMENT, Access::Read, verify).await?;
                 rows.iter().map(violation).collect::<Result<Vec<_>>>()
@@ -285,10 +284,10 @@ async fn migrate(database: &PostgresDatabase, intent: Intent) -> Result<Migratio
     database.call_unmigrated(migrate).await
 }
 
-/// Before anything that is kept here: the server cannot count back from now for ever.
+/// Before anything that is stored. The server cannot count back from now without limit.
 const LONG_AGO: Duration = Duration::from_secs(2000 * 365 * 24 * 3600);
 
-/// Puts a row of the statistics where it belongs.
+/// Adds a row to the statistics.
 fn add(row: Reader<'_>, stats: &mut Stats) -> Result<()> {
     let number: i64 = row.get("number")?;
     let counter = match row.get::<&str>("kind")? {

@@ -1,4 +1,4 @@
-//! What a store is opened with.
+//! The options of a store, from a URL or set by hand.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use ork_state_api::{Clock, ConnectOptions, Database, Error, Result};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use sqlx::postgres::PgConnectOptions;
 
-/// The plugin.
+/// The backend's entry in the registry.
 pub static BACKEND: Backend = Backend {
     name: "postgres",
     package: "ork_state_postgres",
@@ -25,8 +25,8 @@ pub static BACKEND: Backend = Backend {
     },
 };
 
-/// Every parameter of the URL; those after `max_log_bytes` are libpq's and go to the driver as they
-/// are.
+/// Every parameter of the URL. Those after `max_log_bytes` are libpq's, and go to the driver
+/// unchanged.
 const OPTIONS: &[OptionInfo] = &[
     OptionInfo { name: "schema", help: "the schema that holds the store, default `public`" },
     OptionInfo {
@@ -70,7 +70,7 @@ const OPTIONS: &[OptionInfo] = &[
     OptionInfo { name: "options", help: "command-line options for the server's session" },
 ];
 
-/// Those of [`OPTIONS`] that the driver reads.
+/// The [`OPTIONS`] that the driver reads.
 const DRIVERS: &[&str] = &[
     "host",
     "hostaddr",
@@ -95,7 +95,7 @@ const SSL_MODES: &[(&str, ())] = &[
     ("verify-full", ()),
 ];
 
-/// An hour: more than that is a job, not a statement.
+/// An hour. Anything longer is a job, not a statement.
 pub(crate) const LONGEST_STATEMENT: Duration = Duration::from_secs(3600);
 
 /// Where the store is and how to use it.
@@ -145,11 +145,11 @@ impl fmt::Debug for PostgresOptions {
 }
 
 impl PostgresOptions {
-    /// The options that this URL gives.
+    /// Parses the options from this URL.
     ///
     /// # Errors
-    /// `InvalidInput` for a text that is no such URL, an unknown parameter or a wrong value; it
-    /// names the parameter.
+    /// `InvalidInput` for a text that is not a valid URL, an unknown parameter or a wrong value.
+    /// The error names the parameter.
     pub fn new(url: &str) -> Result<Self> {
         Self::from_url(&ConnectOptions::new(url)?)
     }
@@ -182,7 +182,7 @@ impl PostgresOptions {
         })
     }
 
-    /// Sets the schema that holds the store. Any name will do; it need not exist before the store
+    /// Sets the schema that holds the store. Any name will do. It need not exist before the store
     /// is migrated.
     ///
     /// # Errors
@@ -192,7 +192,7 @@ impl PostgresOptions {
         Ok(self)
     }
 
-    /// Sets how many connections this process opens at most; at least one.
+    /// Sets the most connections that this process opens; at least one.
     #[must_use]
     pub fn with_max_connections(mut self, connections: u32) -> Self {
         self.max_connections = connections.max(1);
@@ -213,7 +213,7 @@ impl PostgresOptions {
         self
     }
 
-    /// What to call the store in messages.
+    /// The store's name in messages.
     pub(crate) fn place(&self) -> String {
         let server = match self.driver.get_socket() {
             Some(socket) => socket.display().to_string(),
@@ -223,8 +223,7 @@ impl PostgresOptions {
         format!("{server}:{}/{database}", self.driver.get_port())
     }
 
-    /// The driver's options with what every session of ours has set. All of it goes along with the
-    /// connection.
+    /// The driver's options with the settings of our sessions. They all travel with the connection.
     pub(crate) fn session(&self) -> PgConnectOptions {
         let millis = |timeout: Duration| format!("{}ms", timeout.as_millis());
         // Functions rely on each of their statements seeing what was committed before it.
@@ -239,11 +238,11 @@ impl PostgresOptions {
     }
 }
 
-/// Has the driver read what is its own. Its errors show no credentials, but neither do they name
-/// what is wrong: whatever can be checked is checked before.
+/// Lets the driver parse its own parameters. Its errors show no credentials, but they do not name
+/// what is wrong either. So whatever can be checked is checked before.
 fn driver_options(url: &StoreUrl) -> Result<PgConnectOptions> {
     let parameters = url.parameters(&BACKEND)?;
-    // The driver takes no user without a host, as in `//user@/database?host=/socket`.
+    // The driver does not accept a user without a host, as in `//user@/database?host=/socket`.
     let location = match url.location().split_once("@/") {
         Some((user, path)) if parameters.text("host").is_some() => format!("{user}@localhost/{path}"),
         _ => url.location().to_owned(),
@@ -275,7 +274,7 @@ fn bad_url() -> Error {
 pub(crate) struct Schema(String);
 
 impl Schema {
-    /// The longest identifier that PostgreSQL keeps whole.
+    /// The longest identifier that PostgreSQL does not truncate.
     const MAX_BYTES: usize = 63;
 
     fn new(name: &str) -> Result<Self> {
@@ -296,7 +295,7 @@ impl Schema {
     }
 }
 
-/// As an identifier in SQL: always quoted.
+/// As an identifier in SQL, always quoted.
 impl fmt::Display for Schema {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.0.replace('"', "\"\""))

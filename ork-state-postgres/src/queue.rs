@@ -1,15 +1,15 @@
-//! Where the queue of ready tasks begins.
+//! Remembers where the queue of ready tasks begins.
 //!
-//! A claim reads the queue from its beginning, and there lie the rows of all tasks that were
-//! claimed before, until they are vacuumed, which a single old transaction anywhere on the server
-//! can put off for hours. So a store remembers from where on there can be tasks at all, and claims
-//! look from there.
+//! A claim reads the queue from its beginning. The dead rows of all tasks claimed before lie there
+//! until they are vacuumed. A single old transaction anywhere on the server can delay that for
+//! hours. So a store remembers the first position that can hold tasks, and claims start there.
 //!
-//! A task's place in the queue is the time at which it became ready, as its transaction saw it
-//! after it had got its number (xid). So nothing can appear any more before a moment at which every
-//! transaction then under way has ended since. What the clock of the server cannot explain (it was
-//! set back, a store was imported) is found by the claims that get fewer tasks than they asked for:
-//! now and then they look at all of the queue.
+//! A task's position in the queue is the time at which it became ready. Its transaction read that
+//! time after it had got its number (xid). Take a moment, and wait until every transaction that was
+//! then under way has ended. From then on no task can appear before that moment. The server's clock
+//! does not explain every row: it may have been set back, or a store may have been imported. Claims
+//! that get fewer tasks than they asked for find such rows, because now and then they scan the
+//! whole queue.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,11 +22,11 @@ use crate::error::Access;
 use crate::rows::{Reader, Stamp};
 use crate::statement::Statement;
 
-/// How long what was seen is used.
+/// How long an observation is used.
 const TRUSTED: Duration = Duration::from_millis(100);
-/// All of the queue is looked at so seldom, for what its beginning does not explain.
+/// How often the whole queue is scanned, for tasks that appear before the known beginning.
 const LOOK_AT_ALL: Duration = Duration::from_secs(1);
-/// Clocks may differ by so much, such as those of a server and of the standby that takes over.
+/// How much clocks may differ, such as those of a server and of the standby that takes over.
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// What is known of the queue.
@@ -35,11 +35,11 @@ pub(crate) struct Queue(Mutex<Known>);
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Known {
-    /// There is nothing before.
+    /// No task lies before this.
     from: Option<Stamp>,
     looked: Option<Instant>,
     looked_at_all: Option<Instant>,
-    /// A moment, and the number that the next transaction was to get.
+    /// A moment, and the number that the next transaction was to get at that moment.
     mark: Option<(Stamp, i64)>,
 }
 
@@ -52,7 +52,7 @@ impl Queue {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From where on a claim is to look.
+    /// Where a claim starts to read.
     pub(crate) async fn start(&self, db: &Core) -> Result<Option<Stamp>> {
         const LOOK: Statement = Statement::new(
             "SELECT statement_timestamp() AS at, pg_snapshot_xmin(s)::text::bigint AS xmin,
@@ -69,7 +69,7 @@ impl Queue {
             if is_recent(known.looked, TRUSTED) {
                 return Ok(known.from);
             }
-            // Others need not look meanwhile.
+            // Other calls need not look meanwhile.
             known.looked = Some(Instant::now());
             known.from
         };
@@ -83,7 +83,7 @@ impl Queue {
             Some((mark, number)) if xmin >= number => {
                 let nothing_before = Stamp(mark.0.saturating_sub(MARGIN));
                 let from = first.filter(|first| first.0 < nothing_before.0).unwrap_or(nothing_before);
-                // Never back: what lies before was looked at.
+                // Never moves back: everything before was scanned.
                 if known.from.is_none_or(|known| known.0 < from.0) {
                     known.from = Some(from);
                 }
@@ -95,13 +95,13 @@ impl Queue {
         Ok(known.from)
     }
 
-    /// There was something before what was taken for the beginning.
+    /// Drops the known beginning, because a task was found before it.
     pub(crate) fn forget(&self) {
         let mut known = self.known();
         (known.from, known.mark) = (None, None);
     }
 
-    /// Whether it is time to look at all of the queue again.
+    /// Whether it is time to scan the whole queue again.
     pub(crate) fn is_to_be_looked_at(&self) -> bool {
         let mut known = self.known();
         if is_recent(known.looked_at_all, LOOK_AT_ALL) {

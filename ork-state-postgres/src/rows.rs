@@ -1,5 +1,5 @@
-//! Reading rows into the API's types, and binding those. What does not parse is `Corrupt`, by
-//! table, id and column (rule G8).
+//! Reads rows into the API's types, and binds those types. A value that does not parse is
+//! `Corrupt`, with table, id and column (rule G8).
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -19,8 +19,8 @@ use uuid::Uuid;
 
 /// A point in time as a `timestamptz`.
 ///
-/// Not read as chrono's type: the driver's conversion panics at `infinity` and other times beyond
-/// its range.
+/// It is not read as chrono's type, because the driver's conversion panics at `infinity` and at
+/// other times beyond chrono's range.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp(pub(crate) Timestamp);
 
@@ -35,7 +35,7 @@ impl Type<Postgres> for Stamp {
 
 impl Encode<'_, Postgres> for Stamp {
     fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        // Named in full: with other drivers of sqlx in the graph there are other ways to encode it.
+        // Named in full: other sqlx drivers in the dependency graph add other ways to encode it.
         <DateTime<Utc> as Encode<'_, Postgres>>::encode_by_ref(&self.0.to_chrono(), buffer)
     }
 }
@@ -54,13 +54,13 @@ pub(crate) fn int_limit(limit: Limit) -> i32 {
     i32::try_from(limit.get()).unwrap_or(i32::MAX)
 }
 
-/// Whole microseconds, as everywhere.
+/// Whole microseconds, as everywhere else.
 pub(crate) fn interval(duration: Duration) -> PgInterval {
     // At most 366 days by the API's types.
     PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
 }
 
-/// One row more than is asked for shows that there is a next page.
+/// One row more than requested: it shows whether there is a next page.
 pub(crate) fn fetch_limit(limit: Limit) -> i64 {
     // At most 10,000 by its type.
     i64::try_from(limit.get()).unwrap_or(i64::MAX).saturating_add(1)
@@ -80,7 +80,7 @@ pub(crate) struct Reader<'r> {
     row: &'r PgRow,
     table: &'static str,
     id: Uuid,
-    /// What the names of this table's columns begin with in the row.
+    /// The prefix of this table's columns in the row.
     prefix: &'static str,
 }
 
@@ -103,7 +103,7 @@ impl<'r> Reader<'r> {
         Error::corrupt(self.table, self.id, column, reason)
     }
 
-    /// A value of a type of the driver's.
+    /// A value of one of the driver's types.
     pub(crate) fn get<T>(&self, column: &str) -> Result<T>
     where
         T: Decode<'r, Postgres> + Type<Postgres>,
@@ -115,7 +115,7 @@ impl<'r> Reader<'r> {
         read.map_err(|error| self.corrupt(column, reason(error)))
     }
 
-    /// Text that must parse. The text itself is not told: it may be a payload.
+    /// Text that must parse. The error does not quote it, because it may be a payload.
     pub(crate) fn text<T: FromStr<Err = Error>>(&self, column: &str) -> Result<T> {
         self.get::<&str>(column)?.parse().map_err(|error| self.corrupt(column, error))
     }
@@ -152,7 +152,7 @@ fn reason(error: sqlx::Error) -> String {
     }
 }
 
-/// The columns of [`workflow`], of a table that is called `w`.
+/// The columns of [`workflow`], from a table with the alias `w`.
 pub(crate) const WORKFLOW: &str = "w.id, w.name, w.description, w.executor_type, w.job_name, w.region, w.project, \
      w.task_params::text AS task_params, w.current_snapshot_id, w.schedule, w.schedule_enabled, w.last_scheduled_at, \
      w.next_scheduled_at, w.created_at, w.updated_at";
@@ -190,7 +190,7 @@ pub(crate) fn target(row: Reader<'_>) -> Result<Target> {
     Ok(target)
 }
 
-/// The columns of [`run`], of a table or function that is called `r`.
+/// The columns of [`run`], from a table or function with the alias `r`.
 pub(crate) const RUN: &str = "r.id, r.workflow_id, r.snapshot_id, r.status, r.triggered_by, r.idempotency_key, r.error, \
      r.tasks_total, r.tasks_unfinished, r.tasks_failed, r.tasks_cancelled, r.created_at, r.started_at, r.finished_at";
 
@@ -198,7 +198,7 @@ pub(crate) fn run(row: &PgRow) -> Result<Run> {
     run_of(Reader::of(row, "runs")?)
 }
 
-/// The same, of a row that holds more than a run.
+/// Like [`run`], from a row that holds more than a run.
 pub(crate) fn run_of(row: Reader<'_>) -> Result<Run> {
     let mut run = Run::from_stored(
         RunId::from_uuid(row.id),
@@ -268,7 +268,7 @@ fn lease(row: Reader<'_>) -> Result<Option<Lease>> {
     Ok(Some(Lease::new(row.text("owner")?, Token::from_stored(token), row.time("expires_at")?)))
 }
 
-/// The columns of [`job`], of a table or function that is called `j`.
+/// The columns of [`job`], from a table or function with the alias `j`.
 pub(crate) const JOB: &str = "j.id, j.task_id, j.run_id, j.job_index, j.service_type, j.job_id, \
      j.job_data::text AS job_data, j.status, j.token, j.owner, j.poll_at, j.output::text AS output, j.error, \
      j.created_at, j.started_at, j.last_polled_at, j.finished_at";

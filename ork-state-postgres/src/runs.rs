@@ -1,4 +1,4 @@
-//! Runs and the steps of their lives.
+//! Runs and their state changes.
 
 use std::sync::Arc;
 
@@ -49,8 +49,8 @@ impl RunStore for PostgresDatabase {
     }
 
     async fn list_runs(&self, list: ListRuns) -> Result<Page<Run, RunKey>> {
-        // $1 to $3: the page, its greatest id being $4. $5 to $7: the filter, each part null if it
-        // does not matter. $8: the statuses. $9: the workflow.
+        // $1 to $3: the page; $4: its greatest id. $5 to $7: the filter, with null for a part that
+        // is not set. $8: the statuses. $9: the workflow.
         const LIST: Statement = Statement::new(
             "SELECT {run} FROM {schema}.runs r
              WHERE (r.created_at, r.id) < (coalesce($1, 'infinity'), coalesce($2, $4))
@@ -68,8 +68,8 @@ impl RunStore for PostgresDatabase {
              ORDER BY r.created_at DESC, r.id DESC
              LIMIT $3",
         );
-        // A range of the index by status each, merged: of a rare status nobody reads past the
-        // others.
+        // Reads one range of the index per status and merges them. A rare status is found without
+        // reading past the others.
         const LIST_BY_STATUS: Statement = Statement::new(
             "SELECT r.*
              FROM unnest($8::text[]) AS s (status)
@@ -117,7 +117,7 @@ impl RunStore for PostgresDatabase {
     }
 
     async fn count_runs(&self, filter: RunFilter) -> Result<u64> {
-        // $1 to $4: the filter, each part null if it does not matter. $5: the workflow.
+        // $1 to $4: the filter, with null for a part that is not set. $5: the workflow.
         const COUNT: Statement = Statement::new(
             "SELECT count(*) FROM {schema}.runs r
              WHERE r.created_at >= coalesce($1, '-infinity') AND r.created_at < coalesce($2, 'infinity')
@@ -189,10 +189,9 @@ fn statuses(filter: &RunFilter) -> Option<Vec<&'static str>> {
     filter.statuses.as_ref().map(|statuses| statuses.iter().map(|status| status.as_str()).collect())
 }
 
-/// Plans a retry from what is there, then sets the run going if nothing of it has changed
-/// meanwhile.
+/// Plans a retry from the current state. Then applies it if the run has not changed meanwhile.
 ///
-/// No lock is held between the two statements: every change of an ended run gives its row another
+/// No lock is held between the two statements. Every change of an ended run gives its row a new
 /// version.
 async fn retry_run(db: Arc<Core>, retry: RetryRun) -> Result<Run> {
     const LOOK: Statement = Statement::new(
@@ -249,17 +248,17 @@ async fn retry_run(db: Arc<Core>, retry: RetryRun) -> Result<Run> {
         if let Some(row) = db.row(Access::Write, apply).await? {
             return rows::run(&row);
         }
-        // Another call got on with the run: plan anew from where it stands now.
+        // Another call changed the run. Plan again from its current state.
     }
 }
 
-/// The run that a statement gives, if there is such a run.
+/// The run that a statement returns, if it exists.
 async fn one(db: &Core, access: Access, id: RunId, query: impl Fn() -> Query + Send) -> Result<Run> {
     let row = db.row(access, query).await?;
     rows::run(&row.ok_or_else(|| Error::not_found(Entity::Run, id))?)
 }
 
-/// The run if it has the status that the step leads to, whether from now or from before.
+/// The run if it has the wanted status, whether it got that now or had it before.
 fn became(run: Run, wanted: RunStatus) -> Result<Run> {
     if run.status == wanted {
         return Ok(run);
@@ -280,8 +279,8 @@ async fn start_run(db: Arc<Core>, start: StartRun) -> Result<Run> {
     started(one(&db, Access::Write, id, || tasks.bind(&db, id)).await?)
 }
 
-/// A run that was started, now or before, whatever became of it; but a cancelled one may never have
-/// been.
+/// A run that was started, now or before, whatever its status is now. A cancelled run may never
+/// have been started.
 fn started(run: Run) -> Result<Run> {
     if run.status == RunStatus::Cancelled {
         return Err(Error::invalid_transition(Entity::Run, run.id, run.status, RunStatus::Running));
@@ -294,9 +293,9 @@ enum Pinned {
     Started(Run),
 }
 
-/// The DAG that a run was created with, or the run if it is past needing it.
+/// The DAG that a run was created with, or the run itself if it needs no DAG any more.
 async fn pinned(db: &Core, id: RunId) -> Result<Pinned> {
-    // The DAG is long, and of use only to a run that is not started.
+    // The DAG is long, and only a run that is not started needs it.
     const PINNED: Statement = Statement::new(
         "SELECT {run}, s.id AS pinned_id, s.tasks_json::text AS pinned_tasks_json
          FROM {schema}.runs r
@@ -321,7 +320,7 @@ async fn pinned(db: &Core, id: RunId) -> Result<Pinned> {
     Ok(Pinned::Dag(dag(snapshot)?))
 }
 
-/// A run's tasks and edges, a column an array.
+/// A run's tasks and edges, with one array per column.
 struct TaskArrays<'a> {
     ids: Vec<Uuid>,
     names: Vec<&'a str>,
@@ -388,7 +387,8 @@ fn int(number: impl TryInto<i32>) -> Result<i32> {
     number.try_into().map_err(|_| Error::internal("a number beyond the limits of a DAG"))
 }
 
-/// Names as the text form of an array: arrays of arrays of different lengths cannot be bound.
+/// Names as the text form of an array, because arrays of arrays with different lengths cannot be
+/// bound.
 fn array_text(names: &[TaskName]) -> String {
     let mut text = String::from("{");
     for (number, name) in names.iter().enumerate() {

@@ -41,7 +41,7 @@ impl ScheduleStore for PostgresDatabase {
     }
 
     async fn due_schedules(&self, limit: Limit) -> Result<Vec<DueSchedule>> {
-        // `now()` and not `clock_timestamp()`, which no index could be searched by.
+        // `now()`, not `clock_timestamp()`: an index cannot be searched by the latter.
         const DUE: Statement = Statement::new(
             "SELECT w.id, w.schedule, w.next_scheduled_at
              FROM {schema}.workflows w

@@ -1,4 +1,4 @@
-//! Which version of the schema a database has, and bringing it to ours.
+//! Finds out which version of the schema a database has, and migrates it to ours.
 
 use std::time::{Duration, Instant};
 
@@ -14,19 +14,18 @@ use crate::steps::{
 };
 use crate::takeover;
 
-/// How long to wait for another process that is migrating, and for locks that others hold on
-/// tables.
+/// How long to wait for another process that migrates, and for table locks that others hold.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often to ask whether it is done.
+/// How often to check whether it is done.
 const POLL: Duration = Duration::from_millis(20);
 /// Older servers lack what the migrations use.
 const OLDEST_SERVER: i32 = 140_000;
 
-/// What sqlx recorded of its migrations: Ork's, or those of `MIGRATOR`.
+/// The versions in sqlx's own record: Ork's migrations, or those of `MIGRATOR`.
 const VERSIONS_OF_SQLX: Statement =
     Statement::new("SELECT version, success FROM {schema}._sqlx_migrations ORDER BY version");
 
-/// Tables that tell a store made by Ork before ork-state, or by sqlx's own migrations.
+/// Tables that identify a store made by Ork before ork-state, or by sqlx's own migrations.
 const LEGACY: &[&str] =
     &["_sqlx_migrations", "workflows", "runs", "tasks", "workflow_tasks", "deferred_jobs"];
 
@@ -34,14 +33,14 @@ const LEGACY: &[&str] =
 enum Found {
     /// Nothing of ours.
     Empty,
-    /// Tables of names like ours that nobody says the version of; one of them.
+    /// Tables with our names but without a recorded version. Holds one of these names.
     Foreign(String),
-    /// A database of Ork before ork-state, at this version; the first of its migrations that did
-    /// not succeed, if there is one.
+    /// A database of Ork before ork-state, at this version. `failed` is the first of its migrations
+    /// that did not succeed.
     Ork { version: i64, failed: Option<i64> },
-    /// A store that `MIGRATOR` has begun to make, at this version.
+    /// A store that `MIGRATOR` has begun to create, at this version.
     Begun(i64),
-    /// These migrations, with their checksums, in order.
+    /// The applied migrations with their checksums, in order.
     Migrations(Vec<(i64, Vec<u8>)>),
 }
 
@@ -58,7 +57,7 @@ impl Found {
         const VERSIONS: Statement =
             Statement::new("SELECT version, checksum FROM {schema}.ork_state_migrations ORDER BY version");
         let failed = |error| of_statement(&site.place, Access::Read, error);
-        // The tables that a store of ours, or an older one, would have.
+        // The tables that our store, or an older one, would have.
         let tables: Vec<String> = query(
             "SELECT c.relname::text
              FROM pg_catalog.pg_class c
@@ -112,7 +111,7 @@ impl Found {
         })
     }
 
-    /// The migrations that are there.
+    /// The applied migrations.
     ///
     /// # Errors
     /// `Conflict` for a store that is not ours, `SchemaMismatch` for a newer one.
@@ -138,7 +137,7 @@ impl Found {
                 Err(Error::new(ork_state_api::ErrorKind::SchemaMismatch { found: version, needed: needed() })
                     .with_hint("`MIGRATOR` has not made all of the store yet: run it to its end"))
             }
-            // Nothing of ours is there yet.
+            // None of our migrations has been applied yet.
             Self::Ork { .. } => Ok(Vec::new()),
             Self::Migrations(there) if last(&there) > needed() => Err(mismatch(last(&there))),
             Self::Migrations(there) => Ok(there),
@@ -160,7 +159,7 @@ fn mismatch(found: i64) -> Error {
     Error::new(ork_state_api::ErrorKind::SchemaMismatch { found, needed }).with_hint(hint)
 }
 
-/// Whether the store can be worked with.
+/// Whether the store is usable.
 pub(crate) async fn check(site: &Site, connection: &mut PgConnection) -> Result<()> {
     let there = Found::look(site, connection).await?.migrations(site)?;
     if last(&there) != needed() {
@@ -169,8 +168,8 @@ pub(crate) async fn check(site: &Site, connection: &mut PgConnection) -> Result<
     if has_our_functions(&there) { Ok(()) } else { Err(other_functions(site)) }
 }
 
-/// Whether the functions are those of this code. Only builds of unreleased code differ in them
-/// under one version.
+/// Whether the functions are this code's. Only builds of unreleased code have other functions under
+/// the same version.
 fn has_our_functions(there: &[(i64, Vec<u8>)]) -> bool {
     there.iter().any(|(version, checksum)| *version == FUNCTIONS_STEP && *checksum == functions_checksum())
 }
@@ -183,7 +182,7 @@ fn other_functions(site: &Site) -> Error {
     .with_hint("Call `migrate`: it installs those of this program")
 }
 
-/// Whether the server and the store can be worked with once it is migrated.
+/// Whether the server and the store are usable once the store is migrated.
 pub(crate) async fn check_at_connect(site: &Site, connection: &mut PgConnection) -> Result<()> {
     let server = query(
         "SELECT current_setting('server_version_num')::int, current_setting('server_version'),
@@ -207,21 +206,22 @@ pub(crate) async fn check_at_connect(site: &Site, connection: &mut PgConnection)
             ));
     }
     match Found::look(site, connection).await? {
-        // Every method says so; connecting does not, so that there is something to ask.
+        // Every method reports this. Connecting does not, so that the caller gets a store to call
+        // `migrate` on.
         Found::Foreign(_) | Found::Ork { .. } | Found::Begun(_) => Ok(()),
         found => found.migrations(site).map(drop),
     }
 }
 
-/// Whether a migration is to stay.
+/// Whether a migration is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Intent {
     Migrate,
-    /// It is done and taken back.
+    /// It is applied and rolled back.
     Plan,
 }
 
-/// Brings the schema to this code's version, and says what that took.
+/// Migrates the schema to this code's version, and reports what was done.
 pub(crate) async fn migrate(
     site: &Site,
     connection: &mut PgConnection,
@@ -241,9 +241,9 @@ pub(crate) async fn migrate(
     apply(site, connection, intent).await
 }
 
-/// Applies what is missing, in one transaction.
+/// Applies the missing steps, in one transaction.
 async fn apply(site: &Site, connection: &mut PgConnection, intent: Intent) -> Result<MigrationReport> {
-    // Locks are waited for as long as another migration is (`PATIENCE`).
+    // The wait for locks is limited like the wait for another migration (`PATIENCE`).
     const SETTINGS: Statement = Statement::new(
         "SET LOCAL search_path TO {schema}, pg_temp;
          SET LOCAL lock_timeout = '60s';
@@ -259,7 +259,7 @@ async fn apply(site: &Site, connection: &mut PgConnection, intent: Intent) -> Re
     transaction.execute(sqlx::raw_sql(site.text(SETTINGS))).await.map_err(failed)?;
     lock(site, &mut transaction).await?;
 
-    // What was there before the lock was had, may have been another process's work in progress.
+    // What was seen before we had the lock may have been another process's work in progress.
     let store = Found::look(site, &mut transaction).await?;
     let of_ork = if let Found::Ork { version, .. } = store { Some(version) } else { None };
     let there = store.migrations(site)?;
@@ -317,11 +317,10 @@ async fn apply(site: &Site, connection: &mut PgConnection, intent: Intent) -> Re
     Ok(report)
 }
 
-/// Whether `MIGRATOR` made the store. Then sqlx keeps a record of its own, which must not fall
-/// behind.
+/// Whether `MIGRATOR` made the store. Then sqlx keeps its own record, which must stay up to date.
 async fn is_made_by_migrator(site: &Site, connection: &mut PgConnection) -> Result<bool> {
-    // Ork's own begin with 1. A `MIGRATOR` that met another process may have come no further than
-    // 0.
+    // Ork's own migrations begin with 1. A `MIGRATOR` that met another process may have applied
+    // only 0.
     const BY_MIGRATOR: Statement = Statement::new(
         "SELECT (SELECT array_agg(m.version) FROM {schema}._sqlx_migrations m) @> ARRAY[0, $1::bigint]",
     );
@@ -339,8 +338,8 @@ async fn is_made_by_migrator(site: &Site, connection: &mut PgConnection) -> Resu
     by_migrator.and_then(|row| row.try_get::<Option<bool>, _>(0)).map(|by| by == Some(true)).map_err(failed)
 }
 
-/// Waits until no other process migrates this schema, and keeps others from it until the
-/// transaction ends.
+/// Waits until no other process migrates this schema. Then keeps others out until the transaction
+/// ends.
 async fn lock(site: &Site, connection: &mut PgConnection) -> Result<()> {
     let begun = Instant::now();
     loop {
@@ -360,14 +359,14 @@ async fn lock(site: &Site, connection: &mut PgConnection) -> Result<()> {
             ))
             .with_hint("Wait for it; `pg_locks` shows whose advisory lock it is"));
         }
-        // The lock is asked for, not waited for: a session that waits in the server cannot give up.
+        // The lock is polled for: a session that waits in the server cannot give up.
         tokio::time::sleep(POLL).await;
     }
 }
 
 async fn create_schema(site: &Site, connection: &mut PgConnection) -> Result<()> {
     let failed = |error| of_statement(&site.place, Access::Write, error);
-    // `IF NOT EXISTS` asks for the privilege to create one even where there is one.
+    // `IF NOT EXISTS` needs the privilege to create a schema even if the schema exists.
     let there = query("SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1")
         .bind(site.schema.name())
         .fetch_optional(&mut *connection)
@@ -380,10 +379,10 @@ async fn create_schema(site: &Site, connection: &mut PgConnection) -> Result<()>
     Ok(())
 }
 
-/// The migrations that are there must be those of this code.
+/// Checks that the applied migrations are those of this code.
 fn check_checksums(there: &[(i64, Vec<u8>)]) -> Result<()> {
     for (version, checksum) in there {
-        // Functions are made anew whenever they differ.
+        // Functions are replaced whenever they differ.
         if *version == FUNCTIONS_STEP {
             continue;
         }

@@ -1,4 +1,4 @@
-//! Where a store is.
+//! The location of a store: its server and its schema.
 
 use sqlx::postgres::PgArguments;
 use sqlx::{Postgres, SqlStr};
@@ -9,7 +9,7 @@ use crate::statement::{Statement, Statements};
 /// A statement with its arguments.
 pub(crate) type Query = sqlx::query::Query<'static, Postgres, PgArguments>;
 
-/// A store's server, as messages call it, and its schema, with the statements for it.
+/// A store's server, as messages name it, and its schema, with the rendered statements.
 #[derive(Debug)]
 pub(crate) struct Site {
     pub(crate) place: String,

@@ -1,9 +1,9 @@
 //! The statements that this crate sends.
 //!
-//! A statement is a constant beside the call that sends it, with places in braces for what a store
-//! puts there: the quoted name of its schema, and lists of columns. Nothing else ever comes into
-//! the text of a statement; data is bound. Each store renders a statement once, when it is first
-//! sent.
+//! A statement is a constant beside the call that sends it. It has placeholders in braces for what
+//! the store fills in: the quoted name of its schema, and lists of columns. Nothing else ever
+//! enters the text of a statement. Data is bound. Each store renders a statement once, when it
+//! first sends it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,17 +13,17 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use crate::rows;
 
-/// The text of a statement, with places such as `{schema}`.
+/// The text of a statement, with placeholders such as `{schema}`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Statement(&'static str);
 
-/// What may stand in braces besides `schema`: the columns that a function of [`rows`] reads.
+/// The placeholders besides `schema`: lists of the columns that a function of [`rows`] reads.
 const COLUMNS: [(&str, &str); 4] =
     [("workflow", rows::WORKFLOW), ("run", rows::RUN), ("task", rows::TASK), ("job", rows::JOB)];
 
 impl Statement {
-    /// Takes a text whose places are all known. Of a constant the compiler finds out that one is
-    /// not.
+    /// Takes a text whose placeholders are all known. For a constant, the compiler reports an
+    /// unknown one.
     pub(crate) const fn new(text: &'static str) -> Self {
         let mut at = 0;
         while at < text.len() {
@@ -41,7 +41,7 @@ impl Statement {
         Self(text)
     }
 
-    /// The text for the schema of this quoted name.
+    /// Renders the text for the schema with this quoted name.
     fn render(self, schema: &str) -> SqlStr {
         let mut parts = self.0.split('{');
         let mut rendered = parts.next().unwrap_or_default().to_owned();
@@ -51,12 +51,12 @@ impl Statement {
             rendered.push_str(columns.map_or(schema, |(_, columns)| columns));
             rendered.push_str(after);
         }
-        // Shared by all who send it.
+        // Shared by all calls that send it.
         AssertSqlSafe(Arc::<str>::from(rendered)).into_sql_str()
     }
 }
 
-/// Whether the text goes on at this brace with a place of this name.
+/// Whether the text has a placeholder of this name at this brace.
 const fn has_place(text: &str, brace: usize, name: &str) -> bool {
     let (text, name) = (text.as_bytes(), name.as_bytes());
     if brace + name.len() + 1 >= text.len() || text[brace + name.len() + 1] != b'}' {
@@ -72,11 +72,12 @@ const fn has_place(text: &str, brace: usize, name: &str) -> bool {
     true
 }
 
-/// The statements of one store, rendered as they are first sent.
+/// The statements of one store, each rendered when it is first sent.
 pub(crate) struct Statements {
     /// The quoted name of the schema.
     schema: String,
-    /// By the place of the constant's text in memory, which is found faster than the text itself.
+    /// The key is the address of the constant's text in memory. Looking that up is faster than the
+    /// text itself.
     rendered: RwLock<HashMap<(usize, usize), SqlStr>>,
 }
 
@@ -87,7 +88,7 @@ impl fmt::Debug for Statements {
 }
 
 impl Statements {
-    /// Of a store in the schema of this quoted name.
+    /// The statements of a store in the schema with this quoted name.
     pub(crate) fn new(schema: impl fmt::Display) -> Self {
         Self { schema: schema.to_string(), rendered: RwLock::default() }
     }

@@ -1,5 +1,5 @@
-//! The steps of the schema: numbered migrations for tables and rows, and one last step that
-//! installs the functions.
+//! The steps of the schema: numbered migrations for tables and rows, and a last step that installs
+//! the functions.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -8,13 +8,13 @@ use std::sync::LazyLock;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-/// The steps of the schema, for programs that carry their migrations themselves and apply them with
-/// sqlx: `MIGRATOR.run(&pool)`.
+/// The steps of the schema, for programs that carry their own migrations and apply them with sqlx:
+/// `MIGRATOR.run(&pool)`.
 ///
 /// On an empty schema it makes the same store as
 /// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate), in one transaction per step.
-/// Prefer `migrate` unless you need sqlx's bookkeeping: it is one transaction, says what it did,
-/// and takes databases of Ork over.
+/// Prefer `migrate` unless you need sqlx's bookkeeping. It runs in one transaction, reports what it
+/// did, and takes over databases of Ork.
 ///
 /// # With `migrate` on one store
 ///
@@ -32,8 +32,8 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 ///
 /// sqlx works in the first schema of the connection's `search_path`. That schema must exist. For
 /// [`PostgresOptions::with_schema("ork")`](super::PostgresOptions::with_schema) connect with
-/// `PgConnectOptions::options([("search_path", "ork")])`. With the server's default,
-/// `"$user", public`, a schema that bears the user's name comes first.
+/// `PgConnectOptions::options([("search_path", "ork")])`. With the server's default, `"$user",
+/// public`, a schema with the user's name comes first.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -49,26 +49,26 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 pub static MIGRATOR: LazyLock<Migrator> =
     LazyLock::new(|| Migrator::with_migrations(steps(&functions(), FUNCTIONS_STEP, RELEASED)));
 
-/// The number of the step that installs the functions: the last of all.
+/// The number of the step that installs the functions, the last one.
 ///
-/// Once a step is released, the next change of a function gives this the next free number, and so
-/// does a new numbered migration.
+/// Once a step is released, the next change of a function gives this the next free number. So does
+/// a new numbered migration.
 pub(crate) const FUNCTIONS_STEP: i64 = 17;
 
-/// The number of the step that every row must fulfil.
+/// The number of the step with the constraints on every row.
 pub(crate) const CONSTRAINTS_STEP: i64 = 16;
 
-/// The steps of functions that were released, each with its checksum in hexadecimal. A release adds
-/// its own. Later steps replace them, so they do nothing any more; sqlx wants to know them all.
+/// The released steps of functions, each with its checksum in hexadecimal. A release adds its own.
+/// Later steps replace them, so they do nothing any more, but sqlx must know them all.
 const RELEASED: &[(i64, &str)] = &[];
 
-/// The last version of Ork's own migrations. Ours bear the same numbers, names and effects up to
-/// it.
+/// The last version of Ork's own migrations. Up to it, ours have the same numbers, names and
+/// effects.
 pub(crate) const LAST_OF_ORK: i64 = 14;
 
 /// The numbered migrations. A released one is never edited.
 const NUMBERED: &[(i64, &str, &str)] = &[
-    // Only sqlx applies this one.
+    // Only sqlx applies this step.
     (0, "new stores only", include_str!("../migrations/000_new_stores_only.sql")),
     (1, "init", include_str!("../migrations/001_init.sql")),
     (2, "add executor type", include_str!("../migrations/002_add_executor_type.sql")),
@@ -92,7 +92,7 @@ const NUMBERED: &[(i64, &str, &str)] = &[
     (16, "constraints", include_str!("../migrations/016_constraints.sql")),
 ];
 
-/// Names and texts of the functions, from the files of these names.
+/// Names and texts of the functions, from the files with these names.
 macro_rules! functions {
     ($($area:ident: $($name:ident),+;)+) => {
         &[$($((
@@ -102,7 +102,7 @@ macro_rules! functions {
     };
 }
 
-/// The functions, in the order in which they are installed. Any order will do.
+/// The functions, in the order of installation. Any order works.
 pub(crate) const FUNCTIONS: &[(&str, &str)] = functions! {
     time: ork_later;
     hints: ork_hint_ended, ork_hint_ready;
@@ -118,8 +118,8 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = functions! {
     transfer: ork_finish_import, ork_import, ork_take_in;
 };
 
-/// What the comments of our functions begin with on the server. By it an older version's functions
-/// are known.
+/// The prefix of our functions' comments on the server. It identifies the functions of an older
+/// version.
 const MARK: &str = "ork-state: ";
 
 /// The version of the schema that this code reads and writes.
@@ -127,20 +127,20 @@ pub(crate) const fn needed() -> i64 {
     FUNCTIONS_STEP
 }
 
-/// What this code's functions are told from others by.
+/// The checksum that tells this code's functions from others.
 pub(crate) fn functions_checksum() -> &'static [u8] {
     MIGRATOR.iter().last().map_or(&[], |step| &*step.checksum)
 }
 
-/// What a function does, in a line: the first one of its file.
+/// What a function does, in one line: the first line of its file.
 fn summary(text: &str) -> &str {
     text.lines().next().unwrap_or_default().trim_start_matches("-- ")
 }
 
-/// Puts this code's functions in the place of those of an older version.
+/// Replaces the functions of an older version with this code's.
 ///
-/// All of ours go first, found by [`MARK`]: of another version they may have other arguments or
-/// results. What an operator made beside them stays.
+/// All of ours are dropped first, found by [`MARK`], because those of another version may have
+/// other arguments or results. An operator's own functions stay.
 pub(crate) fn functions() -> String {
     let mut text = format!(
         "-- Functions keep the search path that they are made with: this schema only.
@@ -171,7 +171,7 @@ $drop$;
     text
 }
 
-/// All steps, the functions last.
+/// All steps, with the functions last.
 fn steps(functions: &str, number: i64, released: &[(i64, &str)]) -> Vec<Migration> {
     let step = |version, description, sql| {
         Migration::new(version, Cow::Borrowed(description), MigrationType::Simple, sql, false)
@@ -191,16 +191,16 @@ fn steps(functions: &str, number: i64, released: &[(i64, &str)]) -> Vec<Migratio
     steps.into_iter().zip(records).map(|(step, record)| with(step, record)).collect()
 }
 
-/// A step that does something more. Its checksum stays that of the file, so that it can be told
-/// beside the text.
+/// A step with an additional statement. Its checksum stays that of the file, so that it can be
+/// compared with the text.
 fn with(step: Migration, more: Option<String>) -> Migration {
     let Some(more) = more else { return step };
     let sql = AssertSqlSafe(format!("{}\n{more}", step.sql.as_str())).into_sql_str();
     Migration { sql, ..step }
 }
 
-/// The statement by which a step of ours says in the store that it was applied. The first one
-/// speaks for Ork's steps too, which ours have the same effect as.
+/// The statement with which a step of ours records in the store that it was applied. The first one
+/// also records Ork's steps, which have the same effect as ours.
 fn record(step: &Migration, steps: &[Migration]) -> Option<String> {
     let first = LAST_OF_ORK + 1;
     let recorded = steps.iter().filter(|other| match step.version {
@@ -282,7 +282,7 @@ mod tests {
         assert!(versions.is_sorted_by(|a, b| a < b), "a number is taken twice: {versions:?}");
     }
 
-    /// Else stores of one version would have different functions. See CONTRIBUTING.md.
+    /// Otherwise stores of one version would have different functions. See CONTRIBUTING.md.
     #[test]
     fn a_released_step_of_functions_keeps_its_text() {
         let released: BTreeMap<i64, Vec<u8>> =

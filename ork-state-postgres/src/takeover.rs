@@ -1,6 +1,6 @@
-//! Taking over a database that Ork made: its rows are read as JSON, and written back as the records
-//! that they come to. They stay in their tables, so what others have added to these stays too. What
-//! the rows come to is said in [`ork_state_api::ork::takeover`].
+//! Takes over a database that Ork made. Its rows are read as JSON, converted to records, and
+//! written back. They stay in their tables, so anything that others have added to these stays too.
+//! [`ork_state_api::ork::takeover`] documents the conversion.
 
 use std::collections::HashMap;
 
@@ -17,14 +17,14 @@ use crate::site::Site;
 use crate::statement::Statement;
 use crate::steps::{functions, needed};
 
-/// How many workflows or runs are read at once, and how many tasks of these runs, unless a single
-/// run has more.
+/// How many workflows or runs are read at once, and how many tasks of these runs. A single run may
+/// have more.
 const PAGE: usize = 200;
 const TASKS_OF_PAGE: i64 = 5_000;
 
-/// Keeps Ork's programs out, after the last step of the schema and within its transaction.
+/// Locks out Ork's programs, after the last step of the schema and within its transaction.
 pub(crate) async fn fence(site: &Site, connection: &mut PgConnection) -> Result<()> {
-    // A program of Ork that starts finds a migration that it does not know, and refuses.
+    // A program of Ork that starts finds an unknown migration, and refuses to run.
     const FENCE: Statement = Statement::new(
         "INSERT INTO {schema}._sqlx_migrations (version, description, success, checksum, execution_time)
          VALUES ($1, 'taken over by ork-state', true, '', 0)
@@ -34,10 +34,11 @@ pub(crate) async fn fence(site: &Site, connection: &mut PgConnection) -> Result<
     fence.map(drop).map_err(|error| of_statement(&site.place, Access::Write, error))
 }
 
-/// Keeps everybody else out of the tables of a database that is taken over, all at once, so that no
-/// other lock comes between.
+/// Locks the tables of a database that is taken over. Takes all locks at once, so that no other
+/// lock comes between.
 pub(crate) async fn lock_tables(site: &Site, connection: &mut PgConnection) -> Result<()> {
-    // For what others do in the tables, such as processes of Ork that still run.
+    // Limits the wait for other sessions that use the tables, such as processes of Ork that still
+    // run.
     const PATIENCE: &str = "SET LOCAL lock_timeout = '10s'";
     let locked = async {
         connection.execute(PATIENCE).await?;
@@ -54,13 +55,13 @@ pub(crate) async fn lock_tables(site: &Site, connection: &mut PgConnection) -> R
     })
 }
 
-/// Brings the rows to the rules, between the step that makes the tables and the one that needs it.
-/// Answers what was adjusted.
+/// Makes the rows follow the rules, between the step that makes the tables and the one that needs
+/// this. Returns what was adjusted.
 pub(crate) async fn rows(site: &Site, connection: &mut PgConnection) -> Result<Vec<Violation>> {
     const NOW: Statement = Statement::new("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
     const NAMES: Statement = Statement::new("SELECT name FROM {schema}.workflows");
-    // Whatever the session has, times are read in UTC. There are no statistics yet by which the
-    // planner would choose well.
+    // Read times in UTC, whatever the session's setting. There are no statistics yet for the
+    // planner to choose well.
     const SETTINGS: &str = "SET LOCAL timezone = 'UTC'; SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
     let failed = |error| of_statement(&site.place, Access::Read, error);
     connection.execute(sqlx::raw_sql(SETTINGS)).await.map_err(failed)?;
@@ -78,17 +79,18 @@ pub(crate) async fn rows(site: &Site, connection: &mut PgConnection) -> Result<V
     Ok(adjusted)
 }
 
-/// Puts the records into the tables where the old rows are.
+/// Writes the records into the tables that hold the old rows.
 async fn write(site: &Site, connection: &mut PgConnection) -> Result<()> {
-    // For the planner again.
+    // Back to the planner's choice.
     const SETTINGS: &str = "SET LOCAL enable_seqscan = on";
-    // Snapshots get other hashes, and tasks other places: none is to stand in the way of another.
+    // Snapshots get other hashes, and tasks other positions. No old value may conflict with a new
+    // one.
     const MAKE_WAY: Statement = Statement::new(
         "UPDATE {schema}.workflow_snapshots SET content_hash = 'of ' || id::text;
          ALTER TABLE {schema}.tasks DROP CONSTRAINT IF EXISTS tasks_run_id_task_index_key",
     );
     const TAKE_IN: Statement = Statement::new("SELECT {schema}.ork_take_in()");
-    // What is in no record has been told, and is kept aside.
+    // What is in no record has been reported and is set aside.
     const CLEAR: Statement = Statement::new(
         "DELETE FROM {schema}.deferred_jobs j WHERE NOT EXISTS (
              SELECT FROM {schema}.import_records r WHERE r.kind = 'job' AND (r.record->'job'->'row'->>'id')::uuid = j.id
@@ -120,7 +122,7 @@ async fn write(site: &Site, connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Ork's rows on their way.
+/// Reads Ork's rows and turns them into records.
 struct Old<'a> {
     site: &'a Site,
     connection: &'a mut PgConnection,
@@ -130,7 +132,7 @@ struct Old<'a> {
 }
 
 impl Old<'_> {
-    /// The rows that a statement gives as JSON, for these ids.
+    /// The rows that a statement returns as JSON, for these ids.
     async fn read<T: DeserializeOwned>(&mut self, statement: Statement, ids: &[Uuid]) -> Result<Vec<T>> {
         let failed = |error| of_statement(&self.site.place, Access::Read, error);
         let rows = self.site.query(statement).bind(ids.to_vec()).fetch_all(&mut *self.connection).await;
@@ -181,7 +183,7 @@ impl Old<'_> {
         const RUNS: Statement = Statement::new(
             "SELECT row_to_json(r)::text FROM {schema}.runs r WHERE r.id = ANY ($1) ORDER BY r.created_at, r.id",
         );
-        // Logs do not come this way.
+        // Logs are not transferred this way.
         const TASKS: Statement = Statement::new(
             "SELECT row_to_json(x)::text
              FROM (
@@ -218,7 +220,7 @@ impl Old<'_> {
         Ok(())
     }
 
-    /// Where a foreign key of Ork's is missing.
+    /// Handles rows that lack a foreign key of Ork's.
     async fn orphans(&mut self) -> Result<()> {
         const SNAPSHOTS: Statement = Statement::new(
             "SELECT row_to_json(s)::text FROM {schema}.workflow_snapshots s
@@ -239,7 +241,7 @@ impl Old<'_> {
         self.put(Vec::new()).await
     }
 
-    /// Ids with how many tasks each has, in pages that are not too large.
+    /// Ids with their number of tasks, in pages of limited size.
     async fn pages(&mut self, all: Statement) -> Result<Vec<Vec<Uuid>>> {
         let failed = |error| of_statement(&self.site.place, Access::Read, error);
         let rows = self.site.query(all).fetch_all(&mut *self.connection).await.map_err(failed)?;
@@ -257,7 +259,7 @@ impl Old<'_> {
         Ok(pages)
     }
 
-    /// Keeps records until all are there, and what the contract has no room for.
+    /// Stores the records until all are there. Also stores what the contract has no room for.
     async fn put(&mut self, records: Vec<Record>) -> Result<()> {
         const PUT: Statement = Statement::new(
             "INSERT INTO {schema}.import_records (number, kind, record)

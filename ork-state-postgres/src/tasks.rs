@@ -1,4 +1,4 @@
-//! Tasks: looking at them, and all that a scheduler does with them.
+//! Tasks: reading them, and everything that a scheduler does with them.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::{claims, updates};
 #[async_trait]
 impl TaskStore for PostgresDatabase {
     async fn ready_tasks(&self, limit: Limit) -> Result<Vec<ReadyTask>> {
-        // `now()` and not `clock_timestamp()`, which no index could be searched by.
+        // `now()`, not `clock_timestamp()`: an index cannot be searched by the latter.
         const READY: Statement = Statement::new(
             "SELECT q.ready_at, q.run_id, q.task_index, q.task_id
              FROM {schema}.ready_tasks q
@@ -82,8 +82,8 @@ impl TaskStore for PostgresDatabase {
     }
 
     async fn list_tasks(&self, list: ListTasks) -> Result<Page<Task, u32>> {
-        // A run without tasks on this page gives one row, whose `id` is null; no row means no such
-        // run.
+        // A run without tasks on this page gives one row, whose `id` is null. No row means that
+        // there is no such run.
         const LIST: Statement = Statement::new(
             "SELECT t.*
              FROM {schema}.runs r
@@ -100,7 +100,7 @@ impl TaskStore for PostgresDatabase {
         );
         self.call(move |db| async move {
             let ListTasks { run, statuses, page, .. } = list;
-            // No task has an index beyond what fits.
+            // No task has an index that does not fit.
             let after = page.after.map_or(-1, |index| i32::try_from(index).unwrap_or(i32::MAX));
             let statuses: Option<Vec<&str>> =
                 statuses.map(|statuses| statuses.iter().map(|status| status.as_str()).collect());
@@ -122,7 +122,7 @@ impl TaskStore for PostgresDatabase {
     }
 
     async fn task_outputs(&self, run: RunId, names: &[TaskName]) -> Result<BTreeMap<TaskName, Option<Json>>> {
-        // As above: a run that has none of these names gives one row, whose name is null.
+        // As above: a run with none of these names gives one row, whose name is null.
         const OUTPUTS: Statement = Statement::new(
             "SELECT t.id, t.task_name, t.output::text AS output
              FROM {schema}.runs r
@@ -140,7 +140,7 @@ impl TaskStore for PostgresDatabase {
     }
 }
 
-/// The rows of a run's tasks, less the one that stands for none.
+/// The rows of a run's tasks, without the row that stands for none.
 fn there(rows: &[PgRow], run: RunId) -> Result<impl Iterator<Item = &PgRow>> {
     let Some(first) = rows.first() else { return Err(Error::not_found(Entity::Run, run)) };
     let none = Reader::new(first, "runs", run.as_uuid()).get::<Option<Uuid>>("id")?.is_none();

@@ -1,4 +1,4 @@
-//! Taking in what another store holds.
+//! Importing the records of another store.
 
 use async_trait::async_trait;
 use ork_state_api::backend::{ImportPage, ImportProgress, Transfer, no_import, not_empty};
@@ -80,7 +80,7 @@ impl Transfer for PostgresDatabase {
     }
 }
 
-/// How far the import has come that is under way, if one is.
+/// The progress of the current import, if there is one.
 fn found(row: &PgRow) -> Result<Option<ImportProgress>> {
     let row = Reader::new(row, "import_progress", Uuid::nil());
     let Some(records) = row.get::<Option<i64>>("found_records")? else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! What became of claimed tasks: as their workers report it, and by leases that lapsed.
+//! The ends of claimed tasks: as their workers report them, and when leases lapse.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::rows::{Reader, int_limit, interval};
 use crate::site::Query;
 use crate::statement::Statement;
 
-/// Why attempts end that nobody reports on.
+/// Why an attempt ends without a report.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Expiry {
     Lease,
@@ -30,13 +30,13 @@ pub(crate) async fn apply_alone(db: &Core, updates: &TaskUpdates) -> Result<Upda
     report.unwrap_or_else(|| Err(Error::internal("no answer to a call")))
 }
 
-/// Applies batches by one statement: several only if no two steps are about one task. An answer
-/// that cannot be read is an error of its own batch: what it is about was done.
+/// Applies batches with one statement. There may be several batches only if no two steps are about
+/// one task. An answer that cannot be read is an error of its own batch: its update was applied.
 pub(crate) async fn apply(db: &Core, batches: &[&TaskUpdates]) -> Result<Vec<Result<UpdateReport>>> {
     let steps: Vec<&UpdateStep> = batches.iter().flat_map(|batch| batch.steps()).collect();
     let arrays = StepArrays::new(&steps);
     let rows = db.rows(Access::Write, || arrays.bind(db)).await?;
-    // A step without an answer is about a lease whose task is gone.
+    // A step without an answer row has a lease whose task is gone.
     let mut outcomes: Vec<_> = steps.iter().map(|_| Ok(UpdateOutcome::NotFound)).collect();
     let mut ended_runs = vec![Vec::new(); steps.len()];
     for row in &rows {
@@ -78,8 +78,8 @@ fn outcome(row: &PgRow, step: &UpdateStep) -> Result<UpdateOutcome> {
     })
 }
 
-/// Two steps may name one task under different claims, of which one holds. If that one comes first
-/// and ends the task, the other finds it ended.
+/// Two steps may name one task under different claims, of which only one holds. If that one comes
+/// first and ends the task, the other finds the task ended.
 fn in_sequence(steps: &[UpdateStep], outcomes: &mut [UpdateOutcome]) {
     let mut ended: HashMap<TaskId, TaskStatus> = HashMap::new();
     for (step, outcome) in steps.iter().zip(outcomes) {
@@ -97,7 +97,7 @@ fn in_sequence(steps: &[UpdateStep], outcomes: &mut [UpdateOutcome]) {
     }
 }
 
-/// Steps, a column an array.
+/// Steps, with one array per column.
 struct StepArrays<'a> {
     tasks: Vec<Uuid>,
     tokens: Vec<i64>,
@@ -157,7 +157,7 @@ impl<'a> StepArrays<'a> {
     }
 }
 
-/// How `ork_update_tasks` calls the end of a claim.
+/// The name of a claim's end in `ork_update_tasks`.
 fn kind(end: &TaskChange) -> Option<&'static str> {
     match end {
         TaskChange::Succeeded { .. } => Some("success"),

@@ -1,5 +1,5 @@
-//! Hints that something has happened (rule M5): LISTEN, on a connection of its own for each topic,
-//! for all who watch it.
+//! Hints that something has happened (rule M5). They use LISTEN, with one connection per topic,
+//! shared by all who watch it.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -16,19 +16,19 @@ use crate::core::Core;
 use crate::error::Access;
 use crate::statement::Statement;
 
-/// How long to wait before the next try to listen again, and how often a watcher of ready tasks
-/// looks without having been told: a task that becomes ready beside another one gives no
-/// notification, and that other one may have been claimed just then.
+/// How long to wait before listening again after a failure. Also how often a watcher of ready tasks
+/// looks without a notification. A task that becomes ready beside another one gives no
+/// notification, and that other one may just have been claimed.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The listeners of a store that somebody needs.
+/// The store's listeners that are in use.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
     ready: Mutex<Weak<Listener>>,
     ended: Mutex<Weak<Listener>>,
 }
 
-/// Listens until it is dropped.
+/// Listens until dropped.
 #[derive(Debug)]
 struct Listener {
     hints: watch::Receiver<()>,
@@ -49,7 +49,7 @@ impl Listeners {
     }
 }
 
-/// The listener of this topic, a new one if there is none.
+/// The listener of this topic. Starts one if there is none.
 async fn listener(db: &Core, listeners: &Listeners, topic: Topic) -> Result<Arc<Listener>> {
     let shared = match topic {
         Topic::Ready => &listeners.ready,
@@ -65,7 +65,7 @@ async fn listener(db: &Core, listeners: &Listeners, topic: Topic) -> Result<Arc<
     let options = db.connect_options();
     let task = tokio::spawn(listen(options, channel, topic, told, listening)).abort_handle();
     let listener = Arc::new(Listener { hints, task });
-    // What happens after this call is hinted at.
+    // Hints cover everything that happens after this call.
     let begun = is_listening.await.map_err(|_| Error::internal("a listener ended before it began"))?;
     begun.map_err(|error| db.cannot_connect(error))?;
     *shared.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&listener);
@@ -83,8 +83,8 @@ async fn channel(db: &Core, topic: Topic) -> Result<String> {
     row.try_get(0).map_err(|source| Error::internal("the name of a channel is no text").with_source(source))
 }
 
-/// Listens for ever, and tells of every notification; also whenever it begins anew, for it may have
-/// missed some.
+/// Listens for ever, and passes on every notification. It also sends a hint whenever it starts
+/// anew, because it may have missed some.
 async fn listen(
     options: PgConnectOptions,
     channel: String,
@@ -100,7 +100,7 @@ async fn listen(
                     Some(first) => drop(first.send(Ok(()))),
                     None => told.send_replace(()),
                 }
-                // An error, or none and no notification: the connection is gone.
+                // An error, or the end of the stream: the connection is gone.
                 while let Ok(Some(_)) = listener.try_recv().await {
                     told.send_replace(());
                 }
@@ -122,7 +122,7 @@ async fn begin(options: &PgConnectOptions, channel: &str, topic: Topic) -> Resul
     listener.eager_reconnect(false);
     listener.listen(channel).await?;
     if topic == Topic::RunEnded {
-        // As long as somebody shares this lock, ends are notified of: see `ork_hint_ended`.
+        // While anybody shares this lock, ends of runs are notified: see `ork_hint_ended`.
         query("SELECT pg_advisory_lock_shared(hashtextextended($1, 0))")
             .bind(channel)
             .execute(&mut listener)
@@ -157,7 +157,7 @@ impl WatchSource for Source {
 }
 
 impl Source {
-    /// Whether a task is ready. An error is not told here: whoever is told of a task finds out what
+    /// Whether a task is ready. Errors are not reported here: whoever gets the hint finds out what
     /// is wrong.
     async fn is_ready(&self) -> bool {
         const READY: Statement = Statement::new(

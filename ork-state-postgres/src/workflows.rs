@@ -46,7 +46,7 @@ impl WorkflowStore for PostgresDatabase {
     }
 
     async fn list_workflows(&self, list: ListWorkflows) -> Result<Page<Workflow, WorkflowName>> {
-        // The column's collation is \"C\": the order is that of the bytes. No name is empty.
+        // The column's collation is \"C\", so the order is that of the bytes. No name is empty.
         const LIST: Statement = Statement::new(
             "SELECT {workflow} FROM {schema}.workflows w
              WHERE w.name > coalesce($1, '')
@@ -119,11 +119,11 @@ impl WorkflowStore for PostgresDatabase {
     }
 }
 
-/// How many names are looked through at a time.
+/// How many names are checked at a time.
 const NAMES_AT_ONCE: i64 = 10_000;
 
-/// The names after one that match, in order, up to a limit. They are compared here: no function of
-/// the server follows the rule.
+/// The matching names after this one, in order, up to a limit. They are compared here, because no
+/// function of the server follows the rule.
 async fn matching_names(
     db: &Core,
     filter: &WorkflowFilter,
@@ -161,7 +161,8 @@ async fn search(db: &Core, list: ListWorkflows) -> Result<Page<Workflow, Workflo
         Statement::new("SELECT {workflow} FROM {schema}.workflows w WHERE w.name = ANY ($1) ORDER BY w.name");
     let limit = list.page.limit;
     let names = matching_names(db, &list.filter, list.page.after, limit.get() + 1).await?;
-    // The page's key is that of the names: a workflow may be deleted before its row is read.
+    // The page's key comes from the names, because a workflow may be deleted before its row is
+    // read.
     let names = Page::from_rows(names, limit, WorkflowName::clone);
     let wanted: Vec<String> = names.items.iter().map(ToString::to_string).collect();
     let rows = db.rows(Access::Read, || db.query(LIST_NAMED).bind(wanted.clone())).await?;
@@ -196,7 +197,7 @@ async fn update_workflow(db: Arc<Core>, update: UpdateWorkflow) -> Result<Workfl
 }
 
 async fn create(db: Arc<Core>, new: NewWorkflow) -> Result<Workflow> {
-    // The two rows refer to each other: foreign keys are checked when the statement is over.
+    // The two rows refer to each other. Foreign keys are checked at the end of the statement.
     const CREATE: Statement = Statement::new(
         "WITH w AS (
              INSERT INTO {schema}.workflows (
@@ -249,7 +250,7 @@ fn snapshot(row: &PgRow) -> Result<Snapshot> {
     ))
 }
 
-/// The DAG of a snapshot. What is wrong with it is not told by its text, which is a payload.
+/// The DAG of a snapshot. An error does not quote its text, which is a payload.
 pub(crate) fn dag(row: Reader<'_>) -> Result<Dag> {
     Dag::from_json(row.get("tasks_json")?).map_err(|error| row.corrupt("tasks_json", error))
 }

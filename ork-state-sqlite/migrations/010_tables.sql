@@ -1,6 +1,6 @@
--- The tables as ork-state has them: STRICT, times as microseconds since 1970, DAGs as snapshots
--- only, and with the columns that runs, tasks and deferred jobs are counted, retried and fenced by.
--- Here Ork's own are empty, or the code that takes a database of Ork over has set them aside.
+-- The tables of ork-state: STRICT, times as microseconds since 1970, and DAGs only as snapshots.
+-- They have the columns for counting, retrying and fencing runs, tasks and deferred jobs. Here
+-- Ork's own tables are empty, or the takeover code has set them aside.
 
 DROP TABLE IF EXISTS deferred_jobs;
 DROP TABLE IF EXISTS workflow_tasks;
@@ -9,7 +9,7 @@ DROP TABLE IF EXISTS runs;
 DROP TABLE IF EXISTS workflow_snapshots;
 DROP TABLE IF EXISTS workflows;
 
--- The steps of the schema that were applied. From this one on, each step records itself here.
+-- The applied steps of the schema. From this one on, each step records itself here.
 CREATE TABLE ork_state_migrations (
     version INTEGER NOT NULL PRIMARY KEY,
     name TEXT NOT NULL,
@@ -22,7 +22,7 @@ CREATE TABLE task_logs (
     length INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- With a rowid: chunks are large, which a table without one is not made for.
+-- With a rowid: chunks are large, and a table without a rowid is not made for that.
 CREATE TABLE task_log_chunks (
     task_id BLOB NOT NULL,
     start_offset INTEGER NOT NULL,
@@ -75,8 +75,8 @@ CREATE TABLE runs (
     error TEXT
 ) STRICT;
 
--- What is read often stands before what can be long: SQLite finds a column by passing over those
--- before it.
+-- Columns that are read often come before those that can be long. To find a column, SQLite skips
+-- over those before it.
 CREATE TABLE tasks (
     id BLOB NOT NULL PRIMARY KEY,
     run_id BLOB NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
@@ -88,7 +88,7 @@ CREATE TABLE tasks (
     attempts INTEGER NOT NULL DEFAULT 0,
     max_retries INTEGER NOT NULL DEFAULT 0,
     timeout_seconds INTEGER,
-    -- The last fencing token that was given.
+    -- The last fencing token that was issued.
     token INTEGER NOT NULL DEFAULT 0,
     created_at INTEGER NOT NULL,
     ready_at INTEGER,
@@ -107,10 +107,10 @@ CREATE TABLE tasks (
     UNIQUE (run_id, task_name)
 ) STRICT;
 
--- A job is to be polled from `poll_at` on, and is open while it has one. Whoever claims it sets
--- that to the end of the lease, so a job that nobody reports on is due again by itself. `deferral`
--- is the token of the claim that the task was deferred under: it tells the jobs of one attempt from
--- those of another. No foreign key: whoever deletes a run deletes its jobs.
+-- A job is to be polled from `poll_at` on, and is open while it has one. A claim sets that to the
+-- end of the lease, so a job without a report is due again by itself. `deferral` is the token of
+-- the claim under which the task was deferred. It tells the jobs of one attempt from those of
+-- another. There is no foreign key: whoever deletes a run deletes its jobs.
 CREATE TABLE deferred_jobs (
     id BLOB NOT NULL PRIMARY KEY,
     task_id BLOB NOT NULL,
@@ -119,7 +119,7 @@ CREATE TABLE deferred_jobs (
     deferral INTEGER NOT NULL,
     status TEXT NOT NULL
         CHECK (status IN ('pending', 'polling', 'completed', 'failed', 'cancelled')),
-    -- The last token that it was claimed with.
+    -- The token of its last claim.
     token INTEGER NOT NULL DEFAULT 0,
     poll_at INTEGER,
     created_at INTEGER NOT NULL,

@@ -1,8 +1,8 @@
--- What hands out tasks: narrow tables beside the wide one, so that a claim reads ready tasks only,
--- however many wait. No foreign keys on them, which would cost every insert: whoever deletes a run
+-- The queues: narrow tables beside the wide one. With them a claim reads ready tasks only, however
+-- many wait. They have no foreign keys, which would slow down every insert. Whoever deletes a run
 -- deletes its rows here.
 
--- task_index is the dependency, dependent_index waits for it.
+-- task_index is the dependency. dependent_index waits for it.
 CREATE TABLE task_edges (
     run_id BLOB NOT NULL,
     task_index INTEGER NOT NULL,
@@ -10,8 +10,8 @@ CREATE TABLE task_edges (
     PRIMARY KEY (run_id, task_index, dependent_index)
 ) STRICT, WITHOUT ROWID;
 
--- Exactly the pending tasks that wait for no other, of running runs; the order is that of handing
--- out. A ready_at to come is a retry's.
+-- Exactly the pending tasks of running runs that wait for no other task, in the order of claims. A
+-- ready_at in the future is a retry's.
 CREATE TABLE ready_tasks (
     ready_at INTEGER NOT NULL,
     run_id BLOB NOT NULL,
@@ -20,7 +20,7 @@ CREATE TABLE ready_tasks (
     PRIMARY KEY (ready_at, run_id, task_index)
 ) STRICT, WITHOUT ROWID;
 
--- Exactly the dispatched and running tasks, but for those that wait for deferred jobs.
+-- Exactly the dispatched and running tasks, except those that wait for deferred jobs.
 CREATE TABLE task_leases (
     task_id BLOB NOT NULL PRIMARY KEY,
     run_id BLOB NOT NULL,
@@ -29,10 +29,10 @@ CREATE TABLE task_leases (
     expires_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- The key follows by itself: this is the order of expiry.
+-- SQLite appends the key to the index, so this is the order of expiry.
 CREATE INDEX idx_task_leases_expires_at ON task_leases (expires_at);
 
--- Exactly the running tasks that may not run for ever.
+-- Exactly the running tasks with a deadline.
 CREATE TABLE task_timeouts (
     task_id BLOB NOT NULL PRIMARY KEY,
     deadline INTEGER NOT NULL
@@ -46,7 +46,7 @@ CREATE INDEX idx_deferred_jobs_task ON deferred_jobs (task_id);
 CREATE INDEX idx_workflows_due ON workflows (next_scheduled_at, id)
     WHERE schedule IS NOT NULL AND schedule_enabled = 1 AND next_scheduled_at IS NOT NULL;
 
--- What lists, deletions of old runs and counts of the whole store read.
+-- Indexes for lists, for deletions of old runs and for counts of the whole store.
 
 CREATE UNIQUE INDEX idx_runs_idempotency_key ON runs (workflow_id, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
@@ -55,9 +55,9 @@ CREATE INDEX idx_runs_workflow ON runs (workflow_id, created_at, id);
 CREATE INDEX idx_runs_status ON runs (status, created_at, id);
 CREATE INDEX idx_runs_finished_at ON runs (finished_at, id) WHERE finished_at IS NOT NULL;
 
--- How many runs have ended ('run') and how many of their tasks ('task'), by status, so that nobody
--- need count the history. And how many ends there ever were ('ever', of runs that are gone too): it
--- tells those who watch that there was another.
+-- How many runs have ended ('run') and how many of their tasks ('task'), by status. So the history
+-- need not be counted. And how many runs ever ended ('ever'), including runs that are gone. It
+-- tells watchers that another run ended.
 CREATE TABLE ended_counts (
     kind TEXT NOT NULL CHECK (kind IN ('run', 'task', 'ever')),
     status TEXT NOT NULL,
@@ -65,15 +65,15 @@ CREATE TABLE ended_counts (
     PRIMARY KEY (kind, status)
 ) STRICT, WITHOUT ROWID;
 
--- Tasks that were deleted while chunks of their logs are still there. Those are freed in steps,
--- after the deletion: to free a gigabyte takes the write lock for many seconds and as much of the
--- WAL. Nothing else refers to them.
+-- Deleted tasks whose log chunks are still there. The chunks are freed in steps, after the
+-- deletion. Freeing a gigabyte would hold the write lock for many seconds and add as much to the
+-- WAL. Nothing else refers to these chunks.
 CREATE TABLE deleted_logs (
     task_id BLOB NOT NULL PRIMARY KEY
 ) STRICT, WITHOUT ROWID;
 
--- What another store holds comes as records, which are kept here, apart from all else, until the
--- last of them has come. `record` is one in its encoded form: an object with one key, the kind; the
+-- The records of another store are kept here, apart from everything else, until the last of them
+-- has arrived. `record` is one record in its encoded form: an object with one key, the kind. The
 -- payloads in it are strings that hold JSON.
 
 CREATE TABLE import_progress (

@@ -1,4 +1,4 @@
-//! Batches of any size as one statement's parameters.
+//! Passes batches of any size to a statement as parameters.
 
 use std::collections::BTreeSet;
 
@@ -33,19 +33,21 @@ pub(crate) fn query(sql: &'static str, rows: &[Value]) -> Attempt<Query<'static,
     Ok(sqlx::query(sql).bind(json).persistent(keep_prepared))
 }
 
-/// Long texts of a batch, bound as one blob beside its rows, which say where in it each text is.
-/// SQLite cuts `substr(blob, start, length)` out of it: no text is escaped, parsed or rendered, so
-/// each stays what it is to the byte, and a batch of 256 MiB stays one of 256 MiB.
+/// The long texts of a batch, bound as one blob beside its rows. The rows say where in the blob
+/// each text is, and SQLite cuts it out with `substr(blob, start, length)`. No text is escaped,
+/// parsed or rendered, so each stays the same to the byte. And a batch of 256 MiB stays one of 256
+/// MiB.
 #[derive(Debug)]
 pub(crate) struct Texts(Vec<u8>);
 
 impl Texts {
     pub(crate) fn new() -> Self {
-        // `substr` of an empty blob is NULL, also where an empty text is meant.
+        // `substr` of an empty blob is NULL, even where an empty text is meant.
         Self(vec![b' '])
     }
 
-    /// Adds a text; gives its start, from 1, and its length, or two NULLs for none.
+    /// Adds a text. Returns its start, counted from 1, and its length, or two NULLs if there is no
+    /// text.
     pub(crate) fn add(&mut self, text: Option<&str>) -> [Value; 2] {
         let Some(text) = text else { return [Value::Null, Value::Null] };
         let start = self.0.len() + 1;
@@ -58,7 +60,7 @@ impl Texts {
     }
 }
 
-/// Whether a statement may stay prepared after it was given so many bytes. The driver keeps the
+/// Whether a statement with this many bytes of parameters may stay prepared. The driver keeps the
 /// parameters of a prepared statement until its next use.
 pub(crate) const fn is_small(bytes: usize) -> bool {
     bytes <= 64 * 1024

@@ -1,4 +1,4 @@
-//! The claim: ready tasks to one claimer.
+//! The claim: leases ready tasks to one claimer.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,8 +14,8 @@ use crate::batch;
 use crate::error::Attempt;
 use crate::rows::{self, Cells, hex, task_columns, workflow_columns};
 
-/// Takes the first ready tasks. All of this is one transaction that holds the write lock, so nobody
-/// else takes the same.
+/// Takes the first ready tasks. All of it is one transaction that holds the write lock, so nobody
+/// else takes the same tasks.
 pub(crate) async fn claim(
     connection: &mut SqliteConnection,
     asked: &ClaimTasks,
@@ -23,7 +23,7 @@ pub(crate) async fn claim(
 ) -> Attempt<Vec<ClaimedTask>> {
     let expires_at = now.saturating_add(asked.lease.get());
     let mut taken = Vec::new();
-    // One round, and another for what was passed over: tasks that cannot be read (rule G8).
+    // Another round replaces the tasks that were skipped because they cannot be read (rule G8).
     while taken.len() < asked.limit.get() {
         let wanted = asked.limit.get() - taken.len();
         let queue = first_ready(connection, wanted, now).await?;
@@ -51,7 +51,8 @@ pub(crate) async fn claim(
     Ok(taken.into_iter().map(|(_, task)| task).collect())
 }
 
-/// The beginning of the queue, with the tasks. A row whose task is gone shows too, without one.
+/// The beginning of the queue, with the tasks. A row whose task is gone appears too, without a
+/// task.
 async fn first_ready(
     connection: &mut SqliteConnection,
     wanted: usize,
@@ -65,7 +66,7 @@ async fn first_ready(
         .map_err(Into::into)
 }
 
-/// Reads the queue's key from its beginning up to now, and each task by its id: its cost does not
+/// Reads the queue's key from its beginning up to now, and each task by its id. The cost does not
 /// depend on how many tasks wait.
 pub(crate) const FIRST_READY: &str = concat!(
     "SELECT ",
@@ -81,8 +82,8 @@ pub(crate) const FIRST_READY: &str = concat!(
      LIMIT ?2"
 );
 
-/// Takes out of the queue all up to this row, which are those that were read: the good ones are
-/// claimed, the others wait for somebody to repair them.
+/// Removes all rows up to this one from the queue. These are the rows that were read. The readable
+/// tasks are claimed. The others wait for somebody to repair them.
 async fn leave_queue(connection: &mut SqliteConnection, last: &SqliteRow) -> Attempt<()> {
     const LEAVE: &str = "DELETE FROM ready_tasks WHERE (ready_at, run_id, task_index) <= (?1, ?2, ?3)";
     sqlx::query(LEAVE)
@@ -140,7 +141,7 @@ impl Ready {
                 Cells::new(row, "runs").identified_by("run_id").uuid("workflow_id")?,
             ),
         };
-        // What is in the queue and must not be is not handed out.
+        // A task that is in the queue by mistake is not claimed.
         if ready.task.status != TaskStatus::Pending
             || ready.task.unmet_dependencies > 0
             || ready.task.lease.is_some()
@@ -150,7 +151,7 @@ impl Ready {
         Ok(ready)
     }
 
-    /// The task as the claim leaves it, with its row, unless something that comes with it cannot be
+    /// The task after the claim, with its row. Fails if something that comes with it cannot be
     /// read.
     fn claimed(
         mut self,
@@ -183,8 +184,8 @@ impl Ready {
     }
 }
 
-/// The workflows of these tasks, each once. One that cannot be read is left out, and so its tasks
-/// are passed over.
+/// The workflows of these tasks, each once. A workflow that cannot be read is left out, and so its
+/// tasks are skipped.
 async fn workflows(
     connection: &mut SqliteConnection,
     tasks: &[Ready],
@@ -203,10 +204,10 @@ async fn workflows(
     Ok(workflows.map(|workflow| (workflow.id, workflow)).collect())
 }
 
-/// What the tasks of a run gave.
+/// The outputs of a run's tasks.
 type Outputs = HashMap<TaskName, Option<Json>>;
 
-/// The outputs that these tasks wait for, each once. One that cannot be read is left out.
+/// The outputs that these tasks depend on, each once. An output that cannot be read is left out.
 async fn dependency_outputs(
     connection: &mut SqliteConnection,
     tasks: &[Ready],

@@ -1,6 +1,5 @@
-//! What calls cost in instructions of SQLite's virtual machine: they are the same in every run,
-//! whatever the machine is. A statement more, a row more that is touched, or an index that is not
-//! used shows here.
+//! The cost of calls in instructions of SQLite's virtual machine. These are the same in every run,
+//! whatever the machine is. An extra statement, an extra row or an unused index shows here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +22,7 @@ struct Rig {
 const RUN: usize = 500;
 
 impl Rig {
-    /// A store in memory: its one connection does everything.
+    /// A store in memory, because its one connection does everything.
     async fn new() -> Self {
         let db = SqliteOptions::in_memory().connect().await.unwrap();
         db.migrate().await.unwrap();
@@ -69,7 +68,7 @@ impl Rig {
         (given, self.steps.load(Ordering::Relaxed))
     }
 
-    /// The costs of claiming 100 tasks, saying that they run, giving one back, and completing the
+    /// The costs of claiming 100 tasks, reporting that they run, releasing one, and completing the
     /// others.
     async fn costs(&self) -> [u64; 4] {
         let (claims, claiming) = self.cost(self.claim(100)).await;
@@ -95,7 +94,7 @@ fn is_near(one: u64, other: u64) -> bool {
 async fn claims_and_updates_cost_the_same_however_much_waits() {
     let rig = Rig::new().await;
     rig.start().await;
-    // The first time SQLite reads its schema.
+    // The first time, SQLite reads its schema.
     rig.costs().await;
     rig.start().await;
     let few = rig.costs().await;
@@ -108,7 +107,7 @@ async fn claims_and_updates_cost_the_same_however_much_waits() {
     }
 }
 
-/// Raise a limit if there is a reason for it, and say which.
+/// Raise a limit only for a reason, and state the reason.
 #[tokio::test]
 async fn calls_cost_no_more_than_they_did() {
     let rig = Rig::new().await;

@@ -1,5 +1,5 @@
-//! How much has ended: kept in the transactions that end, retry or delete runs, so that nobody need
-//! count the history (rule M3).
+//! Counts what has ended. The transactions that end, retry or delete runs keep the counts, so that
+//! the history need not be counted (rule M3).
 
 use serde_json::Value;
 use sqlx::sqlite::SqliteConnection;
@@ -7,8 +7,8 @@ use sqlx::sqlite::SqliteConnection;
 use crate::batch;
 use crate::error::Attempt;
 
-/// The statement that adds ended runs, with their tasks, to the counts (`?2` is 1), or takes them
-/// out (-1). The runs are those whose ids a query gives that has one parameter, `?1`.
+/// The statement that adds ended runs, with their tasks, to the counts (`?2` is 1), or subtracts
+/// them (-1). A query gives the ids of the runs. It has one parameter, `?1`.
 macro_rules! count_ended_sql {
     ($runs:literal) => {
         concat!(
@@ -35,7 +35,7 @@ macro_rules! count_ended_sql {
 }
 pub(crate) use count_ended_sql;
 
-/// Adds ended runs to the counts (1) or takes them out (-1).
+/// Adds ended runs to the counts (1) or subtracts them (-1).
 pub(crate) async fn count_ended(connection: &mut SqliteConnection, runs: &[Value], sign: i64) -> Attempt<()> {
     const COUNT: &str = count_ended_sql!("SELECT unhex(value) FROM json_each(?1)");
     batch::query(COUNT, runs)?.bind(sign).execute(connection).await?;

@@ -1,4 +1,4 @@
-//! The store: its connections, and running calls on them.
+//! The store: its connections, and how calls run on them.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,11 +31,11 @@ pub struct SqliteDatabase {
     location: Location,
     clock: Arc<dyn Clock>,
     max_log_bytes: Option<u64>,
-    /// Whether the schema was seen, in all of its steps, to be the one that this code needs. That
-    /// it still is, each transaction checks.
+    /// Whether a check of all steps found the schema that this code needs. Each transaction checks
+    /// that this still holds.
     is_current: Arc<AtomicBool>,
     signal: Signal,
-    /// What watches the file that other processes touch, while somebody watches the store.
+    /// Watches the file that other processes touch, while anybody watches the store.
     watcher: Arc<Mutex<Weak<FileWatcher>>>,
 }
 
@@ -43,7 +43,7 @@ impl SqliteOptions {
     /// Opens the store. It does not migrate.
     ///
     /// # Errors
-    /// `Unavailable` when the file cannot be opened, `Corrupt` when it is no database,
+    /// `Unavailable` when the file cannot be opened, `Corrupt` when it is not a database,
     /// `SchemaMismatch` when it is newer than this code.
     pub async fn connect(self) -> Result<SqliteDatabase> {
         SqliteDatabase::open(self).await
@@ -62,7 +62,7 @@ impl SqliteDatabase {
         let is_ours = match schema {
             Schema::Newer { .. } => return Err(schema.error()),
             Schema::Current | Schema::Older { .. } | Schema::Begun { .. } | Schema::Changed { .. } => true,
-            // Of a database of Ork that cannot be taken over nothing is changed, not even the
+            // Nothing is changed in a database of Ork that cannot be taken over, not even the
             // journal mode.
             Schema::Ork { .. } => schema.can_be_taken_over(),
             Schema::Foreign { .. } => false,
@@ -78,7 +78,7 @@ impl SqliteDatabase {
                 .max_lifetime(None)
                 .connect_lazy_with(options.reader())
         });
-        // A file of something else's keeps its journal mode, and every call on it is refused.
+        // A foreign file keeps its journal mode, and every call on it is refused.
         let opened = if readers.is_some() { options.writer() } else { options.look() };
         if readers.is_some() {
             connection = connect(&options, &opened).await.map_err(fail)?;
@@ -116,8 +116,8 @@ impl SqliteDatabase {
         &self.signal
     }
 
-    /// Watches the file that other processes touch after they have committed. There is none for a
-    /// store in memory.
+    /// The watcher of the file that other processes touch after they commit. A store in memory has
+    /// none.
     pub(crate) fn file_watcher(&self) -> Option<Arc<FileWatcher>> {
         let mut shared = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(watcher) = shared.upgrade() {
@@ -140,7 +140,7 @@ impl SqliteDatabase {
         self.max_log_bytes
     }
 
-    /// Runs work that writes, whole or not at all, and answers when it is durable.
+    /// Runs work that writes, all or nothing, and answers when it is durable.
     pub(crate) async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -160,7 +160,7 @@ impl SqliteDatabase {
         self.writer.run_lease(work).await
     }
 
-    /// Applies a batch of updates, together with others that wait.
+    /// Applies a batch of updates, together with other waiting batches.
     pub(crate) async fn update(&self, updates: TaskUpdates) -> Result<UpdateReport> {
         self.require_current().await?;
         self.updates.update(&self.writer, self.clock(), updates).await
@@ -175,7 +175,8 @@ impl SqliteDatabase {
         self.writer.run_alone(work).await
     }
 
-    /// Runs a statement that reads. Work of several statements may see another state with each.
+    /// Runs a statement that reads. If the work has several statements, each may see a different
+    /// state.
     pub(crate) async fn read<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -195,7 +196,7 @@ impl SqliteDatabase {
         .await
     }
 
-    /// Runs work that reads by several statements, on one state of the store.
+    /// Runs work that reads with several statements from one state of the store.
     pub(crate) async fn read_one_state<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -224,13 +225,14 @@ impl SqliteDatabase {
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
     {
         let Some(readers) = self.readers.clone() else { return self.writer.run_alone(work).await };
-        // In a task of its own: dropping the caller's future must not give a connection back to the
+        // In its own task: if the caller's future is dropped, a connection must not return to the
         // pool in the middle of something (rule G9).
         let task = tokio::spawn(async move {
             let mut connection = readers.acquire().await?;
             let result = guarded(work(&mut connection)).await;
             if matches!(result, Err(Fault::Driver(_))) {
-                // It may be in disorder, or in a transaction: the next call gets another.
+                // The connection may be broken, or in a transaction. The next call gets another
+                // one.
                 drop(connection.close().await);
             }
             result
@@ -241,12 +243,12 @@ impl SqliteDatabase {
         }
     }
 
-    /// Refuses any schema but the one that this code needs.
+    /// Refuses any schema except the one that this code needs.
     pub(crate) async fn require_current(&self) -> Result<()> {
         if self.is_current.load(Ordering::Acquire) {
             return Ok(());
         }
-        // Not seen yet: another process may have migrated meanwhile.
+        // Not confirmed yet: another process may have migrated meanwhile.
         match self.read_any(|connection| Box::pin(schema::look(connection))).await? {
             Schema::Current => {
                 self.is_current.store(true, Ordering::Release);
@@ -263,8 +265,8 @@ impl Plugin for SqliteDatabase {
     }
 }
 
-/// Opens the connection that writes. The first ones to open a new file switch it to WAL, which does
-/// not wait for others by itself.
+/// Opens the connection that writes. The first connections to a new file switch it to WAL. SQLite
+/// itself does not wait for others when it does that.
 async fn connect(options: &SqliteOptions, how: &SqliteConnectOptions) -> Result<SqliteConnection, Fault> {
     const PAUSE: Duration = Duration::from_millis(5);
     let deadline = Instant::now() + options.busy_timeout;
@@ -278,7 +280,7 @@ async fn connect(options: &SqliteOptions, how: &SqliteConnectOptions) -> Result<
     }
 }
 
-/// Makes the file if it is not there, for its owner alone. SQLite gives the files beside it the
+/// Creates the file if it does not exist, for its owner alone. SQLite gives the files beside it the
 /// same mode.
 fn create_private(path: &Path) -> Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());

@@ -73,7 +73,7 @@ impl DeferredJobStore for SqliteDatabase {
     }
 }
 
-/// Ends a claim and leaves jobs in its place (rule D1).
+/// Ends a claim and creates jobs in its place (rule D1).
 async fn defer_task(
     connection: &mut SqliteConnection,
     defer: &DeferTask,
@@ -163,14 +163,15 @@ async fn insert(
     Ok(())
 }
 
-/// Reads the index of the open ones up to now: its cost does not grow with those that are not due.
+/// Reads the index of open jobs up to now. The cost does not grow with the jobs that are not due.
 pub(crate) const DUE: &str = concat!(
     "SELECT rowid AS job_row, token, ",
     job_columns!(),
     " FROM deferred_jobs WHERE poll_at <= ?1 AND (poll_at, id) > (?2, ?3) ORDER BY poll_at, id LIMIT ?4"
 );
 
-/// Takes the jobs that are due for the longest. One that cannot be read is passed over (rule G8).
+/// Takes the jobs that have been due for the longest. A job that cannot be read is skipped (rule
+/// G8).
 async fn claim_jobs(
     connection: &mut SqliteConnection,
     asked: &ClaimJobs,
@@ -220,7 +221,7 @@ async fn claim_jobs(
     Ok(claimed)
 }
 
-/// Records what polls told; the last job of a task ends the task's attempt (rule D1).
+/// Records the results of polls. The last job of a task ends the task's attempt (rule D1).
 async fn update_jobs(
     connection: &mut SqliteConnection,
     updates: &JobUpdates,
@@ -229,7 +230,7 @@ async fn update_jobs(
     let found = polled(connection, updates).await?;
     let mut outcomes = Vec::with_capacity(updates.items().len());
     let (mut texts, mut rows) = (Texts::new(), Vec::new());
-    // By task, how many of its jobs ended.
+    // How many jobs of each task ended.
     let mut ended: BTreeMap<TaskId, u32> = BTreeMap::new();
     for update in updates.items() {
         let Some(job) = found.get(&update.claim.job) else {
@@ -275,7 +276,7 @@ async fn update_jobs(
     Ok(UpdateReport::new(outcomes, ended_runs.into_iter().map(|(_, run)| run).collect()))
 }
 
-/// A job that was polled, as the transaction finds it.
+/// A polled job, as the transaction finds it.
 struct Polled {
     row: i64,
     id: JobId,
@@ -300,7 +301,7 @@ impl Polled {
         })
     }
 
-    /// Why an item under this claim is not applied, if it is not.
+    /// Why an item under this claim is not applied; `None` if it is.
     fn refuse(&self, claim: JobClaim, now: Timestamp) -> Result<Option<UpdateOutcome<JobStatus>>> {
         let Some(poll_at) = self.poll_at else {
             let status = self.status.parse().map_err(|error: Error| {
@@ -328,7 +329,7 @@ async fn store(
     texts: Texts,
     now: Timestamp,
 ) -> Attempt<()> {
-    // Fields: row, status, when to poll again (none: it has ended), output, error.
+    // Fields: row, status, time of the next poll (none if it has ended), output, error.
     const STORE: &str = "UPDATE deferred_jobs SET
              status = new.value ->> 1,
              poll_at = new.value ->> 2,
@@ -351,7 +352,7 @@ async fn store(
     Ok(())
 }
 
-/// Counts down the jobs that tasks wait for, and gives the tasks that wait for none any more.
+/// Counts down the jobs that tasks wait for. Returns the tasks that wait for none any more.
 async fn without_jobs(
     connection: &mut SqliteConnection,
     ended: &BTreeMap<TaskId, u32>,
@@ -383,11 +384,11 @@ async fn without_jobs(
     Ok(found.iter().map(Held::from_row).collect::<Result<_>>()?)
 }
 
-/// What tasks come to by the jobs of their last deferral, as
-/// [`deferred_end`](ork_state_api::backend::deferred_end) says. Of the jobs only what counts is
+/// How tasks end by the jobs of their last deferral, as
+/// [`deferred_end`](ork_state_api::backend::deferred_end) decides. Only the columns that matter are
 /// read.
 async fn ends(connection: &mut SqliteConnection, tasks: &[Held]) -> Attempt<Vec<(TaskId, DeferredEnd)>> {
-    // Those of the attempt: the token was the task's last one when it was deferred.
+    // The jobs of this attempt: when the task was deferred, the token was its latest.
     const JOBS: &str = "SELECT j.id, j.task_id, j.status = 'failed' AS has_failed, j.error, j.output
          FROM json_each(?1) AS asked
          CROSS JOIN tasks AS t ON t.rowid = asked.value

@@ -1,4 +1,4 @@
-//! What goes wrong, and the one place where the driver's errors become the contract's.
+//! The errors of this crate, and the one place that maps the driver's errors to the API's.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ const FULL: i32 = 13;
 const CANTOPEN: i32 = 14;
 const NOTADB: i32 = 26;
 
-/// What work on a connection answers.
+/// The result of work on a connection.
 pub(crate) type Attempt<T> = Result<T, Fault>;
 
-/// Why work on a connection failed. It becomes an [`Error`] where the database's place is known.
+/// Why work on a connection failed. It becomes an [`Error`] where the database's location is known.
 #[derive(Debug)]
 pub(crate) enum Fault {
     /// The answer to the caller.
@@ -70,9 +70,9 @@ pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
     matches!(primary_code(error), Some(BUSY | LOCKED))
 }
 
-/// The driver's error as the contract's, naming the file and what to do.
+/// Maps the driver's error to the API's, which names the file and what to do.
 ///
-/// SQLite's messages name tables and columns, never values, so the driver's error may be the
+/// SQLite's messages name tables and columns, never values. So the driver's error may be the
 /// source.
 pub(crate) fn describe(location: &Location, error: &Arc<sqlx::Error>, stage: Stage) -> Error {
     let place = match location {
@@ -95,7 +95,7 @@ pub(crate) fn describe(location: &Location, error: &Arc<sqlx::Error>, stage: Sta
             "cannot be opened",
             "Check that its directory is there and that the user of this process may write in it",
         ),
-        // The log may hold the whole commit although the disk did not confirm it.
+        // The WAL may hold the whole commit although the disk did not confirm it.
         Some(IOERR) if stage == Stage::Commit => {
             Error::unknown_effect(format!("the disk failed while {place} was committing"))
                 .with_hint("Check the disk, then repeat the call")
@@ -134,7 +134,7 @@ fn broken(location: &Location, reason: &str) -> Error {
         .with_hint("Restore it from a backup, or move it away to begin with an empty store")
 }
 
-/// The writer or a reader ended before it answered: the runtime is shutting down, or there is a
+/// The writer or a reader ended before it answered. The runtime is shutting down, or there is a
 /// bug.
 pub(crate) fn gone() -> Error {
     Error::unknown_effect("the store was closed before it answered")

@@ -1,8 +1,8 @@
-//! Updates that wait at the same moment are applied as one batch.
+//! Combines updates that wait at the same moment into one batch.
 //!
-//! Many workers that report one task each would take a handful of statements each. Their batches
-//! are put one after the other and applied by one set of statements, with the effect and the
-//! answers of one call after the other.
+//! Otherwise many workers that report one task each would need a handful of statements each. Their
+//! batches are concatenated and applied with one set of statements. The effect and the answers are
+//! those of separate calls in sequence.
 
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,14 +14,14 @@ use crate::error;
 use crate::updates::update;
 use crate::writer::Writer;
 
-/// Most calls, and most items, that are put together. A larger call goes by itself.
+/// The most calls, and the most items, that are combined. A larger call runs alone.
 const MAX_CALLS: usize = 256;
 const MAX_ITEMS: usize = 10_000;
 
-/// A call that waits: what it asks for, and where its answer goes.
+/// A waiting call: its updates, and where its answer goes.
 type Waiting = (Arc<TaskUpdates>, oneshot::Sender<Result<UpdateReport>>);
 
-/// The calls that wait.
+/// The waiting calls.
 #[derive(Debug, Default)]
 pub(crate) struct Gather(Mutex<State>);
 
@@ -33,8 +33,8 @@ struct State {
 }
 
 impl Gather {
-    /// Applies a batch, perhaps together with others. Once this was polled it is applied, also if
-    /// the future is dropped (rule G9).
+    /// Applies a batch, perhaps together with others. Once polled it is applied, even if the future
+    /// is dropped (rule G9).
     pub(crate) async fn update(
         self: &Arc<Self>,
         writer: &Writer,
@@ -53,8 +53,7 @@ impl Gather {
         answer.await.unwrap_or_else(|_| Err(error::gone()))
     }
 
-    /// The next calls to be applied together, in the order in which they came. With none the
-    /// serving ends.
+    /// The next calls to apply together, in order of arrival. If there are none, the serving ends.
     fn next(&self) -> Vec<Waiting> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut items = 0;
@@ -68,7 +67,7 @@ impl Gather {
     }
 }
 
-/// Clears up when the serving ends before its time, with the runtime: nobody waits for ever.
+/// Cleans up when the serving task ends early, with the runtime, so that no caller waits for ever.
 struct Serving {
     gather: Arc<Gather>,
     done: bool,
@@ -85,7 +84,8 @@ impl Drop for Serving {
 async fn serve(gather: Arc<Gather>, writer: Writer, clock: Arc<dyn Clock>) {
     let mut serving = Serving { gather, done: false };
     loop {
-        // Those who were just answered get to ask for the next before the doors close.
+        // Lets the callers that were just answered make their next call before this batch is
+        // closed.
         tokio::task::yield_now().await;
         let calls = serving.gather.next();
         if calls.is_empty() {
@@ -96,17 +96,17 @@ async fn serve(gather: Arc<Gather>, writer: Writer, clock: Arc<dyn Clock>) {
         match apply(&writer, &clock, batches.clone()).await {
             Ok(reports) => {
                 for (reply, report) in replies.into_iter().zip(reports) {
-                    // The caller may have gone: what it asked for is done all the same.
+                    // The caller may have gone. Its update is applied all the same.
                     let _ = reply.send(Ok(report));
                 }
             }
-            // What is wrong is not in one of the calls, so each has the error.
+            // The fault is not in one of the calls, so each gets the error.
             Err(error) if error.is_retryable() || replies.len() == 1 => {
                 for reply in replies {
                     let _ = reply.send(Err(error.clone()));
                 }
             }
-            // Nothing was applied. Each is tried by itself, so that none pays for another's error.
+            // Nothing was applied. Each call is retried alone, so none pays for another's error.
             Err(_) => {
                 for (reply, batch) in replies.into_iter().zip(batches) {
                     let report = apply(&writer, &clock, vec![batch]).await;

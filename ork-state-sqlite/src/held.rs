@@ -1,8 +1,8 @@
-//! A claimed task, and what can become of it: pure state, no statement.
+//! A claimed task, and the changes that can be made to it. Pure state, no statements.
 //!
-//! Only what the decision needs is read, and what it needs not be valid for is not parsed: a row
-//! that is damaged elsewhere does not stand in the way of the others of a batch. All else stays
-//! where it is, in SQL.
+//! It reads only what the decision needs. It does not parse what need not be valid for that. So a
+//! row that is damaged elsewhere does not block the others of a batch. Everything else stays in
+//! SQL.
 
 use ork_state_api::backend::{UpdateStep, lease_lapsed_message, timed_out_message};
 use ork_state_api::{
@@ -24,7 +24,7 @@ macro_rules! held_columns {
 }
 pub(crate) use held_columns;
 
-/// A task as the transaction finds it, and what becomes of it.
+/// A task as the transaction finds it, and its changes.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) row: i64,
@@ -32,7 +32,7 @@ pub(crate) struct Held {
     pub(crate) run: RunId,
     pub(crate) index: i64,
     pub(crate) name: String,
-    /// As it was found; `None` if it cannot be read.
+    /// The status that was found; `None` if it cannot be read.
     found: Option<TaskStatus>,
     attempts: i64,
     max_retries: i64,
@@ -45,7 +45,7 @@ pub(crate) struct Held {
     /// It was reported as running.
     pub(crate) began: bool,
     pub(crate) end: Option<End>,
-    /// Which of the calls that are applied together changed it last, if one did.
+    /// Which of the combined calls changed it last, if any.
     pub(crate) changed_by: Option<usize>,
 }
 
@@ -71,7 +71,7 @@ impl RunFound {
         self.status == "running"
     }
 
-    /// Whether it may end. One that has ended, or whose status cannot be read, stays as it is.
+    /// Whether it may end. A run that has ended, or whose status cannot be read, stays as it is.
     pub(crate) fn is_live(&self) -> bool {
         self.is_running() || self.status == "paused"
     }
@@ -85,10 +85,10 @@ pub(crate) enum End {
     Released { ready_at: Option<Timestamp> },
 }
 
-/// When a failed task is tried again.
+/// When a failed task is retried.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Again {
-    /// Not while its run is paused.
+    /// None while its run is paused.
     pub(crate) ready_at: Option<Timestamp>,
     pub(crate) retry_at: Option<Timestamp>,
 }
@@ -149,7 +149,7 @@ impl Held {
         }
     }
 
-    /// Whether it has ended for good, and not only its attempt.
+    /// Whether the task has ended for good, not only its attempt.
     pub(crate) fn has_failed(&self) -> bool {
         self.new_status() == Some(TaskStatus::Failed)
     }
@@ -197,7 +197,7 @@ impl Held {
         self.end = Some(End::Succeeded { output });
     }
 
-    /// Takes back a lapsed lease (rule T3): the attempt is spent, and there is no delay before the
+    /// Takes back a lapsed lease (rule T3). The attempt is spent, and there is no delay before the
     /// next.
     pub(crate) fn lapse(&mut self, now: Timestamp) {
         let owner = self.lease.as_ref().map_or("", |lease| &lease.owner);
@@ -205,14 +205,14 @@ impl Held {
         self.fail_now(error, now);
     }
 
-    /// Ends an attempt that is overdue (rule T8).
+    /// Ends an overdue attempt (rule T8).
     pub(crate) fn time_out(&mut self, now: Timestamp) {
         let seconds = u32::try_from(self.timeout_seconds.unwrap_or_default()).unwrap_or(u32::MAX);
         self.fail_now(timed_out_message(seconds), now);
     }
 
-    /// Ends the attempt as a failure that no worker reported: it is tried again from now if
-    /// attempts are left.
+    /// Ends the attempt as a failure that no worker reported. It is retried from now if attempts
+    /// are left.
     pub(crate) fn fail_now(&mut self, error: String, now: Timestamp) {
         self.changed_by = Some(0);
         self.fail(error, Some(now), None);

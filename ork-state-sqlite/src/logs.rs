@@ -1,4 +1,4 @@
-//! What tasks print, as chunks.
+//! Logs: the output of tasks, in chunks.
 
 use async_trait::async_trait;
 use ork_state_api::backend::{CappedAppend, log_cap_note};
@@ -24,7 +24,8 @@ impl LogStore for SqliteDatabase {
     }
 }
 
-/// The length of a task's log, 0 before its first chunk. It is kept: an append reads no chunk (L2).
+/// The length of a task's log, 0 before its first chunk. It is stored, so an append reads no chunk
+/// (L2).
 pub(crate) const LENGTH: &str = "SELECT t.id, coalesce(g.length, 0) AS length
      FROM tasks AS t LEFT JOIN task_logs AS g ON g.task_id = t.id WHERE t.id = ?1";
 
@@ -34,20 +35,20 @@ async fn length(connection: &mut SqliteConnection, task: TaskId) -> Attempt<u64>
     Ok(Cells::new(&row, "task_logs").number("length")?)
 }
 
-/// How much is freed in one transaction, at most, but for a chunk that is longer.
+/// The most bytes that are freed in one transaction. A single chunk may be longer.
 const FREED_AT_ONCE: i64 = 4 << 20;
 
-/// Chunks of deleted logs, and whose they are.
+/// Chunks of deleted logs, with their tasks.
 pub(crate) const DELETED: &str = "SELECT d.task_id, c.rowid AS chunk, length(c.data) AS bytes
      FROM deleted_logs AS d LEFT JOIN task_log_chunks AS c ON c.task_id = d.task_id
      LIMIT 4000";
 
 impl SqliteDatabase {
-    /// Frees the logs of deleted tasks, step by step, so that others write in between and the WAL
-    /// stays short. It stops where a step fails: the deletion itself is done, and the next one
+    /// Frees the logs of deleted tasks, step by step, so that others can write in between and the
+    /// WAL stays short. It stops where a step fails. The deletion itself is done, and the next one
     /// frees what is left.
     pub(crate) async fn free_deleted_logs(&self) {
-        // Mostly there is nothing to free, and no reason to wait for the write lock.
+        // Mostly there is nothing to free, and so no reason to wait for the write lock.
         let mut left = self.read(|connection| Box::pin(any_deleted(connection))).await;
         while let Ok(true) = left {
             left = self.write(|connection| Box::pin(free_some(connection))).await;
@@ -61,7 +62,7 @@ async fn any_deleted(connection: &mut SqliteConnection) -> Attempt<bool> {
     Ok(sqlx::query_scalar(ANY).fetch_one(connection).await?)
 }
 
-/// Frees a part of what was deleted; says whether there is more.
+/// Frees a part of the deleted logs. Returns whether there is more.
 async fn free_some(connection: &mut SqliteConnection) -> Attempt<bool> {
     const FREE: &str = "DELETE FROM task_log_chunks WHERE rowid IN (SELECT value FROM json_each(?1))";
     const FORGET: &str = "DELETE FROM deleted_logs WHERE task_id IN (SELECT unhex(value) FROM json_each(?1))
@@ -143,7 +144,7 @@ async fn read(connection: &mut SqliteConnection, task: TaskId, range: LogRange) 
         let chunk_start: u64 = cells.number("start_offset")?;
         let data: &[u8] = row.try_get("data")?;
         let next = slice.next_offset();
-        // The first chunk may begin before the part; every other one begins where the last ended.
+        // The first chunk may begin before the range. Every other one begins where the last ended.
         let skip = next.checked_sub(chunk_start).and_then(|skip| usize::try_from(skip).ok());
         let Some(data) = skip.and_then(|skip| data.get(skip..)) else {
             return Err(cells.corrupt("start_offset", "leaves a gap in the log").into());
@@ -158,12 +159,12 @@ async fn read(connection: &mut SqliteConnection, task: TaskId, range: LogRange) 
     Ok(slice)
 }
 
-/// Lengths of things in memory fit.
+/// Lengths of things in memory always fit.
 fn to_u64(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
 
-/// A log does not get this long.
+/// No log gets this long.
 fn to_i64(offset: u64) -> i64 {
     i64::try_from(offset).unwrap_or(i64::MAX)
 }

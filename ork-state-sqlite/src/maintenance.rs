@@ -1,4 +1,4 @@
-//! Looking after a store.
+//! Migration, pruning, statistics and verification.
 
 use async_trait::async_trait;
 use ork_state_api::{
@@ -63,7 +63,7 @@ impl Maintenance for SqliteDatabase {
     }
 }
 
-/// Deletes the runs that ended longest ago, with all that is theirs.
+/// Deletes the runs that ended longest ago, with everything that belongs to them.
 async fn delete_ended(connection: &mut SqliteConnection, prune: Prune, now: Timestamp) -> Attempt<Pruned> {
     let before = now.saturating_sub(prune.older_than);
     let found = sqlx::query(ENDED)
@@ -87,13 +87,13 @@ async fn delete_ended(connection: &mut SqliteConnection, prune: Prune, now: Time
     Ok(Pruned::new(runs, tasks))
 }
 
-/// The runs are those of a batch.
+/// A batch gives the ids of the runs.
 pub(crate) const DELETES: [&str; 9] = delete_runs_sql!("SELECT unhex(value) FROM json_each(?1)");
 
 /// Reads the index of ended runs from its beginning.
 pub(crate) const ENDED: &str = "SELECT id FROM runs WHERE finished_at < ?1 ORDER BY finished_at, id LIMIT ?2";
 
-/// Counts what lives, and adds what was counted when it ended (rule M3).
+/// Counts what is live, and adds the counts that were kept as runs and tasks ended (rule M3).
 async fn stats(connection: &mut SqliteConnection, now: Timestamp) -> Attempt<Stats> {
     const WORKFLOWS: &str = "SELECT count(*) FROM workflows";
     const ENDED: &str = "SELECT kind, status, number FROM ended_counts WHERE kind IN ('run', 'task')";
@@ -136,7 +136,7 @@ async fn stats(connection: &mut SqliteConnection, now: Timestamp) -> Attempt<Sta
         *stats.tasks.entry(status.parse()?).or_default() += number(tasks);
         claimed += number(tasks);
     }
-    // Of the unfinished ones, what is not claimed waits.
+    // Unfinished tasks that are not claimed are pending.
     *stats.tasks.entry(TaskStatus::Pending).or_default() += unfinished.saturating_sub(claimed);
     let jobs: Vec<(String, i64)> = sqlx::query_as(JOBS).fetch_all(&mut *connection).await?;
     for (status, jobs) in jobs {
@@ -147,18 +147,19 @@ async fn stats(connection: &mut SqliteConnection, now: Timestamp) -> Attempt<Sta
     Ok(stats)
 }
 
-/// Reads the live runs only, by the index of statuses.
+/// Reads only the live runs, by the index of statuses.
 pub(crate) const LIVE: &str = "SELECT status, count(*) AS runs, sum(tasks_unfinished) AS unfinished,
          sum(tasks_total - tasks_unfinished - tasks_failed - tasks_cancelled) AS succeeded,
          sum(tasks_failed) AS failed, sum(tasks_cancelled) AS cancelled
      FROM runs WHERE status IN ('pending', 'running', 'paused') GROUP BY status";
 
-/// Something that only SQL sees: the rows are the entity's kind and id and what is wrong with it.
+/// A problem that only SQL can see. The rows hold the entity's kind, its id and what is wrong with
+/// it.
 struct Check {
     rule: Rule,
     entity: &'static str,
     problem: &'static str,
-    /// Gives the ids of the entities that have the problem, or what they are called.
+    /// Returns the ids of the entities that have the problem, or their names.
     sql: &'static str,
 }
 
@@ -301,7 +302,7 @@ const CHECKS: &[Check] = &[
     },
 ];
 
-/// All that only SQL sees, on one state of the store.
+/// All checks in SQL, on one state of the store.
 async fn check(connection: &mut SqliteConnection) -> Attempt<Vec<Violation>> {
     const FOREIGN_KEYS: &str = "SELECT \"table\", rowid, parent FROM pragma_foreign_key_check";
     const INTEGRITY: &str =

@@ -1,4 +1,4 @@
-//! What a store is opened with: from a URL or by hand.
+//! The options of a store, from a URL or set by hand.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use ork_state_api::{Clock, ConnectOptions, Database, Error, Result, SystemClock}
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 
-/// The plugin.
+/// The backend's entry in the registry.
 pub static BACKEND: Backend = Backend {
     name: "sqlite",
     package: "ork_state_sqlite",
@@ -30,19 +30,19 @@ pub static BACKEND: Backend = Backend {
     },
 };
 
-/// The location of a URL that means a database in memory.
+/// The location in a URL that means a database in memory.
 const IN_MEMORY: &str = ":memory:";
 
-/// The WAL is cut back to this after a large transaction has made it larger.
+/// After a large transaction, the WAL is truncated to this size.
 const WAL_BYTES_KEPT: &str = "67108864";
 
-/// When a commit is handed to the disk.
+/// When a commit is synced to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Synchronous {
-    /// Before it is acknowledged: it survives a loss of power.
+    /// Before it is acknowledged. It survives a loss of power.
     #[default]
     Full,
-    /// At the next checkpoint: it survives a crash of the process, and a loss of power may take the
+    /// At the next checkpoint. It survives a crash of the process, but a loss of power may lose the
     /// last writes.
     Normal,
 }
@@ -79,18 +79,18 @@ pub struct SqliteOptions {
 }
 
 impl SqliteOptions {
-    /// The longest `busy_timeout`.
+    /// The largest `busy_timeout`.
     pub const MAX_BUSY_TIMEOUT: Duration = Duration::from_secs(600);
     /// The most `readers`.
     pub const MAX_READERS: u32 = 64;
 
-    /// The database in this file, which is made if it is not there.
+    /// The database in this file, which is created if it does not exist.
     ///
     /// # Errors
     /// `InvalidInput` for a path that is empty or not UTF-8.
     pub fn new(path: impl Into<PathBuf>) -> Result<Self> {
-        // Absolute, so that the store stays the same one when the process changes its directory,
-        // and so that SQLite never takes a name for one of its URIs.
+        // Absolute, so that the store stays the same when the process changes its directory. It
+        // also keeps SQLite from reading a name as one of its URIs.
         let path = std::path::absolute(path.into())
             .map_err(|source| Error::invalid("database path", "cannot be used").with_source(source))?;
         if path.to_str().is_none() {
@@ -116,10 +116,10 @@ impl SqliteOptions {
         }
     }
 
-    /// What a URL says.
+    /// Parses a URL.
     ///
     /// # Errors
-    /// `InvalidInput` for a path or an option that cannot be used.
+    /// `InvalidInput` for an invalid path or option.
     pub fn from_url(options: &ConnectOptions) -> Result<Self> {
         let path = options.url().path()?;
         let mut this = if path == IN_MEMORY { Self::in_memory() } else { Self::new(path)? };
@@ -139,14 +139,14 @@ impl SqliteOptions {
         Ok(this)
     }
 
-    /// Sets when a commit is handed to the disk.
+    /// Sets when a commit is synced to disk.
     #[must_use]
     pub const fn with_synchronous(mut self, synchronous: Synchronous) -> Self {
         self.synchronous = synchronous;
         self
     }
 
-    /// Sets how long a call waits for another process's write; at most
+    /// Sets how long a call waits for another process's write, at most
     /// [`MAX_BUSY_TIMEOUT`](Self::MAX_BUSY_TIMEOUT).
     #[must_use]
     pub fn with_busy_timeout(mut self, timeout: Duration) -> Self {
@@ -154,14 +154,14 @@ impl SqliteOptions {
         self
     }
 
-    /// Sets how many reads may go on at the same time: 1 to [`MAX_READERS`](Self::MAX_READERS).
+    /// Sets how many reads may run at the same time: 1 to [`MAX_READERS`](Self::MAX_READERS).
     #[must_use]
     pub fn with_readers(mut self, readers: u32) -> Self {
         self.readers = readers.clamp(1, Self::MAX_READERS);
         self
     }
 
-    /// Caps every task's log at so many bytes.
+    /// Caps every task's log at this many bytes.
     #[must_use]
     pub fn with_max_log_bytes(mut self, bytes: u64) -> Self {
         self.max_log_bytes = Some(bytes.min(i64::MAX.unsigned_abs()));
@@ -175,7 +175,7 @@ impl SqliteOptions {
         self
     }
 
-    /// The driver's options for a look at a file that may not be ours: they change nothing in it.
+    /// The driver's options for inspecting a file that may not be ours. They change nothing in it.
     pub(crate) fn look(&self) -> SqliteConnectOptions {
         let options = self.connection();
         match &self.location {
@@ -203,7 +203,7 @@ impl SqliteOptions {
                 Synchronous::Full => SqliteSynchronous::Full,
                 Synchronous::Normal => SqliteSynchronous::Normal,
             })
-            // With a mapped file an I/O error is a crash.
+            // With a memory-mapped file, an I/O error is a crash.
             .pragma("mmap_size", "0")
             .disable_statement_logging()
     }

@@ -1,4 +1,5 @@
-//! What costs the same however much there is, costs so by its indexes: their use is pinned here.
+//! Some calls must cost the same however much is stored. That takes indexes: these tests check the
+//! query plans.
 
 use ork_state_api::Maintenance as _;
 use rstest::rstest;
@@ -64,7 +65,7 @@ async fn deleted_logs_are_freed_by_index() {
     assert_eq!(plan(logs::DELETED).await, ["SCAN d", search]);
 }
 
-/// But for batches, which are read as they come.
+/// Allows scans only of batches, which are read in the order given.
 fn only_searches(plan: &[String]) {
     for step in plan {
         let is_batch = step.contains("VIRTUAL TABLE");
@@ -72,7 +73,7 @@ fn only_searches(plan: &[String]) {
     }
 }
 
-/// What is sorted is no longer than a page for each status.
+/// A sort covers no more than one page per status.
 #[tokio::test]
 async fn lists_come_in_order_out_of_their_index() {
     for statement in

@@ -1,5 +1,5 @@
-//! Rows as the contract's types. What does not parse is `Corrupt`, naming table, id and column
-//! (rule G8).
+//! Reads rows into the API's types. A value that does not parse is `Corrupt`, with table, id and
+//! column (rule G8).
 
 use std::str::FromStr;
 
@@ -56,7 +56,7 @@ impl<'r> Cells<'r> {
         Self { row, table, id_column: "id" }
     }
 
-    /// With an id that stands in another column than `id`.
+    /// The id is in another column than `id`.
     pub(crate) const fn identified_by(self, id_column: &'static str) -> Self {
         Self { id_column, ..self }
     }
@@ -66,7 +66,7 @@ impl<'r> Cells<'r> {
         Error::corrupt(self.table, self.shown_id(), column, reason)
     }
 
-    /// The row's id for a message, whatever it is.
+    /// The row's id for a message, whatever its type.
     fn shown_id(&self) -> String {
         match self.row.try_get::<&[u8], _>(self.id_column) {
             Ok(bytes) => Uuid::from_slice(bytes).map_or_else(
@@ -77,14 +77,14 @@ impl<'r> Cells<'r> {
         }
     }
 
-    /// A value of the driver's, which may be absent.
+    /// A value of one of the driver's types, which may be absent.
     pub(crate) fn optional<T: Decode<'r, Sqlite> + Type<Sqlite>>(&self, column: &str) -> Result<Option<T>> {
         self.row
             .try_get(column)
             .map_err(|source| self.corrupt(column, "is not of the column's type").with_source(source))
     }
 
-    /// A value of the driver's, which must be there.
+    /// A value of one of the driver's types, which must be present.
     pub(crate) fn required<T: Decode<'r, Sqlite> + Type<Sqlite>>(&self, column: &str) -> Result<T> {
         self.optional(column)?.ok_or_else(|| self.corrupt(column, "is missing"))
     }
@@ -93,7 +93,7 @@ impl<'r> Cells<'r> {
         value.map_err(|error| self.corrupt(column, &error).with_source(error))
     }
 
-    /// A text that need not be valid; empty if it is not there.
+    /// A text that need not be valid UTF-8; empty if absent.
     pub(crate) fn lossy(&self, column: &str) -> Result<String> {
         let bytes: Option<&[u8]> = self.optional(column)?;
         Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default())
@@ -142,12 +142,12 @@ impl<'r> Cells<'r> {
     }
 }
 
-/// An id as it is bound.
+/// An id in the form in which it is bound.
 pub(crate) fn bytes(id: Uuid) -> Vec<u8> {
     id.as_bytes().to_vec()
 }
 
-/// An id in a batch, which is JSON; `unhex` makes bytes of it.
+/// An id in a batch, which is JSON. `unhex` turns it into bytes.
 pub(crate) fn hex(id: Uuid) -> String {
     id.simple().to_string()
 }
@@ -249,7 +249,7 @@ pub(crate) fn task(row: &SqliteRow) -> Result<Task> {
     Ok(task_)
 }
 
-/// The lease that stands beside a task, if there is one.
+/// The lease that is joined to a task, if there is one.
 pub(crate) fn lease(row: &SqliteRow) -> Result<Option<Lease>> {
     let cells = Cells::new(row, "task_leases");
     let Some(owner) = cells.optional_text("lease_owner")? else { return Ok(None) };
@@ -285,7 +285,7 @@ pub(crate) fn job(row: &SqliteRow) -> Result<DeferredJob> {
     Ok(job)
 }
 
-/// A page's limit and the row that shows whether there is a next page.
+/// A page's limit plus the row that shows whether there is a next page.
 pub(crate) fn one_more(limit: ork_state_api::Limit) -> i64 {
     i64::try_from(limit.get()).unwrap_or(i64::MAX).saturating_add(1)
 }

@@ -1,4 +1,4 @@
-//! Runs of workflows.
+//! Runs and their state changes.
 
 use async_trait::async_trait;
 use ork_state_api::backend::RetryPlan;
@@ -37,8 +37,8 @@ impl RunStore for SqliteDatabase {
 
     async fn start_run(&self, start: StartRun) -> Result<Run> {
         let id = start.run;
-        // The DAG is read and made into rows before the write lock is taken: both can be long, and
-        // a snapshot never changes.
+        // The DAG is read and converted to rows before the write lock is taken. Both can take long,
+        // and a snapshot never changes.
         let read_dag = start.dag.is_none();
         let (run, pinned) = self
             .read_one_state(move |connection| {
@@ -82,8 +82,8 @@ impl RunStore for SqliteDatabase {
     }
 }
 
-/// What every list of runs asks for. Parameters 1 and 2 are the key to begin after, 3 is how many,
-/// 4 and 5 are the times, 6 is the trigger, 7 are the statuses, 8 is the workflow.
+/// The condition of every list of runs. Parameters 1 and 2 are the key to start after, and 3 is the
+/// limit. 4 and 5 are the times, 6 is the trigger, 7 the statuses, 8 the workflow.
 macro_rules! matching {
     () => {
         "(created_at, id) < (?1, ?2) AND created_at >= ?4 AND created_at < ?5
@@ -91,7 +91,7 @@ macro_rules! matching {
     };
 }
 
-/// Newest first, by the index of ages.
+/// Newest first, by the index on creation times.
 pub(crate) const LIST: &str = concat!(
     "SELECT ",
     run_columns!(),
@@ -100,7 +100,7 @@ pub(crate) const LIST: &str = concat!(
     " ORDER BY created_at DESC, id DESC LIMIT ?3"
 );
 
-/// By the index of the workflow's runs.
+/// By the index on the workflow's runs.
 pub(crate) const LIST_OF_WORKFLOW: &str = concat!(
     "SELECT ",
     run_columns!(),
@@ -110,7 +110,7 @@ pub(crate) const LIST_OF_WORKFLOW: &str = concat!(
      ORDER BY created_at DESC, id DESC LIMIT ?3"
 );
 
-/// For each status one range of its index, no longer than the page; then they are merged.
+/// Reads one range of the index per status, no longer than the page, and merges them.
 pub(crate) const LIST_OF_STATUSES: &str = concat!(
     "SELECT ",
     run_columns!(),
@@ -125,7 +125,7 @@ pub(crate) const LIST_OF_STATUSES: &str = concat!(
 
 async fn list_runs(connection: &mut SqliteConnection, list: ListRuns) -> Attempt<Page<Run, RunKey>> {
     let ListRuns { filter, page, .. } = list;
-    // No run comes before the first page's key: no time is that late.
+    // Any run comes after this key, because no time is that late.
     let (created_at, id) = match page.after {
         Some(key) => (key.created_at.as_micros(), bytes(key.id.as_uuid())),
         None => (i64::MAX, Vec::new()),
@@ -173,8 +173,8 @@ async fn count_runs(connection: &mut SqliteConnection, filter: RunFilter) -> Att
     Ok(u64::try_from(number).unwrap_or(0))
 }
 
-/// Rows of a run that are in the queue. `tasks.ready_at` is the same value, by which they are
-/// found.
+/// Removes a run's rows from the queue. They are found by `tasks.ready_at`, which has the same
+/// value.
 const LEAVE_QUEUE: &str = "DELETE FROM ready_tasks WHERE (ready_at, run_id, task_index) IN (
          SELECT ready_at, run_id, task_index FROM tasks WHERE run_id = ?1 AND ready_at IS NOT NULL)";
 
@@ -204,7 +204,7 @@ pub(crate) async fn create(
     );
     let workflow = bytes(new.workflow.as_uuid());
     let key = new.idempotency_key.as_ref().map(ToString::to_string);
-    // There is one writer at a time, so what is not there now cannot come before the insert.
+    // There is one writer at a time. So a run that is missing now cannot appear before the insert.
     if key.is_some() {
         let query = sqlx::query(EXISTING).bind(workflow.clone()).bind(key.clone());
         if let Some(row) = query.fetch_optional(&mut *connection).await? {
@@ -285,7 +285,8 @@ impl TaskRows {
 }
 
 async fn begin(connection: &mut SqliteConnection, id: RunId, rows: TaskRows, now: Timestamp) -> Attempt<Run> {
-    // An empty DAG is done. Whoever comes second finds the run no longer pending.
+    // A run with an empty DAG has succeeded at once. A second caller finds the run no longer
+    // pending.
     const START: &str = concat!(
         "UPDATE runs SET status = iif(?2 = 0, 'success', 'running'), tasks_total = ?2, tasks_unfinished = ?2,
              started_at = ?3, finished_at = iif(?2 = 0, ?3, NULL)
@@ -396,7 +397,7 @@ async fn resume(connection: &mut SqliteConnection, id: RunId, now: Timestamp) ->
         "UPDATE runs SET status = 'running' WHERE id = ?1 AND status = 'paused' RETURNING ",
         run_columns!()
     );
-    // The scalar max of NULL is NULL: a task without a retry time is ready from now.
+    // The scalar max of NULL is NULL. A task without a retry time is ready from now.
     const TASKS: &str = "UPDATE tasks SET ready_at = max(?2, coalesce(retry_at, ?2))
          WHERE run_id = ?1 AND status = 'pending' AND unmet_dependencies = 0";
     let key = bytes(id.as_uuid());
@@ -409,7 +410,7 @@ async fn resume(connection: &mut SqliteConnection, id: RunId, now: Timestamp) ->
     Ok(rows::run(&row)?)
 }
 
-/// Sets an ended run going again (rule R6).
+/// Restarts an ended run (rule R6).
 async fn set_going_again(
     connection: &mut SqliteConnection,
     retry: &RetryRun,
@@ -465,7 +466,8 @@ async fn set_going_again(
     Ok(run)
 }
 
-/// A run that has the wanted status already is left as it is; one with any other cannot get it.
+/// A run that already has the wanted status is left as it is. With any other status, it cannot get
+/// it.
 fn unless_already(run: Run, wanted: RunStatus) -> Attempt<Run> {
     if run.status == wanted {
         return Ok(run);
@@ -473,10 +475,10 @@ fn unless_already(run: Run, wanted: RunStatus) -> Attempt<Run> {
     Err(Error::invalid_transition(Entity::Run, run.id, run.status, wanted).into())
 }
 
-/// The statements that delete runs with all that is theirs, in this order; the last two delete the
-/// tasks and the runs themselves. Which runs says a query that gives their ids and has one
-/// parameter, `?1`. The runs must have been taken out of the counts. The chunks of their logs stay
-/// for [`free_deleted_logs`](SqliteDatabase::free_deleted_logs).
+/// The statements that delete runs with everything that belongs to them, in this order. The last
+/// two delete the tasks and the runs themselves. A query gives the ids of the runs. It has one
+/// parameter, `?1`. The runs must already be subtracted from the counts. The chunks of their logs
+/// are left to [`free_deleted_logs`](SqliteDatabase::free_deleted_logs).
 macro_rules! delete_runs_sql {
     ($runs:literal) => {
         [

@@ -75,7 +75,7 @@ impl ScheduleStore for SqliteDatabase {
     }
 }
 
-/// Reads the index of the due ones: its cost does not grow with the others.
+/// Reads the index of due schedules. The cost does not grow with the others.
 pub(crate) const DUE: &str = "SELECT id, schedule, next_scheduled_at FROM workflows
      WHERE schedule IS NOT NULL AND schedule_enabled = 1 AND next_scheduled_at <= ?1
      ORDER BY next_scheduled_at, id LIMIT ?2";
@@ -89,7 +89,7 @@ fn due(row: &SqliteRow) -> Result<DueSchedule> {
     ))
 }
 
-/// Moves a schedule on, if it waits for this slot and the slot has come. Says whether it did.
+/// Advances a schedule if this slot is its next one and is due. Returns whether it did.
 async fn move_on(connection: &mut SqliteConnection, fire: FireSchedule, now: Timestamp) -> Attempt<bool> {
     const MOVE_ON: &str = "UPDATE workflows SET last_scheduled_at = ?2, next_scheduled_at = ?3
          WHERE id = ?1 AND schedule IS NOT NULL AND schedule_enabled = 1 AND next_scheduled_at = ?2

@@ -1,4 +1,4 @@
-//! Which schema a database has, and bringing it to ours.
+//! Finds out which schema a database has, and migrates it to ours.
 
 use std::time::{Duration, Instant};
 
@@ -11,28 +11,28 @@ use crate::sql::run_sql;
 use crate::steps::{LAST_OF_ORK, MIGRATOR, name, needed};
 use crate::takeover;
 
-/// How long a migration waits for another's, and how often it looks: each look waits for
-/// `busy_timeout` itself.
+/// How long a migration waits for another one, and how often it checks. Each check itself waits for
+/// `busy_timeout`.
 const PATIENCE: Duration = Duration::from_secs(30);
 const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
-/// How a database's schema stands to this code.
+/// How a database's schema compares to this code's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Schema {
     /// It is what this code needs.
     Current,
-    /// Steps are missing; 0 is an empty database.
+    /// Steps are missing. 0 is an empty database.
     Older { found: i64 },
-    /// `MIGRATOR` has begun to make it.
+    /// `MIGRATOR` has begun to create it.
     Begun { found: i64 },
     /// It is from a newer version.
     Newer { found: i64 },
     /// A step has our number but is not ours.
     Changed { name: String },
-    /// It was made by Ork before there was this crate; the first of Ork's own migrations that did
-    /// not succeed, if there is one.
+    /// It was made by Ork before this crate existed. `failed` is the first of Ork's own migrations
+    /// that did not succeed.
     Ork { version: i64, failed: Option<i64> },
-    /// It is something else's.
+    /// It belongs to another program.
     Foreign { table: String },
 }
 
@@ -75,7 +75,7 @@ impl Schema {
     }
 }
 
-/// Looks at a database's schema. Changes nothing.
+/// Inspects a database's schema. Changes nothing.
 pub(crate) async fn look(connection: &mut SqliteConnection) -> Attempt<Schema> {
     const TABLES: &str =
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
@@ -122,11 +122,11 @@ pub(crate) async fn look(connection: &mut SqliteConnection) -> Attempt<Schema> {
     Ok(if found == needed() { Schema::Current } else { Schema::Older { found } })
 }
 
-/// Refuses any schema but the one that this code needs, by one look at its version: for every
-/// transaction. A step that is not ours was seen when the store was opened.
+/// Refuses any schema except the one that this code needs. Runs in every transaction, and reads
+/// only the version. Steps that are not ours were detected when the store was opened.
 pub(crate) async fn check(connection: &mut SqliteConnection) -> Attempt<()> {
     const VERSION: &str = "SELECT max(version) FROM ork_state_migrations";
-    // It fails where there is no such table.
+    // The query fails where there is no such table.
     let found: Option<i64> = sqlx::query_scalar(VERSION).fetch_one(&mut *connection).await.unwrap_or(None);
     if found == Some(needed()) {
         return Ok(());
@@ -137,27 +137,28 @@ pub(crate) async fn check(connection: &mut SqliteConnection) -> Attempt<()> {
     }
 }
 
-/// What becomes of the steps that were applied.
+/// Whether the applied steps are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Migrate {
     Commit,
-    /// They are taken back.
+    /// They are rolled back.
     Plan,
 }
 
-/// Applies the steps that are missing, in one transaction, under the write lock.
+/// Applies the missing steps, in one transaction, under the write lock.
 ///
-/// The connection must be in no transaction.
+/// The connection must not be in a transaction.
 pub(crate) async fn migrate(connection: &mut SqliteConnection, how: Migrate) -> Attempt<MigrationReport> {
     match look(connection).await? {
-        // No lock for a look: a process that starts does not wait for those that write.
+        // This check takes no lock, so a process that starts does not wait for writers.
         Schema::Current => return Ok(report(Found::OrkState(needed()), Vec::new())),
         Schema::Older { .. } => {}
         schema @ Schema::Ork { .. } if schema.can_be_taken_over() => {}
         refused => return Err(refused.error().into()),
     }
-    // Tables are made anew with foreign keys off, as SQLite's documentation tells: dropping the old
-    // one would delete what refers to it. It can only be set outside of a transaction.
+    // Tables are recreated with foreign keys off, as SQLite's documentation says. Otherwise
+    // dropping the old table would delete the rows that refer to it. It can only be set outside of
+    // a transaction.
     run_sql(connection, "PRAGMA foreign_keys = OFF").await?;
     let result = migrate_locked(connection, how).await;
     if result.is_err() {
@@ -168,7 +169,7 @@ pub(crate) async fn migrate(connection: &mut SqliteConnection, how: Migrate) -> 
     result
 }
 
-/// Nothing of what an older version of this project wrote has to be adjusted.
+/// Nothing that an older version of this project wrote has to be adjusted.
 fn report(found: Found, applied: Vec<String>) -> MigrationReport {
     let mut report = MigrationReport::new(found, needed());
     report.applied = applied;
@@ -215,8 +216,8 @@ async fn migrate_locked(connection: &mut SqliteConnection, how: Migrate) -> Atte
     Ok(report)
 }
 
-/// Takes the write lock. Polls, with an end: a `busy_timeout` of zero must not fail one of two that
-/// migrate at once.
+/// Takes the write lock. Polls up to a limit: with a `busy_timeout` of zero, two migrations at once
+/// must both succeed.
 async fn lock(connection: &mut SqliteConnection) -> Attempt<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -229,13 +230,12 @@ async fn lock(connection: &mut SqliteConnection) -> Attempt<()> {
     }
 }
 
-/// Whether `MIGRATOR` made the store. Then sqlx keeps a record of its own, which must not fall
-/// behind.
+/// Whether `MIGRATOR` made the store. Then sqlx keeps its own record, which must stay up to date.
 async fn is_made_by_migrator(connection: &mut SqliteConnection) -> Attempt<bool> {
     const IS_THERE: &str =
         "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = '_sqlx_migrations')";
-    // Ork's own begin with 1. A `MIGRATOR` that met another process may have come no further than
-    // 0.
+    // Ork's own migrations begin with 1. A `MIGRATOR` that met another process may have applied
+    // only 0.
     const BY_MIGRATOR: &str = "SELECT count(*) = 2 FROM _sqlx_migrations WHERE version IN (0, ?1)";
     Ok(sqlx::query_scalar(IS_THERE).fetch_one(&mut *connection).await?
         && sqlx::query_scalar(BY_MIGRATOR).bind(LAST_OF_ORK + 1).fetch_one(connection).await?)

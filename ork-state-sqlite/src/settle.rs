@@ -1,13 +1,13 @@
-//! What follows when claimed tasks change: the one core of
+//! What follows when claimed tasks change. This is the shared core of
 //! [`update_tasks`](ork_state_api::TaskStore::update_tasks),
 //! [`expire_leases`](ork_state_api::TaskStore::expire_leases),
 //! [`expire_timeouts`](ork_state_api::TaskStore::expire_timeouts) and
 //! [`update_jobs`](ork_state_api::DeferredJobStore::update_jobs).
 //!
-//! What becomes of each task is worked out in memory by the methods of [`Held`]; [`settle`] writes
-//! it, with all that follows (rules R3, T1, T5, D2): leases, deadlines, deferred jobs, dependents,
-//! the failure of whatever depends on a failed task, counts, ends of runs. The number of statements
-//! does not depend on the number of tasks.
+//! The methods of [`Held`] work out each task's change in memory. [`settle`] writes it, with all
+//! consequences (rules R3, T1, T5, D2). These are leases, deadlines, deferred jobs, dependents, the
+//! failure of everything that depends on a failed task, counts, and ends of runs. The number of
+//! statements does not depend on the number of tasks.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -23,9 +23,9 @@ use crate::error::Attempt;
 use crate::held::{Again, End, Held, RunFound};
 use crate::rows::{Cells, hex};
 
-/// Writes what became of tasks, with all that follows. Answers the runs that ended, by id, each
-/// with the call that ended it: of several that are applied together, the last that ended a task of
-/// it.
+/// Writes the changes of tasks, with all consequences. Returns the runs that ended, by id, each
+/// with the call that ended it. If several calls are combined, that is the last one that ended a
+/// task of the run.
 pub(crate) async fn settle(
     connection: &mut SqliteConnection,
     tasks: impl IntoIterator<Item = Held>,
@@ -35,7 +35,8 @@ pub(crate) async fn settle(
     if tasks.is_empty() {
         return Ok(Vec::new());
     }
-    // The order of culprits: of several that fail in one call it is the one with the lowest index.
+    // The order of culprits. If several tasks fail in one call, the culprit is the one with the
+    // lowest index.
     tasks.sort_by_key(|task| (task.run, task.changed_by, task.index));
     store(connection, &tasks, now).await?;
     end_attempts(connection, &tasks, now).await?;
@@ -68,7 +69,7 @@ pub(crate) async fn settle(
     counts.store(connection, now).await
 }
 
-/// When a task is ready again, if its attempt ended so.
+/// When a task is ready again, if its attempt ended that way.
 const fn ready_at(task: &Held) -> Option<Timestamp> {
     match &task.end {
         Some(End::Failed { again: Some(Again { ready_at, .. }), .. } | End::Released { ready_at }) => {
@@ -149,8 +150,8 @@ async fn store(connection: &mut SqliteConnection, tasks: &[Held], now: Timestamp
     Ok(())
 }
 
-/// Removes what goes with an attempt: its lease, its deadline, and its jobs if it ends without them
-/// (rule D2).
+/// Removes what belongs to an attempt: its lease and its deadline. Also its jobs, if the attempt
+/// ends without them (rule D2).
 async fn end_attempts(connection: &mut SqliteConnection, tasks: &[Held], now: Timestamp) -> Attempt<()> {
     const LEASES: &str = "DELETE FROM task_leases WHERE task_id IN (SELECT unhex(value) FROM json_each(?1))";
     const TIMEOUTS: &str =
@@ -178,8 +179,8 @@ async fn end_attempts(connection: &mut SqliteConnection, tasks: &[Held], now: Ti
     Ok(())
 }
 
-/// Notes when the attempts of these tasks, which run, are overdue (rule T8). One that has a
-/// deadline keeps it.
+/// Sets the deadlines of the attempts of these running tasks (rule T8). A task that has a deadline
+/// keeps it.
 pub(crate) async fn set_deadlines(connection: &mut SqliteConnection, rows: &[Value]) -> Attempt<()> {
     const DEADLINES: &str = "INSERT OR IGNORE INTO task_timeouts (task_id, deadline)
          SELECT id, min(started_at + timeout_seconds * 1000000, ?2) FROM tasks
@@ -190,7 +191,7 @@ pub(crate) async fn set_deadlines(connection: &mut SqliteConnection, rows: &[Val
     Ok(())
 }
 
-/// Counts down the dependents of tasks that succeeded. Answers the rows of those that are ready
+/// Counts down the dependents of tasks that succeeded. Returns the rows of those that are ready
 /// now.
 async fn release_dependents(
     connection: &mut SqliteConnection,
@@ -242,8 +243,8 @@ async fn enqueue(connection: &mut SqliteConnection, rows: &[Value]) -> Attempt<(
     Ok(())
 }
 
-/// Fails whatever depends, however far, on tasks that failed (rule T5). Answers the culprit of
-/// each.
+/// Fails everything that depends, directly or not, on tasks that failed (rule T5). Returns the
+/// culprit of each.
 ///
 /// The tasks must be in the order of culprits.
 async fn fail_dependents<'a>(
@@ -251,8 +252,8 @@ async fn fail_dependents<'a>(
     tasks: &'a [Held],
     now: Timestamp,
 ) -> Attempt<Vec<&'a Held>> {
-    // What is behind a task that has ended has ended too, so the walk stops there and costs what it
-    // changes.
+    // Everything behind an ended task has ended too. So the walk stops there, and its cost is
+    // proportional to the changes.
     const BEHIND: &str = "WITH RECURSIVE
          culprit (run_id, task_index) AS (
              SELECT t.run_id, t.task_index FROM json_each(?1) AS failed CROSS JOIN tasks AS t ON t.rowid = failed.value
@@ -303,7 +304,7 @@ async fn fail_dependents<'a>(
 #[derive(Default)]
 struct Behind {
     dependents: HashMap<(RunId, i64), Vec<i64>>,
-    /// The rows of those that are live.
+    /// The rows of the live ones.
     live: HashMap<(RunId, i64), i64>,
 }
 
@@ -320,13 +321,13 @@ impl Behind {
         Ok(())
     }
 
-    /// Gives each live task's row to the first culprit that reaches it.
+    /// Maps each live task's row to the first culprit that reaches it.
     fn blame<'a>(mut self, culprits: &[&'a Held]) -> Vec<(i64, &'a Held)> {
         let mut failing = Vec::with_capacity(self.live.len());
         for &culprit in culprits {
             let mut next = VecDeque::from([culprit.index]);
             while let Some(index) = next.pop_front() {
-                // Taken out: what one culprit has reached, no other need walk again.
+                // Removed, because no other culprit need walk again what one has reached.
                 for dependent in self.dependents.remove(&(culprit.run, index)).unwrap_or_default() {
                     if let Some(row) = self.live.remove(&(culprit.run, dependent)) {
                         failing.push((row, culprit));
@@ -339,7 +340,7 @@ impl Behind {
     }
 }
 
-/// What a batch changes of the counts of runs.
+/// The changes of a batch to the counts of runs.
 #[derive(Default)]
 struct RunCounts(BTreeMap<RunId, RunCount>);
 
@@ -370,7 +371,7 @@ impl RunCounts {
         count.failed += i64::from(failed);
     }
 
-    /// The first one named is blamed.
+    /// The first culprit is blamed.
     fn culprit(&mut self, task: &Held) {
         self.of(task).error.get_or_insert_with(|| task_failed_message(&task.name));
     }
@@ -387,7 +388,8 @@ impl RunCounts {
                  error = coalesce(error, new.value ->> 3)
              FROM json_each(?1) AS new
              WHERE runs.id = unhex(new.value ->> 0)";
-        // By itself: a status that is set is checked, also one that was damaged and stays.
+        // In a separate statement: a status that is set is checked, even a damaged one that stays
+        // the same.
         const END: &str = "UPDATE runs SET status = new.value ->> 1, finished_at = ?2
              FROM json_each(?1) AS new
              WHERE runs.id = unhex(new.value ->> 0)";

@@ -1,8 +1,8 @@
-//! How commits are told of, and who waits for the write lock.
+//! Signals commits, and shows which processes wait for the write lock.
 //!
-//! The writer says after each commit that there was one: to this process through a channel, to
-//! others by a small write to a file beside the database, which they have the system watch. (The
-//! WAL itself is written before the commit can be seen.)
+//! After each commit the writer signals that there was one. It tells this process through a
+//! channel. It tells others by a small write to a file beside the database, which they watch
+//! through the operating system. (The WAL itself is written before the commit can be seen.)
 
 use std::fs::{File, TryLockError};
 use std::io::{Seek as _, Write as _};
@@ -14,16 +14,16 @@ use tokio::sync::watch::{Receiver, Sender};
 
 use crate::options::Location;
 
-/// Where commits are told of.
+/// Where commits are signalled.
 #[derive(Debug, Clone)]
 pub(crate) struct Signal(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     commits: Sender<()>,
-    /// What other processes watch; none for a database in memory.
+    /// The file that other processes watch. None for a database in memory.
     path: Option<PathBuf>,
-    /// The same, once it was written.
+    /// The open file, once it was written.
     file: Mutex<Option<File>>,
 }
 
@@ -40,25 +40,25 @@ impl Signal {
         Self(Arc::new(Inner { commits: Sender::default(), path, file: Mutex::default() }))
     }
 
-    /// Tells of the commits from now on.
+    /// Receives a signal for each commit from now on.
     pub(crate) fn subscribe(&self) -> Receiver<()> {
         self.0.commits.subscribe()
     }
 
-    /// Says that there was a commit.
+    /// Signals that there was a commit.
     pub(crate) fn committed(&self) {
         self.0.commits.send_replace(());
-        // It is a hint: if it cannot be given, what was committed is so all the same.
+        // It is only a hint: if it cannot be given, the commit stands all the same.
         self.with_file(|mut file| file.rewind().and_then(|()| file.write_all(b".")));
     }
 
-    /// Tells the other processes that this one waits for the write lock, until it does not any
-    /// more: by a shared lock of the file, which the system takes back if the process dies.
+    /// Shows the other processes whether this one waits for the write lock. While it waits, it
+    /// holds a shared lock of the file. The system releases that lock if the process dies.
     pub(crate) fn set_waiting(&self, waits: bool) {
         self.with_file(|file| if waits { Ok(file.try_lock_shared()?) } else { file.unlock() });
     }
 
-    /// Whether another process waits for the write lock. This one must not.
+    /// Whether another process waits for the write lock. This process must not be waiting itself.
     pub(crate) fn is_awaited(&self) -> bool {
         let free = self.with_file(|file| match file.try_lock() {
             Ok(()) => file.unlock().map(|()| true),
@@ -68,7 +68,7 @@ impl Signal {
         free == Some(false)
     }
 
-    /// Does something with the file, which is opened for it if need be. What fails is left.
+    /// Does something with the file, and opens it for that if necessary. Failures are ignored.
     fn with_file<T>(&self, work: impl FnOnce(&File) -> std::io::Result<T>) -> Option<T> {
         let mut file = self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
         if file.is_none() {
@@ -77,7 +77,7 @@ impl Signal {
         work(file.as_ref()?).ok()
     }
 
-    /// The file, which is made if it is not there, for the owner of the database alone.
+    /// The file, which is created if it does not exist, for the owner of the database alone.
     fn open(&self) -> Option<File> {
         let mut options = File::options();
         options.write(true).create(true).truncate(false);
@@ -87,19 +87,19 @@ impl Signal {
     }
 }
 
-/// Has the system tell of what is written to the file, for as long as this lives.
+/// Has the operating system report writes to the file, for as long as this lives.
 pub(crate) struct FileWatcher(
     #[expect(dead_code, reason = "it watches until it is dropped")] notify::RecommendedWatcher,
 );
 
 impl FileWatcher {
-    /// None if there is no file, or the system has no watch to give: then the fallback must do.
+    /// None if there is no file, or the system offers no watch. Then the fallback must do.
     pub(crate) fn new(signal: &Signal) -> Option<Self> {
         let path = signal.0.path.as_ref()?;
         signal.open()?;
         let commits = signal.0.commits.clone();
         let tell = move |event: notify::Result<notify::Event>| {
-            // An error, such as a queue that ran over, may hide a write.
+            // An error, such as a queue overflow, may hide a write.
             if event.map_or(true, |event| !event.kind.is_access()) {
                 commits.send_replace(());
             }
@@ -136,9 +136,9 @@ mod tests {
         let _watcher = FileWatcher::new(&other).unwrap();
         for _ in 0..3 {
             one.committed();
-            // Far longer than the fallback, which is not at work here.
+            // Far longer than the fallback, which is not active here.
             tokio::time::timeout(Duration::from_secs(20), told.changed()).await.unwrap().unwrap();
-            // One write may be told of more than once.
+            // One write may be reported more than once.
             tokio::time::sleep(Duration::from_millis(50)).await;
             told.mark_unchanged();
         }

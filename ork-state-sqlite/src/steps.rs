@@ -6,13 +6,13 @@ use std::sync::LazyLock;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-/// The steps of the schema, for programs that carry their migrations themselves and apply them with
-/// sqlx: `MIGRATOR.run(&pool)`.
+/// The steps of the schema, for programs that carry their own migrations and apply them with sqlx:
+/// `MIGRATOR.run(&pool)`.
 ///
 /// On an empty database it makes the same store as
 /// [`Maintenance::migrate`](ork_state_api::Maintenance::migrate), in one transaction per step.
-/// Prefer `migrate` unless you need sqlx's bookkeeping: it is one transaction, says what it did,
-/// and takes databases of Ork over.
+/// Prefer `migrate` unless you need sqlx's bookkeeping. It runs in one transaction, reports what it
+/// did, and takes over databases of Ork.
 ///
 /// # With `migrate` on one store
 ///
@@ -29,14 +29,14 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 /// SQLite has one schema only, so there is nothing to choose.
 pub static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| Migrator::with_migrations(steps()));
 
-/// The last version of Ork's own migrations. Ours bear the same numbers, names and effects up to
-/// it.
+/// The last version of Ork's own migrations. Up to it, ours have the same numbers, names and
+/// effects.
 pub(crate) const LAST_OF_ORK: i64 = 9;
 
-/// The numbered migrations. A released one is never edited. Each must be right with foreign keys
-/// on, as sqlx has them, on a store that the one before it left.
+/// The numbered migrations. A released one is never edited. Each must work with foreign keys on, as
+/// sqlx sets them, on a store that the one before it left.
 const NUMBERED: &[(i64, &str, &str)] = &[
-    // Only sqlx applies this one.
+    // Only sqlx applies this step.
     (0, "new stores only", include_str!("../migrations/000_new_stores_only.sql")),
     (1, "init", include_str!("../migrations/001_init.sql")),
     (2, "add task logs", include_str!("../migrations/002_add_task_logs.sql")),
@@ -70,15 +70,15 @@ fn steps() -> Vec<Migration> {
     steps.into_iter().zip(records).map(|(step, record)| with(step, record)).collect()
 }
 
-/// A step that does something more. Its checksum stays that of the file.
+/// A step with an additional statement. Its checksum stays that of the file.
 fn with(step: Migration, more: Option<String>) -> Migration {
     let Some(more) = more else { return step };
     let sql = AssertSqlSafe(format!("{}\n{more}", step.sql.as_str())).into_sql_str();
     Migration { sql, ..step }
 }
 
-/// The statement by which a step of ours says in the store that it was applied. The first one
-/// speaks for Ork's steps too, which ours have the same effect as.
+/// The statement with which a step of ours records in the store that it was applied. The first one
+/// also records Ork's steps, which have the same effect as ours.
 fn record(step: &Migration, steps: &[Migration]) -> Option<String> {
     let first = LAST_OF_ORK + 1;
     let recorded = steps.iter().filter(|other| match step.version {
@@ -103,7 +103,7 @@ fn record(step: &Migration, steps: &[Migration]) -> Option<String> {
 /// The time in microseconds.
 const NOW: &str = "CAST(unixepoch('subsec') * 1000000 AS INTEGER)";
 
-/// The step's file name without its end.
+/// The step's file name without its extension.
 pub(crate) fn name(step: &Migration) -> String {
     format!("{:03}_{}", step.version, step.description.replace(' ', "_"))
 }

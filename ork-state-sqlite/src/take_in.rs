@@ -1,4 +1,5 @@
-//! Records of another store become what this one holds: at the end of an import, and of a takeover.
+//! Writes the records of another store into this store's tables, at the end of an import or of a
+//! takeover.
 
 use sqlx::sqlite::SqliteConnection;
 
@@ -6,7 +7,7 @@ use crate::counts::count_ended_sql;
 use crate::error::Attempt;
 use crate::sql::run_sql;
 
-/// Makes the records what the store holds, which is empty.
+/// Writes the records into the tables of the store, which is empty.
 pub(crate) async fn take_in(connection: &mut SqliteConnection) -> Attempt<()> {
     for statement in TAKE_IN {
         sqlx::query(statement).execute(&mut *connection).await?;
@@ -16,21 +17,21 @@ pub(crate) async fn take_in(connection: &mut SqliteConnection) -> Attempt<()> {
     Ok(())
 }
 
-/// A value out of a record.
+/// A value from a record.
 macro_rules! value {
     ($path:literal) => {
         concat!("json_extract(record, '$.", $path, "')")
     };
 }
 
-/// An id out of a record, as it is stored.
+/// An id from a record, in the form in which it is stored.
 macro_rules! id {
     ($path:literal) => {
         concat!("unhex(json_extract(record, '$.", $path, "'), '-')")
     };
 }
 
-/// A time out of a record, in microseconds. It has six digits after the point, always.
+/// A time from a record, in microseconds. It always has six digits after the point.
 macro_rules! time {
     ($path:literal) => {
         concat!(
@@ -44,7 +45,7 @@ macro_rules! time {
     };
 }
 
-/// What is in the records, into the tables where it belongs, owners before what they own.
+/// Copies the contents of the records into their tables, owners before what they own.
 pub(crate) const TAKE_IN: [&str; 11] = [
     concat!(
         "INSERT INTO workflows (id, name, description, executor_type, job_name, region, project, task_params,
@@ -107,7 +108,7 @@ pub(crate) const TAKE_IN: [&str; 11] = [
      FROM tasks AS t
      JOIN runs AS r ON r.id = t.run_id
      WHERE r.status = 'running' AND t.status = 'pending' AND t.unmet_dependencies = 0 AND t.ready_at IS NOT NULL",
-    // The latest time there is, 9999-12-31T23:59:59.999999Z, is late enough for every deadline.
+    // The latest possible time, 9999-12-31T23:59:59.999999Z, is late enough for every deadline.
     "INSERT INTO task_timeouts (task_id, deadline)
      SELECT id, min(started_at + timeout_seconds * 1000000, 253402300799999999)
      FROM tasks
@@ -132,5 +133,5 @@ pub(crate) const TAKE_IN: [&str; 11] = [
      SELECT task_id, max(start_offset + length(data)) FROM task_log_chunks GROUP BY task_id",
 ];
 
-/// `?1` is of no use: all runs that have ended are counted.
+/// `?1` has no effect here: all ended runs are counted.
 const COUNT: &str = count_ended_sql!("SELECT id FROM runs WHERE finished_at IS NOT NULL AND ?1 IS NOT NULL");

@@ -1,6 +1,5 @@
-//! Taking over a database that Ork made: its tables are set aside before ours are made, and what
-//! they hold comes back as records. What the rows come to is said in
-//! [`ork_state_api::ork::takeover`].
+//! Takes over a database that Ork made. Its tables are set aside before ours are created, and their
+//! contents come back as records. [`ork_state_api::ork::takeover`] documents the conversion.
 
 use ork_state_api::backend::Record;
 use ork_state_api::ork::takeover::{OldJob, OldRun, OldSnapshot, OldSpec, OldTask, OldWorkflow, Takeover};
@@ -17,9 +16,9 @@ use crate::take_in::take_in;
 const TABLES: [&str; 6] =
     ["workflows", "workflow_tasks", "workflow_snapshots", "runs", "tasks", "deferred_jobs"];
 
-/// Sets Ork's tables aside, as `ork_old_runs` and so on. Comes after the last of Ork's own steps.
+/// Sets Ork's tables aside, as `ork_old_runs` and so on. Runs after the last of Ork's own steps.
 pub(crate) async fn set_aside(connection: &mut SqliteConnection) -> Attempt<()> {
-    // Their names are free again for ours.
+    // Frees their names for ours.
     const INDEXES: &str = "SELECT name FROM sqlite_schema
          WHERE type = 'index' AND sql IS NOT NULL
              AND tbl_name IN ('workflows', 'workflow_tasks', 'workflow_snapshots', 'runs', 'tasks', 'deferred_jobs')";
@@ -30,7 +29,7 @@ pub(crate) async fn set_aside(connection: &mut SqliteConnection) -> Attempt<()> 
         let drop = format!("DROP INDEX \"{}\"", index.replace('"', "\"\""));
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *connection).await?;
     }
-    // What refers to the tables means those of these names, whoever made them.
+    // References to the tables keep these names, whoever made them.
     run_sql(connection, "PRAGMA legacy_alter_table = ON").await?;
     let renamed = rename(connection).await;
     run_sql(connection, "PRAGMA legacy_alter_table = OFF").await?;
@@ -47,9 +46,9 @@ async fn rename(connection: &mut SqliteConnection) -> Attempt<()> {
 }
 
 /// Brings back what was set aside, after the last step of the schema and within its transaction.
-/// Answers what was adjusted.
+/// Returns what was adjusted.
 pub(crate) async fn finish(connection: &mut SqliteConnection, version: i64) -> Attempt<Vec<Violation>> {
-    // A program of Ork that starts finds a migration that it does not know, and refuses.
+    // A program of Ork that starts finds an unknown migration, and refuses to run.
     const FENCE: &str =
         "INSERT OR IGNORE INTO _sqlx_migrations (version, description, success, checksum, execution_time)
          VALUES (?1, 'taken over by ork-state', TRUE, x'', 0)";
@@ -71,7 +70,7 @@ pub(crate) async fn finish(connection: &mut SqliteConnection, version: i64) -> A
     Ok(adjusted)
 }
 
-/// Ork's rows on their way.
+/// Reads Ork's rows and turns them into records.
 struct Old<'c> {
     connection: &'c mut SqliteConnection,
     takeover: Takeover,
@@ -115,7 +114,7 @@ impl<'c> Old<'c> {
     async fn runs(&mut self) -> Attempt<()> {
         const ALL: &str = "SELECT rowid FROM ork_old_runs ORDER BY rowid";
         const RUN: &str = "SELECT * FROM ork_old_runs WHERE rowid = ?1";
-        // Logs do not come this way.
+        // Logs are not transferred this way.
         const TASKS: &str =
             "SELECT id, run_id, task_index, task_name, executor_type, depends_on, status, execution_name, params,
                  output, error, attempts, max_retries, timeout_seconds, retry_at, created_at, dispatched_at,
@@ -176,14 +175,14 @@ impl<'c> Old<'c> {
         read
     }
 
-    /// A row without ids that can be read belongs nowhere.
+    /// A row whose ids cannot be read cannot be attached to anything.
     fn without_id(&mut self, what: &str, row: &SqliteRow) {
         let entity = format!("{what} without an id");
         self.takeover.tell(Rule::G8, &*entity, "has no id of 16 bytes: it is not taken over, but kept aside");
         self.takeover.keep(entity, "row", Cells(row).all());
     }
 
-    /// What is no text where text belongs is read as well as can be.
+    /// Values that should be text but are not are read as well as possible.
     fn odd_cells(&mut self, what: &str, row: &SqliteRow) {
         let cells = Cells(row);
         for (column, bytes) in cells.not_utf8() {
@@ -195,7 +194,7 @@ impl<'c> Old<'c> {
         }
     }
 
-    /// Keeps records until all are there, and what the contract has no room for.
+    /// Stores the records until all are there. Also stores what the contract has no room for.
     async fn put(&mut self, records: Vec<Record>) -> Attempt<()> {
         const PUT: &str = "INSERT INTO import_records (number, kind, record) VALUES (?1, ?2, ?3)";
         const MAKE_ROOM: &str = "CREATE TABLE IF NOT EXISTS ork_kept (
@@ -220,9 +219,9 @@ impl<'c> Old<'c> {
     }
 }
 
-/// What one row comes to.
+/// The result of converting one row.
 trait OldRow: Sized {
-    /// What it is, in the report.
+    /// The name of the entity in the report.
     const WHAT: &'static str;
     /// None if it has no ids.
     fn read(cells: &Cells<'_>) -> Option<Self>;
@@ -250,7 +249,7 @@ impl Cells<'_> {
         self.text(column)?.trim().parse().ok()
     }
 
-    /// The columns that hold text which is none.
+    /// The text columns whose value is not valid text.
     fn not_utf8(&self) -> Vec<(&'static str, Vec<u8>)> {
         const TEXTS: [&str; 15] = [
             "name",
@@ -274,7 +273,7 @@ impl Cells<'_> {
         texts.filter(|(_, bytes)| std::str::from_utf8(bytes).is_err()).collect()
     }
 
-    /// Every column, for a person.
+    /// Every column, in a form for people to read.
     fn all(&self) -> String {
         use sqlx::Column;
         let cell = |column: &sqlx::sqlite::SqliteColumn| {

@@ -1,4 +1,4 @@
-//! Handing out tasks, keeping them leased, looking at them.
+//! Tasks: claiming them, renewing their leases, and reading them.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,7 +22,7 @@ use crate::updates;
 #[async_trait]
 impl TaskStore for SqliteDatabase {
     async fn ready_tasks(&self, limit: Limit) -> Result<Vec<ReadyTask>> {
-        // The table holds what waits for its time only.
+        // The table holds only tasks that wait for nothing except their time.
         const READY: &str =
             "SELECT ready_at, run_id, task_index, task_id FROM ready_tasks WHERE ready_at <= ?1
              ORDER BY ready_at, run_id, task_index LIMIT ?2";
@@ -43,7 +43,8 @@ impl TaskStore for SqliteDatabase {
     async fn claim_tasks(&self, claim: ClaimTasks) -> Result<Vec<ClaimedTask>> {
         let clock = self.clock();
         self.lease(move |connection| {
-            // The clock is read when the write lock is held: the lease's whole length lies ahead.
+            // The clock is read when the write lock is held, so that the whole length of the lease
+            // lies ahead.
             Box::pin(async move { claims::claim(connection, &claim, clock.now()).await })
         })
         .await

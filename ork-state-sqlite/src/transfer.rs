@@ -1,4 +1,4 @@
-//! Taking in what another store holds.
+//! Importing the records of another store.
 
 use async_trait::async_trait;
 use ork_state_api::backend::{ImportPage, ImportProgress, Transfer, no_import, not_empty};
@@ -74,7 +74,8 @@ async fn finish(connection: &mut SqliteConnection) -> Attempt<()> {
     if progress(connection).await?.is_none() {
         return Err(no_import().into());
     }
-    // The store is empty, so all of them are what deletions left; the tasks may come again.
+    // The store is empty, so all these chunks were left by deletions. The import may bring the same
+    // tasks again.
     for forget in ["DELETE FROM task_log_chunks", "DELETE FROM deleted_logs"] {
         sqlx::query(forget).execute(&mut *connection).await?;
     }

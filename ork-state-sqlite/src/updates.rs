@@ -1,4 +1,4 @@
-//! Reporting what became of claimed tasks, and ending what nobody reports on.
+//! Applies reports about claimed tasks, and ends attempts that nobody reports on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(crate) async fn update(
     batches: &[Arc<TaskUpdates>],
     now: Timestamp,
 ) -> Attempt<Vec<UpdateReport>> {
-    // From the batch to the tasks, and not the other way round.
+    // Joins from the batch to the tasks, not the other way round.
     const FIND: &str = concat!(
         "SELECT ",
         held_columns!(),
@@ -35,8 +35,8 @@ pub(crate) async fn update(
     let asked: Vec<Value> = steps.map(|step| Value::from(hex(step.claim.task.as_uuid()))).collect();
     let found = batch::query(FIND, &asked)?.fetch_all(&mut *connection).await?;
     let tasks = found.iter().map(Held::from_row).collect::<Result<Vec<_>>>()?;
-    // Several steps may name one task: it is one here, and a step sees what those before it made of
-    // it.
+    // Several steps may name one task. The map has it once, so a step sees the changes of those
+    // before it.
     let mut tasks: HashMap<_, _> = tasks.into_iter().map(|task| (task.id, task)).collect();
     let mut reports = Vec::with_capacity(batches.len());
     for (call, batch) in batches.iter().enumerate() {
@@ -64,8 +64,7 @@ pub(crate) async fn expire_leases(
     expire(connection, LAPSED, Held::lapse, limit, now).await
 }
 
-/// Ends attempts that are overdue, see
-/// [`expire_timeouts`](ork_state_api::TaskStore::expire_timeouts).
+/// Ends overdue attempts, see [`expire_timeouts`](ork_state_api::TaskStore::expire_timeouts).
 pub(crate) async fn expire_timeouts(
     connection: &mut SqliteConnection,
     limit: Limit,
@@ -74,7 +73,7 @@ pub(crate) async fn expire_timeouts(
     expire(connection, OVERDUE, Held::time_out, limit, now).await
 }
 
-/// Reads the index of leases up to now; it ends with the key, so it gives the order.
+/// Reads the index of leases up to now. The index ends with the key, so it gives the order.
 pub(crate) const LAPSED: &str = concat!(
     "SELECT ",
     held_columns!(),
@@ -122,9 +121,9 @@ async fn expire(
     Ok(expired)
 }
 
-/// The tasks that are due for the longest. What has no task, or one that cannot be read, is passed
-/// over, for `verify` to report (rule G8): so this takes another round for each time that such rows
-/// filled one.
+/// The tasks that have been due for the longest. Rows without a task, and tasks that cannot be
+/// read, are skipped and left to `verify` (rule G8). So this takes another round each time that
+/// such rows filled one.
 async fn first_due(
     connection: &mut SqliteConnection,
     due: &'static str,

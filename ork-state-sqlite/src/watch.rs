@@ -1,6 +1,6 @@
 //! Hints that something has happened (rule M5).
 //!
-//! A watch is told of every commit. It looks by one cheap query whether the commit concerns it.
+//! A watch is notified of every commit. One cheap query tells it whether the commit concerns it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +15,11 @@ use crate::error;
 use crate::options::Location;
 use crate::signal::FileWatcher;
 
-/// How often a watcher looks without being told: when the system has no watch to give, that is how
-/// late a hint from another process is.
+/// How often a watcher looks without a notification. If the system offers no watch, a hint from
+/// another process can be this late.
 const FALLBACK: Duration = Duration::from_secs(1);
 
-/// After a look that found nothing the next one waits so long: a busy store commits all the time.
+/// How long to pause after a look that found nothing, because a busy store commits all the time.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// A caller's watch.
@@ -27,9 +27,9 @@ pub(crate) struct Source {
     db: SqliteDatabase,
     topic: Topic,
     commits: Receiver<()>,
-    /// Keeps the file watched.
+    /// Keeps the watch on the file alive.
     _watcher: Option<Arc<FileWatcher>>,
-    /// How many runs had ever ended when it was looked last.
+    /// How many runs had ever ended at the last look.
     seen: i64,
     /// Whether there was a commit since.
     must_look: bool,
@@ -37,7 +37,7 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) async fn new(db: &SqliteDatabase, topic: Topic) -> Result<Self> {
-        // What is committed after this is told of; what is ended before it is seen.
+        // A later commit is notified. A run that ended before is seen below.
         let commits = db.signal().subscribe();
         let watcher = db.file_watcher();
         let db = db.another();
@@ -45,7 +45,7 @@ impl Source {
         Ok(Self { db, topic, commits, _watcher: watcher, seen, must_look: false })
     }
 
-    /// Whether there is something.
+    /// Whether there is something to report.
     async fn look(&mut self) -> Result<bool> {
         match self.topic {
             Topic::Ready => any_is_ready(&self.db).await,
@@ -84,7 +84,7 @@ impl WatchSource for Source {
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
-                // Such as a lock that was held for too long.
+                // For example, a lock that was held for too long.
                 Err(error) if error.is_retryable() => tokio::time::sleep(FALLBACK).await,
                 Err(error) => return Err(error),
             }

@@ -20,7 +20,7 @@ use crate::runs::delete_runs_sql;
 impl WorkflowStore for SqliteDatabase {
     async fn create_workflow(&self, new: NewWorkflow) -> Result<Workflow> {
         let clock = self.clock();
-        // Before the write lock is taken: a DAG can be long.
+        // Done before the write lock is taken, because a DAG can be long.
         let stored = StoredDag::new(&new.dag);
         self.write(move |connection| {
             Box::pin(async move {
@@ -179,8 +179,8 @@ async fn list_workflows(
     connection: &mut SqliteConnection,
     list: ListWorkflows,
 ) -> Attempt<Page<Workflow, WorkflowName>> {
-    // Text compares by its UTF-8 bytes: the column has SQLite's default collation. No name is
-    // empty.
+    // Text compares by its UTF-8 bytes, because the column has SQLite's default collation. No name
+    // is empty.
     const LIST: &str =
         concat!("SELECT ", workflow_columns!(), " FROM workflows WHERE name > ?1 ORDER BY name LIMIT ?2");
     const NAMED: &str = concat!(
@@ -201,8 +201,8 @@ async fn list_workflows(
     Ok(Page::from_rows(workflows, page.limit, |workflow: &Workflow| workflow.name.clone()))
 }
 
-/// The first names after this one that the filter leaves: Unicode's lower case is not SQLite's, so
-/// they are looked at here. They come out of their index, a page at a time.
+/// The first names after this one that match the filter. They are compared here, because Unicode's
+/// lower case is not SQLite's. They are read from their index, a page at a time.
 async fn names(
     connection: &mut SqliteConnection,
     filter: &WorkflowFilter,
@@ -227,7 +227,7 @@ async fn names(
     }
 }
 
-/// Replaces what is given of a workflow (rule W2).
+/// Replaces the given fields of a workflow (rule W2).
 async fn change(
     connection: &mut SqliteConnection,
     update: UpdateWorkflow,
@@ -277,7 +277,7 @@ async fn change(
     Ok(workflow)
 }
 
-/// Deletes a workflow and all that hangs on it, if every run of it has ended.
+/// Deletes a workflow and everything that depends on it, if all its runs have ended.
 async fn delete(connection: &mut SqliteConnection, id: WorkflowId) -> Attempt<()> {
     const LIVE_RUN: &str = "SELECT id, status FROM runs
          WHERE workflow_id = ?1 AND status NOT IN ('success', 'failed', 'cancelled')

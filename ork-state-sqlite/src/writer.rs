@@ -1,9 +1,9 @@
 //! The one connection that writes, and group commit.
 //!
-//! A task owns the connection and runs the calls that come in through a queue. All that wait at one
-//! moment run in one transaction, each within a savepoint, and are answered after its commit: many
-//! callers share one sync of the disk, none is answered before its write is durable, and the
-//! failure of one is its own.
+//! A task owns the connection and runs the calls that arrive through a queue. All calls that wait
+//! at one moment run in one transaction, each in its own savepoint. They are answered after the
+//! commit. So many callers share one sync of the disk, none is answered before its write is
+//! durable, and a failing call fails alone.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,21 +23,21 @@ use crate::schema;
 use crate::signal::Signal;
 use crate::sql::run_sql;
 
-/// Most calls in one transaction: bounds how long the first of them waits for the last.
+/// The most calls in one transaction. This bounds how long the first of them waits for the last.
 const MAX_CALLS: usize = 128;
 
-/// When the other calls of a transaction took longer, what hands out leases waits for the next one:
-/// else the leases would run out before the commit (rule T2).
+/// If the other calls of a transaction took longer than this, calls that hand out leases wait for
+/// the next one. Otherwise the leases would run out before the commit (rule T2).
 const SOON: Duration = Duration::from_millis(10);
 
-/// One process may write all the time, and SQLite gives the write lock to whoever comes just when
-/// it is free. So every so often the writer looks whether another process waits, and if so leaves
-/// it the lock: until it has it, or for as long as it may sleep between two tries (SQLite's longest
-/// is 100 ms).
+/// One process may write all the time, and SQLite gives the write lock to whoever asks just when it
+/// is free. So every so often the writer checks whether another process waits. If so, it leaves the
+/// lock free until that process has it. It waits no longer than that process may sleep between two
+/// tries (SQLite's longest is 100 ms).
 const TURN: Duration = Duration::from_millis(100);
 const HANDOVER: Duration = Duration::from_millis(110);
 
-/// Work on a connection, under way.
+/// Running work on a connection.
 pub(crate) type Work<'c, T> = Pin<Box<dyn Future<Output = Attempt<T>> + Send + 'c>>;
 
 /// The handle of the task that writes. The task ends when the last handle is dropped.
@@ -47,7 +47,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Starts the task on this connection, which was opened in this way.
+    /// Starts the task on this connection, which was opened with the options in `opened`.
     pub(crate) fn start(
         location: Location,
         opened: SqliteConnectOptions,
@@ -62,8 +62,8 @@ impl Writer {
         Self { queue }
     }
 
-    /// Runs work within a transaction and answers after its commit. Once this was polled the work
-    /// is done, also if the future is dropped (rule G9).
+    /// Runs work in a transaction and answers after its commit. Once polled the work is done, even
+    /// if the future is dropped (rule G9).
     pub(crate) async fn run<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -72,7 +72,7 @@ impl Writer {
         self.queue(work, Mode::InTransaction).await
     }
 
-    /// Runs work that hands out leases, within a transaction like any other, but at its end.
+    /// Like `run`, for work that hands out leases. It runs at the end of the transaction.
     pub(crate) async fn run_lease<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -105,8 +105,8 @@ impl Writer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     InTransaction,
-    /// In a transaction. It hands out leases, which are counted from when it runs: its answer must
-    /// not wait long.
+    /// In a transaction. It hands out leases, whose time counts from when it runs. So its answer
+    /// must not wait long.
     Lease,
     Alone,
 }
@@ -114,14 +114,14 @@ enum Mode {
 /// A call in the queue, whatever its type.
 trait Job: Send {
     fn mode(&self) -> Mode;
-    /// Runs it and keeps its result; says whether it went well.
+    /// Runs it and keeps its result. Returns whether it succeeded.
     fn run<'a>(
         &'a mut self,
         connection: &'a mut SqliteConnection,
     ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
-    /// What the driver failed with when it was run, if it did.
+    /// The driver's error when it was run, if there was one.
     fn driver_fault(&self) -> Option<Arc<sqlx::Error>>;
-    /// Answers the caller: with its result, unless the transaction came to nothing.
+    /// Answers the caller with its result, or with an error if the transaction failed.
     fn answer(self: Box<Self>, location: &Location, failure: Option<&Failure>);
 }
 
@@ -161,12 +161,12 @@ where
 
     fn answer(self: Box<Self>, location: &Location, failure: Option<&Failure>) {
         let answer = match (self.result, failure) {
-            // What it would have been answered may come from what another call had written.
+            // Its own result may come from data that another call had written.
             (_, Some(failure)) => Err(failure.describe(location)),
             (Some(result), None) => result.map_err(|fault| fault.into_error(location)),
             (None, None) => Err(Error::internal("a call was not run")),
         };
-        // The caller may have gone: what it asked for is done all the same.
+        // The caller may have gone. Its work is done all the same.
         let _ = self.reply.send(answer);
     }
 }
@@ -181,7 +181,7 @@ pub(crate) async fn guarded<T>(mut work: Work<'_, T>) -> Attempt<T> {
     .await
 }
 
-/// Why a transaction came to nothing.
+/// Why a transaction failed.
 struct Failure {
     cause: Fault,
     stage: Stage,
@@ -192,7 +192,7 @@ impl Failure {
         Self { cause: cause.into(), stage }
     }
 
-    /// The statement between two calls failed, because of what came before if that failed.
+    /// The statement between two calls failed. If the work before it failed, that is the cause.
     fn caused(first: Option<Arc<sqlx::Error>>, then: sqlx::Error) -> Self {
         Self { cause: Fault::Driver(first.unwrap_or_else(|| Arc::new(then))), stage: Stage::Work }
     }
@@ -208,7 +208,7 @@ impl Failure {
     fn left_nothing(&self) -> bool {
         match &self.cause {
             Fault::Answer(_) => true,
-            // A lock that was not to be had.
+            // The lock could not be obtained.
             Fault::Driver(cause) => self.stage == Stage::Work && error::is_busy(cause),
         }
     }
@@ -218,10 +218,10 @@ impl Failure {
 struct Serving {
     location: Location,
     opened: SqliteConnectOptions,
-    /// None after an error that may have left the connection in disorder.
+    /// None after an error that may have left the connection broken.
     connection: Option<SqliteConnection>,
     signal: Signal,
-    /// When it was last looked whether others wait.
+    /// When the writer last checked whether others wait.
     turn: Instant,
 }
 
@@ -248,14 +248,14 @@ impl Serving {
             }
         }
         if let Some(connection) = self.connection {
-            // Checkpoints and removes the WAL if no other process has the file open. Nothing is
-            // lost if that fails.
+            // Checkpoints and removes the WAL if no other process has the file open. If that fails,
+            // nothing is lost.
             let _ = connection.close().await;
         }
     }
 
-    /// Runs a batch and commits. Says how many of its calls are to be answered: all, but perhaps
-    /// those that hand out leases.
+    /// Runs a batch and commits. Returns how many of its calls to answer: all, except perhaps those
+    /// that hand out leases.
     async fn run(&mut self, batch: &mut [Box<dyn Job>]) -> (usize, Option<Failure>) {
         match self.connection().await {
             Err(failure) => (batch.len(), Some(failure)),
@@ -277,10 +277,10 @@ impl Serving {
         }
     }
 
-    /// Runs the jobs of a batch, each in a savepoint of one transaction, and commits. Says how many
-    /// it ran: those that hand out leases stay behind if the others took long.
+    /// Runs the jobs of a batch, each in a savepoint of one transaction, and commits. Returns how
+    /// many it ran. Jobs that hand out leases are left for later if the others took long.
     ///
-    /// The statement that ends a savepoint and the one that begins the next travel together.
+    /// The statement that ends a savepoint and the one that begins the next are sent together.
     async fn transaction(&mut self, batch: &mut [Box<dyn Job>]) -> Result<usize, Failure> {
         const ROLLBACK: &str = "ROLLBACK TO call";
         let signal = self.signal.clone();
@@ -301,9 +301,9 @@ impl Serving {
         let began = Instant::now();
         let mut next = None;
         let (mut calls, mut any_went_well) = (0, false);
-        // What the driver failed with first: if that made SQLite roll everything back by itself, as
-        // when the disk is full, the next statement fails because there is no savepoint any more,
-        // which is not why.
+        // The driver's first error. It may have made SQLite roll everything back by itself, for
+        // example on a full disk. Then the next statement fails because its savepoint is gone, but
+        // that is not the cause.
         let mut first_fault = None;
         for job in batch {
             if job.mode() == Mode::Lease && calls > 0 && began.elapsed() > SOON {
@@ -318,7 +318,7 @@ impl Serving {
             let went_well = job.run(connection).await;
             any_went_well |= went_well;
             first_fault = first_fault.or_else(|| job.driver_fault());
-            // A savepoint that is rolled back to stays open.
+            // A savepoint stays open after it is rolled back.
             next = Some(if went_well { "RELEASE call; SAVEPOINT call" } else { ROLLBACK });
         }
         if next == Some(ROLLBACK) {
@@ -334,7 +334,7 @@ impl Serving {
         Ok(calls)
     }
 
-    /// Leaves the write lock to another process that waits for it, if it is its turn.
+    /// Leaves the write lock to another process that waits for it, if that one's turn has come.
     async fn take_turns(&mut self) {
         const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
         if self.turn.elapsed() < TURN {
@@ -358,8 +358,8 @@ impl Serving {
         Ok(self.connection.insert(connection))
     }
 
-    /// Gets back to a connection without a transaction: a new one, but for a database that lives in
-    /// this one.
+    /// Restores a connection without a transaction. It opens a new one, unless the database lives
+    /// in memory in this one.
     async fn restore(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         // It fails when SQLite has rolled back by itself.
@@ -377,15 +377,14 @@ impl std::fmt::Debug for dyn Job {
     }
 }
 
-/// Runs work within a transaction that only reads: all of its statements see one state.
+/// Runs work in a read-only transaction, so all its statements see one state.
 pub(crate) async fn reading<T, F>(connection: &mut SqliteConnection, work: F) -> Attempt<T>
 where
     F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T>,
 {
     run_sql(connection, "BEGIN").await?;
     let result = guarded(work(connection)).await;
-    // After a failure of the driver the connection is not used again, so this need not succeed
-    // then.
+    // After a failure of the driver the connection is not used again, so this need not succeed.
     let ended = run_sql(connection, "ROLLBACK").await;
     let value = result?;
     ended?;
@@ -445,7 +444,7 @@ mod tests {
         let (_directory, in_a_file) = in_a_file().await;
         for options in [SqliteOptions::in_memory(), in_a_file] {
             let writer = start(&options).await;
-            // One task polls them all before the writer's runs: they are one batch.
+            // One task polls them all before the writer's task runs, so they are one batch.
             let (a, b, c) = tokio::join!(
                 sql(&writer, "INSERT INTO t VALUES ('a')"),
                 refused(&writer),
@@ -479,7 +478,7 @@ mod tests {
         second.await.unwrap();
     }
 
-    /// As SQLite does by itself when the disk is full, for one.
+    /// As SQLite does by itself, for example when the disk is full.
     #[tokio::test]
     async fn when_all_is_rolled_back_nobody_is_told_that_it_went_well() {
         let (_directory, options) = in_a_file().await;
@@ -513,8 +512,8 @@ mod tests {
         assert_eq!(rows(&writer).await, ["b"]);
     }
 
-    /// SQLite rolls back by itself then, the savepoints too: what the next statement fails with is
-    /// not why.
+    /// SQLite rolls back by itself then, including the savepoints. The next statement's error is
+    /// not the cause.
     #[tokio::test]
     async fn a_disk_that_is_full_for_one_call_is_so_for_all_that_share_its_transaction() {
         let (_directory, options) = in_a_file().await;

@@ -13,8 +13,8 @@ pub(crate) struct Arguments {
     docker_image: Option<String>,
 }
 
-/// Runs the suite as `cargo xtask` does, but optimised. It compiles for some two minutes more, and
-/// a fault takes 1.6 s instead of 2.1 s on two cores.
+/// Runs the suite as `cargo xtask` does, but optimised. Compiling takes some two minutes more. A
+/// fault takes 1.6 s instead of 2.1 s on two cores.
 const OPTIMISED: &[&str] = &[
     "run",
     "--config",
@@ -24,7 +24,7 @@ const OPTIMISED: &[&str] = &[
     "--",
 ];
 
-/// What a step is called, and its command line with the variables it gets.
+/// A step's name, and its command line with its environment variables.
 struct Step {
     name: &'static str,
     command: Vec<&'static str>,
@@ -43,13 +43,13 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let mut steps = vec![
         step("format", &["fmt", "--all", "--check"], &[]),
         step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
-        // By deny.toml, which says why there are no advisories here.
+        // Configured by deny.toml, which says why there are no advisories here.
         step(
             "dependencies",
             &["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"],
             &[],
         ),
-        // What the other steps never build.
+        // Builds what the other steps never build.
         step(
             "without features",
             &["clippy", "-p", "ork-state-api", "-p", "ork-state-file", "--", "-D", "warnings"],
@@ -67,13 +67,14 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
         ),
         step("docs", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
         step("tests", &["test", "--workspace", "--no-fail-fast"], &[("ORK_STATE_REQUIRE", "postgres")]),
-        // What `cargo test` shows as ignored. Its heavy cases are in the step with the faults.
+        // The tests that `cargo test` shows as ignored. The heavy cases are in the step with the
+        // faults.
         step(
             "heavy tests",
             &["test", "--workspace", "--lib", "--test", "new_backend", "--", "--ignored"],
             &[],
         ),
-        // The suite on stores that `MIGRATOR` made, run by sqlx alone.
+        // The suite on stores that `MIGRATOR` made, with sqlx alone.
         step(
             "suite on MIGRATOR",
             &["test", "-p", "ork-state-postgres", "-p", "ork-state-sqlite", "--test", "conformance_migrator"],
@@ -82,7 +83,8 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
         step("packages", &["xtask", "package", "--allow-dirty"], &[]),
         step("schema", &["xtask", "schema", "--check"], &[]),
         step("demo", &["xtask", "demo"], &[]),
-        // That the targets build and their seeds pass. Who changes a decoder runs it for longer.
+        // Checks that the targets build and their seeds pass. After a change of a decoder, run it
+        // for longer.
         step("fuzz", &["xtask", "fuzz", "--seconds", "5"], &[]),
         suite(
             "conformance and faults",
@@ -94,8 +96,8 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
             &["conformance", "--deep", "--minutes", "1", "--require", "postgres", "--report", "report/deep"],
             &[],
         ),
-        // That every scenario runs and every floor does what it is a floor of; the figures of such
-        // a run say nothing.
+        // Checks that every scenario runs and that every floor does what it should. The figures of
+        // such a run mean nothing.
         step("benchmarks", &["xtask", "bench", "--quick", "--any-build", "--html", "report/bench.html"], &[]),
     ];
     if let Some(image) = &arguments.docker_image {

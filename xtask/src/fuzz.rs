@@ -9,9 +9,9 @@ use xtask::TaskResult;
 
 use crate::package::{must_succeed, target_directory};
 
-/// What libFuzzer needs of the compiler to see which inputs reach new code: the counters and tables
-/// that `cargo fuzz` asks for too, but no sanitizer, which only a nightly compiler has. Without
-/// `unsafe` of ours there is little for it to find.
+/// The compiler flags that let libFuzzer see which inputs reach new code. They are the counters and
+/// tables that `cargo fuzz` uses too. There is no sanitizer, because only a nightly compiler has
+/// one. Without `unsafe` of ours, it would find little.
 const FLAGS: &[&str] = &[
     "--cfg fuzzing",
     "-Cpasses=sancov-module",
@@ -23,8 +23,8 @@ const FLAGS: &[&str] = &[
     "-Cdebug-assertions",
 ];
 
-/// Feeds what reads foreign bytes with random ones. Needs a C++ compiler. It builds for some
-/// minutes first, beside the other builds.
+/// Feeds random bytes to the code that reads foreign bytes. Needs a C++ compiler. First it builds
+/// for some minutes, separately from the other builds.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// How long each target runs.
@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let host = Command::new("rustc").args(["--print", "host-tuple"]).output()?;
     let host = String::from_utf8(host.stdout)?.trim().to_owned();
     let mut build = Command::new(env!("CARGO"));
-    // A target is named so that the flags are for it alone: build scripts do without.
+    // With an explicit target, the flags apply to it alone: build scripts go without.
     build.args(["build", "--package", "xtask-fuzz", "--bins", "--profile", "fuzz", "--target", &host]);
     build.arg("--target-dir").arg(&directory);
     build.env("RUSTFLAGS", FLAGS.join(" ")).env_remove("CARGO_ENCODED_RUSTFLAGS");
@@ -63,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     for target in targets {
         let name = target.to_possible_value().ok_or("the target has no name")?.get_name().to_owned();
         println!("\n{name}, for {} s", arguments.seconds);
-        // What it finds stays for the next time. What it fails with lies beside that.
+        // New inputs stay for the next run. Failing inputs are stored beside them.
         let found = directory.join("corpus").join(&name);
         fs::create_dir_all(&found)?;
         let program = directory.join(&host).join("fuzz").join(&name);

@@ -1,12 +1,12 @@
-//! What the tasks of `cargo xtask` share: how one that fails says so.
+//! What the tasks of `cargo xtask` share: how a failing task reports its error.
 
 use std::error::Error;
 use std::process::ExitCode;
 
-/// What a task may fail with: it is printed, with its causes, and ends the program.
+/// The error of a task. It is printed, with its causes, and ends the program.
 pub type TaskResult = Result<ExitCode, Box<dyn Error>>;
 
-/// The exit code of a task. Says why it failed.
+/// The exit code of a task. Prints why it failed.
 #[must_use]
 pub fn told(result: TaskResult) -> ExitCode {
     result.unwrap_or_else(|error| {

@@ -1,5 +1,5 @@
-//! `cargo xtask`: what is done with this workspace. Light: a task that needs much is in a crate
-//! beside this one, which cargo builds when the task is called.
+//! `cargo xtask`: the tasks of this workspace. This crate is light. A task with many dependencies
+//! is in a separate crate, which cargo builds when the task is called.
 
 mod ci;
 mod demo;
@@ -27,15 +27,15 @@ enum Task {
     Demo(demo::Arguments),
     /// Packs the published crates, and builds an application from them outside of the workspace.
     Package(package::Arguments),
-    /// Feeds what reads foreign bytes with random ones.
+    /// Feeds random bytes to the code that reads foreign bytes.
     Fuzz(fuzz::Arguments),
     /// Runs everything that CI runs.
     Ci(ci::Arguments),
-    /// Copies a store into an empty one, of any backend, and compares the two. Builds the backends
+    /// Copies a store of any backend into an empty one, and compares the two. Builds the backends
     /// first.
     #[command(disable_help_flag = true)]
     Copy(Rest),
-    /// Migrates a store, also one that Ork made before ork-state, or says what that would do.
+    /// Migrates a store, also one that Ork made before ork-state, or shows what that would do.
     /// Builds the backends first.
     #[command(disable_help_flag = true)]
     Migrate(Rest),
@@ -48,12 +48,12 @@ enum Task {
     /// Writes the schema of each SQL backend into its crate. Builds the suite first.
     #[command(disable_help_flag = true)]
     Schema(Rest),
-    /// Writes a crate for a new backend, ready to be written step by step. Builds the suite first.
+    /// Writes a crate for a new backend, to be completed step by step. Builds the suite first.
     #[command(disable_help_flag = true)]
     NewBackend(Rest),
 }
 
-/// What the crate that has the task reads.
+/// Arguments for the crate that has the task.
 #[derive(Debug, clap::Args)]
 struct Rest {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -79,7 +79,8 @@ fn main() -> ExitCode {
     })
 }
 
-/// Becomes the crate that has the task, which cargo builds first, with these options.
+/// Replaces this process with the crate that has the task. Cargo builds it first, with these
+/// options.
 fn hand_over(package: &str, options: &[&str]) -> TaskResult {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["run", "--package", package]).args(options).arg("--").args(std::env::args_os().skip(1));

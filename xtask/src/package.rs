@@ -1,5 +1,5 @@
-//! `cargo xtask package`: packs the crates that are published, and builds an application from the
-//! packed ones, outside of the workspace.
+//! `cargo xtask package`: packs the published crates, and builds an application from the packed
+//! ones, outside of the workspace.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use std::process::{Command, ExitCode};
 
 use xtask::TaskResult;
 
-/// It is printed.
+/// Any error, to be printed.
 type AnyError = Box<dyn std::error::Error>;
 
-/// What is published. The suite is for authors of backends: it is packed, and the application does
-/// without it.
+/// The published crates. The suite is for authors of backends, so it is packed, but the application
+/// does not use it.
 const CRATES: &[&str] =
     &["ork-state-api", "ork-state-conformance", "ork-state-file", "ork-state-postgres", "ork-state-sqlite"];
 
@@ -27,14 +27,14 @@ fn main() -> ork_state_api::Result<()> {
 }
 "#;
 
-/// What the application has at the lowest version that the workspace allows.
+/// The dependencies that the application uses at the lowest version that the workspace allows.
 const LOWEST: &[&str] =
     &["async-trait", "chrono", "inventory", "serde", "serde_json", "thiserror", "tokio", "tracing", "uuid"];
 
 /// Packs the published crates, and builds an application from them outside of the workspace.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Also pack what is not committed.
+    /// Also pack uncommitted changes.
     #[arg(long)]
     allow_dirty: bool,
 }
@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let target = target_directory()?;
     let mut pack = Command::new(env!("CARGO"));
-    // What is packed is built below, all of it together.
+    // The packed crates are built below, all together.
     pack.args(["package", "--no-verify"]);
     for name in CRATES {
         pack.args(["--package", name]);
@@ -68,7 +68,8 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let application = place.path().join("application");
     write_application(&application, &patches)?;
     let mut build = Command::new(env!("CARGO"));
-    // Beside what the workspace has built: a directory of its own would be compiled anew each time.
+    // Built beside the workspace's own output. A new directory would be compiled from scratch each
+    // time.
     build.arg("run").current_dir(&application).env("CARGO_TARGET_DIR", target.join("outside"));
     must_succeed(&mut build)?;
     println!("packed {}, and built an application from them", CRATES.join(", "));
@@ -93,7 +94,7 @@ fn write_application(application: &Path, patches: &str) -> Result<(), AnyError> 
     Ok(())
 }
 
-/// The lines that pin what is [`LOWEST`], by the workspace's manifest.
+/// The lines that pin the [`LOWEST`] dependencies, from the workspace's manifest.
 fn lowest() -> Result<String, AnyError> {
     let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"))?;
     let pin = |name: &&str| {
@@ -105,7 +106,7 @@ fn lowest() -> Result<String, AnyError> {
     pinned.ok_or_else(|| "the workspace's manifest has no version of one of them".into())
 }
 
-/// Where cargo builds this workspace: this very program lies in it.
+/// The directory where cargo builds this workspace. This program itself lies in it.
 pub(crate) fn target_directory() -> Result<PathBuf, AnyError> {
     let program = std::env::current_exe()?;
     let target = program.parent().and_then(Path::parent).ok_or("this program lies in no target directory")?;

@@ -1,4 +1,4 @@
-//! Conventions of the workspace that no compiler checks. Each test lists all that it finds.
+//! Conventions of the workspace that no compiler checks. Each test lists everything that it finds.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -25,8 +25,8 @@ fn workspace() -> PathBuf {
 
 /// Modules by name, such as `journal::files`, with what each imports.
 ///
-/// A name that a crate's root gives out counts as an import of the module that has it, but in
-/// `ork-state-api`: its root and its door for backends are the contract, whose types speak of each
+/// A name that a crate's root re-exports counts as an import of its module. `ork-state-api` is an
+/// exception. Its root and its interface for backends are the contract, whose types refer to each
 /// other by nature (a backend opens stores, a store names its backend).
 fn imports(source: &Path, roots_count: bool) -> BTreeMap<String, BTreeSet<String>> {
     let mut files = BTreeMap::new();
@@ -73,7 +73,7 @@ fn collect(directory: &Path, prefix: &str, files: &mut BTreeMap<String, syn::Fil
     }
 }
 
-/// What `pub use` at the root gives out, with the module it comes from.
+/// The re-exports (`pub use`) of the root, each with its module.
 fn given_out(root: &syn::File) -> BTreeMap<String, Vec<String>> {
     let uses = root.items.iter().filter_map(|item| match item {
         syn::Item::Use(item) if !matches!(item.vis, syn::Visibility::Inherited) => Some(&item.tree),
@@ -110,7 +110,7 @@ fn leaves(tree: &UseTree, mut before: Vec<String>) -> Vec<Vec<String>> {
 
 struct Paths {
     module: Vec<String>,
-    /// From the crate's root on.
+    /// Paths from the crate's root.
     found: Vec<Vec<String>>,
 }
 
@@ -140,7 +140,7 @@ impl Visit<'_> for Paths {
         visit_path(self, path);
     }
 
-    /// What only tests import is no part of how the crate is built.
+    /// Imports of tests are not part of the crate's structure.
     fn visit_item_mod(&mut self, module: &ItemMod) {
         let is_test = module.attrs.iter().any(|attribute| {
             attribute.path().is_ident("cfg")
@@ -152,8 +152,8 @@ impl Visit<'_> for Paths {
     }
 }
 
-/// Siblings that reach each other. A directory counts as one module beside its siblings, and its
-/// own modules are looked at among themselves.
+/// Siblings that reach each other. A directory counts as one module beside its siblings. Its own
+/// modules are checked among themselves.
 fn rings(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<Vec<String>> {
     let parents: BTreeSet<&str> =
         imports.keys().map(|name| name.rsplit_once("::").map_or("", |(parent, _)| parent)).collect();
@@ -170,7 +170,7 @@ fn rings(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<Vec<String>> {
             let to = targets.iter().filter_map(|target| sibling(target)).filter(|to| *to != from);
             graph.entry(from.clone()).or_default().extend(to);
         }
-        // What nothing in the rest is needed by, or needs nothing of it, is in no ring.
+        // A module that no other needs, or that needs no other, is in no ring.
         loop {
             let before = graph.len();
             let needed: BTreeSet<String> = graph.values().flatten().cloned().collect();
@@ -213,7 +213,7 @@ fn a_ring_is_seen() {
     };
     assert_eq!(ring(&[("a", "b"), ("b", "c")]), Vec::<Vec<String>>::new());
     assert_eq!(ring(&[("a", "b"), ("b", "c"), ("c", "b")]), [["b", "c"]]);
-    // A directory is one module to its siblings; its own modules are looked at too.
+    // A directory is one module to its siblings. Its own modules are checked too.
     assert_eq!(ring(&[("a", "d::x"), ("d::y", "a")]), [["a", "d"]]);
     assert_eq!(ring(&[("d::x", "d::y"), ("d::y", "d::x")]), [["d::x", "d::y"]]);
     assert_eq!(ring(&[("d::x", "d")]), Vec::<Vec<String>>::new());
@@ -232,9 +232,9 @@ fn imports_are_read_as_rust_reads_them() {
     assert_eq!(found, ["a::B", "c::D", "c::self", "x::f::G", "i::j", "x::k::l"]);
 }
 
-/// Generated pages, whose lines are as long as what they show.
+/// Generated pages, whose lines may have any length.
 const GENERATED: &[&str] = &["SCHEMA.md"];
-/// How wide comments and pages may be.
+/// The greatest width of comments and pages.
 const WIDTH: usize = 100;
 
 fn files(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -286,7 +286,7 @@ fn comments_and_pages_are_wrapped() {
     assert!(found.is_empty(), "wider than {WIDTH} columns:\n  {}", found.join("\n  "));
 }
 
-/// The doctest of the SQLite crate compiles it.
+/// The doctest of the SQLite crate compiles the example.
 #[test]
 fn the_first_example_is_one_that_compiles() {
     let example = |page: &str| {
@@ -297,7 +297,7 @@ fn the_first_example_is_one_that_compiles() {
     assert_eq!(example("README.md"), example("ork-state-sqlite/README.md"));
 }
 
-/// SECURITY.md promises nothing that no test keeps: it names each by its file.
+/// SECURITY.md promises nothing without a test. It names each test by its file.
 #[test]
 fn every_promise_about_security_is_kept_by_a_test() {
     let page = fs::read_to_string(workspace().join("SECURITY.md")).unwrap();

@@ -1,4 +1,4 @@
-//! `ork-state-new-backend NAME [DIRECTORY]`: writes a crate for a new backend. See the crate's
+//! `ork-state-new-backend NAME [DIRECTORY]` writes a crate for a new backend. See the crate's
 //! module `new_backend`.
 
 use std::path::PathBuf;

@@ -241,7 +241,7 @@ case! { T2, t2_claimers_at_once_get_disjoint_tasks(t) {
     Ok(())
 }}
 
-// While the others are taking theirs, enough is left for each.
+// Even while the others take theirs, enough tasks are left for each.
 case! { T2, t2_claimers_at_once_each_get_as_many_as_they_ask_for(t) {
     let workflow = t.workflow(wide_dag(600)?).await?;
     let run = t.db().create_run(NewRun::new(workflow.id)).await?.into_run();
@@ -258,9 +258,9 @@ case! { T2, t2_claimers_at_once_each_get_as_many_as_they_ask_for(t) {
     Ok(())
 }}
 
-// On real time. While long writes go on the claims wait; a lease that is counted from when the wait
-// began has lapsed when the claim is answered, which a heartbeat at once shows. One whose answer
-// comes late proves nothing and is not counted.
+// Uses real time. Claims wait while long writes run. If a lease is counted from when the wait
+// began, it has lapsed by the time of the answer. A heartbeat shows this at once. A claim whose
+// answer is late proves nothing and is not counted.
 case! { T2, t2_leases_are_live_under_contention(t) {
     let short = Duration::from_millis(250);
     let store = t.fixture().migrated().await?;
@@ -271,10 +271,10 @@ case! { T2, t2_leases_are_live_under_contention(t) {
     let run = db.create_run(NewRun::new(small.id)).await?.into_run();
     db.start_run(StartRun::pinned(run.id)).await?;
     let (mut alive, mut lapsed, mut longest) = (0, 0, Duration::ZERO);
-    // The first round has nothing to wait for: connections are made and plans.
+    // The first round has nothing to wait for. It makes connections and plans.
     for round in 0..7 {
-        // One write is under way when the claims come; in every other round another stands in the
-        // queue behind them.
+        // One write is running when the claims arrive. In every other round a second one waits in
+        // the queue behind them.
         let mut busy = Vec::new();
         for _ in 0..if round == 0 { 0 } else { 1 + round % 2 } {
             busy.push(db.create_run(NewRun::new(large.id)).await?.into_run().id);
@@ -305,7 +305,7 @@ case! { T2, t2_leases_are_live_under_contention(t) {
             if round > 0 && took < short / 2 {
                 longest = longest.max(waited);
                 let is_alive = matches!(answers[..], [HeartbeatOutcome::Extended { .. }]);
-                // Whenever the store began to count, it was less than the lease ago.
+                // Whenever the store began to count, that was less than the lease ago.
                 assert!(is_alive || waited + took >= short, "{answers:?} {took:?} after a claim that took {waited:?}");
                 match answers[..] {
                     [HeartbeatOutcome::Extended { .. }] => alive += 1,
@@ -320,9 +320,8 @@ case! { T2, t2_leases_are_live_under_contention(t) {
     if alive + lapsed == 0 {
         return Err(NotApplicable("the machine is too busy: no heartbeat was answered in time to tell anything".into()).into());
     }
-    // A store that counts leases from the call hands out lapsed ones whenever claims wait. On a
-    // machine that is busy with other things a good one may too, now and then: its answer is held
-    // up on the way.
+    // A store that counts leases from the call hands out lapsed leases whenever claims wait. On a
+    // busy machine a correct store may do so now and then, when its answer is delayed.
     assert!(alive >= lapsed, "{alive} alive and {lapsed} lapsed, after claims that took up to {longest:?}");
     t.note(format!("{alive} leases of {short:?} were alive when handed out, {lapsed} not, after claims that took up to {longest:?}"));
     Ok(())

@@ -10,8 +10,8 @@ use super::assert_fails;
 use crate::case::case;
 use crate::{Ctx, Damage, dag};
 
-/// A corruption must be told by table, id and column, in the error and in its message. What they
-/// are called is the backend's.
+/// A corruption must be reported by table, id and column, in the error and in its message. The
+/// backend chooses the names.
 fn names_it(error: &ork_state_api::Error, wanted: impl Display) -> crate::CaseResult {
     let Corrupt { table, id, column, reason } = error.kind() else { return Err(error.clone().into()) };
     assert_eq!(*id, wanted.to_string(), "{error}");
@@ -85,8 +85,8 @@ case! { G8, g8_a_claim_of_many_passes_over_what_it_cannot_read(t) {
     Ok(())
 }}
 
-/// Three claimed tasks of one run, the second of them damaged. What its worker reports may be
-/// applied: its name is not needed for that.
+/// Three claimed tasks of one run, of which the second is damaged. Its worker's report may be
+/// applied, because that does not need its name.
 async fn one_of_three_damaged(
     t: &Ctx,
 ) -> Result<(RunId, Vec<ork_state_api::ClaimedTask>), Box<dyn std::error::Error + Send + Sync>> {
@@ -159,7 +159,7 @@ case! { G8, g8_a_damaged_run_does_not_hide_others_from_verify(t) {
         runs.push(t.start("a").await?.id);
     }
     let [first, second, third] = runs[..] else { return Err("three runs".into()) };
-    // The list shows the newest first, so the third stands before the second and the first after
+    // The list shows the newest first. So the third comes before the second, and the first after
     // it.
     t.damage(Damage::RunStatus(second)).await?;
     t.damage(Damage::RunCount(first)).await?;
@@ -168,7 +168,7 @@ case! { G8, g8_a_damaged_run_does_not_hide_others_from_verify(t) {
     finds(&t, Rule::R3, first).await
 }}
 
-/// `verify` must say that this run breaks this rule.
+/// `verify` must report that this run breaks this rule.
 async fn finds(t: &Ctx, rule: Rule, run: RunId) -> crate::CaseResult {
     let found = t.db().verify().await?;
     let about =

@@ -10,8 +10,8 @@ use super::together;
 use crate::case::case;
 use crate::{Ctx, claim_request, dag, wide_dag};
 
-/// A handle to read with while another writes: one of its own where the store can be opened twice,
-/// else the same.
+/// A handle to read with while another one writes. It is a separate one where the store can be
+/// opened twice, otherwise the same.
 async fn reader(t: &Ctx) -> ork_state_api::Result<Arc<dyn Database>> {
     let shared = [Capability::Durable, Capability::MultiProcess]
         .iter()
@@ -32,7 +32,7 @@ case! { G1, g1_no_reader_sees_a_run_half_started(t) {
             let status = db.get_run(run).await?.status;
             let tasks = db.list_tasks(ListTasks::of(run, all_tasks()?)).await?.items.len();
             looks += 1;
-            // The run may start between the two looks, but what is running has all its tasks.
+            // The run may start between the two reads, but a running run has all its tasks.
             assert!(tasks == 0 || tasks == 200, "{tasks} tasks");
             assert!(status == RunStatus::Pending || tasks == 200, "{status} with {tasks} tasks");
             tokio::task::yield_now().await;
@@ -288,7 +288,7 @@ case! { G7, g7_an_unknown_option_lists_the_known_ones(t) {
     Ok(())
 }}
 
-/// Drops a call's future after it was polled a number of times; says whether it had ended by then.
+/// Drops a call's future after this many polls. Returns its result if it had ended by then.
 async fn poll_times<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
     let mut future = Box::pin(future);
     for _ in 0..polls {
@@ -302,7 +302,7 @@ async fn poll_times<T>(future: impl Future<Output = T>, polls: usize) -> Option<
     None
 }
 
-/// Waits until nothing of the dropped calls is under way any more: a write goes through.
+/// Waits until none of the dropped calls is running any more: a write goes through.
 async fn settled(t: &Ctx) -> ork_state_api::Result<()> {
     for _ in 0..20 {
         t.workflow(dag("")?).await?;
@@ -426,7 +426,7 @@ case! { G1, g1_a_mixed_load_keeps_every_rule(t) {
     for result in together(workers).await? {
         result?;
     }
-    // What remains of the rules is checked by the verification after every case.
+    // The verification after every case checks the other rules.
     t.work_off().await?;
     for run in t.db().list_runs(ListRuns::default()).await?.items {
         assert!(run.status.is_terminal(), "run {} is {}", run.id, run.status);

@@ -22,7 +22,7 @@ async fn defer(t: &Ctx, claim: Claim, names: &[&str]) -> ork_state_api::Result<V
     t.db().defer_task(DeferTask::new(claim, jobs?)?).await
 }
 
-/// Claims the one ready task and has it wait for these jobs.
+/// Claims the one ready task and defers it with these jobs.
 async fn deferred(t: &Ctx, names: &[&str]) -> ork_state_api::Result<(ClaimedTask, Vec<DeferredJob>)> {
     let task = t.claim_one().await?;
     let jobs = defer(t, task.claim, names).await?;
@@ -285,7 +285,7 @@ case! { [D1, R5] needs [DeferredJobs], d1_jobs_of_a_paused_run_are_polled_and_en
     Ok(())
 }}
 
-/// Polls one job at a time until it has been polled so often in all; gives the tokens it got.
+/// Polls one job at a time until there were this many polls in all. Returns the tokens.
 async fn poll_to_the_end(
     db: Arc<dyn Database>,
     name: &'static str,

@@ -196,7 +196,7 @@ case! { T3, t3_several_callers_share_the_work(t) {
         let db = t.db().clone();
         async move {
             let mut mine = Vec::new();
-            // A caller may find what is left being taken by another, so it asks until its share is
+            // Another caller may be taking the remaining tasks, so it asks until its share is
             // empty.
             loop {
                 let expired = db.expire_leases(Limit::new(10)?).await?;
@@ -261,7 +261,7 @@ case! { T3, t3_leases_that_lapsed_at_once_are_taken_back_by_id(t) {
     t.start("a*1 b*1 c*1 d*1").await?;
     let mut claimed = t.claim(4).await?;
     t.advance(Duration::from_secs(1));
-    // Renewed from the last to the first: the order must not be that in which they were written.
+    // Renewed from last to first, because the order must differ from that of the writes.
     claimed.sort_unstable_by_key(|task| std::cmp::Reverse(task.id));
     for task in &claimed {
         t.heartbeat(&[task.claim]).await?;
@@ -316,7 +316,7 @@ case! { T3, t3_a_heartbeat_races_with_expiry(t) {
             second.db().expire_leases(Limit::default()).await
         });
         let (renewed, mut expired) = (renewing.await??, expiring.await??);
-        // The expiry may pass over a lease that a heartbeat, though in vain, is just looking at.
+        // The expiry may skip a lease while a heartbeat, though in vain, is looking at it.
         expired.requeued.extend(t.db().expire_leases(Limit::default()).await?.requeued);
         match renewed[..] {
             [HeartbeatOutcome::Extended { .. }] => {

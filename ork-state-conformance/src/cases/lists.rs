@@ -19,7 +19,7 @@ async fn name_workflows(t: &Ctx, names: &[&str]) -> ork_state_api::Result<()> {
     Ok(())
 }
 
-/// All names, by pages of this size.
+/// All names, in pages of this size.
 async fn names(t: &Ctx, limit: usize) -> ork_state_api::Result<Vec<String>> {
     let (mut all, mut page) = (Vec::new(), PageRequest::first(Limit::new(limit)?));
     loop {

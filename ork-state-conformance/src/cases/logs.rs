@@ -237,7 +237,7 @@ case! { [L2, W3] needs [Logs], l2_an_append_races_with_the_deletion(t) {
         }
         assert_fails!(read(&t, task, LogPosition::Offset(0), 1).await, NotFound { entity: Entity::Task, .. });
     }
-    // That no part of a log is left behind is for the verification to see.
+    // The verification checks that no part of a log is left behind.
     Ok(())
 }}
 

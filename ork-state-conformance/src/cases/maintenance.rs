@@ -152,7 +152,7 @@ case! { M1 needs [MultiProcess], m1_processes_migrating_at_once_do_it_once(t) {
     Ok(())
 }}
 
-/// What a store of a newer schema answers; connecting may refuse it already.
+/// The error of a store with a newer schema. Connecting may already fail with it.
 fn newer<T: std::fmt::Debug>(result: ork_state_api::Result<T>) -> Result<i64, String> {
     match result {
         Err(error) => match error.kind() {
@@ -179,12 +179,12 @@ case! { M1 needs [Durable], m1_migrating_leaves_a_newer_schema_as_it_is(t) {
     let migrating = || async { t.reopen().await?.migrate().await };
     let found = newer(migrating().await)?;
     assert_eq!(newer(migrating().await)?, found, "it is still what it was");
-    // A handle that was opened before sees it as well: whoever migrates looks.
+    // A handle that was opened before sees it too, because a migration checks the schema.
     assert_eq!(newer(t.db().migrate().await)?, found);
     Ok(())
 }}
 
-/// How soon an open handle must notice that another has migrated the store.
+/// How soon an open handle must notice that another one has migrated the store.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
 
 case! { M1 needs [Durable], m1_an_open_handle_refuses_a_newer_schema(t) {
@@ -193,7 +193,7 @@ case! { M1 needs [Durable], m1_an_open_handle_refuses_a_newer_schema(t) {
     t.damage(Damage::NewerSchema).await?;
     let db = t.db();
     let begun = Instant::now();
-    // Looking at the schema with every call would cost a server a round trip each.
+    // Checking the schema in every call would cost a server one round trip each time.
     while db.get_run(run.id).await.is_ok() {
         assert!(begun.elapsed() < NOTICED_WITHIN, "it is still not noticed");
     }

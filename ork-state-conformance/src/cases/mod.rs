@@ -1,4 +1,4 @@
-//! The cases, by what they are about. Each is named after the rule that it holds a store to.
+//! The cases, by topic. Each is named after the rule that it checks.
 
 mod claims;
 mod damage;
@@ -26,7 +26,7 @@ mod updates;
 mod watching;
 mod workflows;
 
-/// Asserts that a result is an error of a kind, and gives the error.
+/// Asserts that a result is an error of a kind, and returns the error.
 macro_rules! assert_fails {
     ($result:expr, $kind:pat) => {
         match $result {
@@ -40,7 +40,7 @@ macro_rules! assert_fails {
 }
 pub(crate) use assert_fails;
 
-/// Runs futures at the same time, each in a task of its own, and gives their results in order.
+/// Runs futures at the same time, each in its own task, and returns their results in order.
 pub(crate) async fn together<T: Send + 'static>(
     futures: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Result<Vec<T>, tokio::task::JoinError> {

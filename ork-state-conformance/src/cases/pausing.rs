@@ -150,7 +150,7 @@ case! { [R5, T2], r5_a_claim_races_with_a_pause(t) {
         let (claimed, paused) = (claiming.await??, pausing.await??);
         assert_eq!(paused.status, RunStatus::Paused);
         assert!(t.claim(10).await?.is_empty(), "what was not claimed before waits");
-        // Not always `a`: the pause may hold it already while `b` can still be had.
+        // Not always `a`: the pause may already hold it while `b` can still be claimed.
         let taken = |name: &str| claimed.iter().any(|task| task.name.as_str() == name);
         let status = |name: &str| if taken(name) { "dispatched" } else { "pending" };
         assert_eq!(t.statuses(run).await?, format!("a={} b={} c=pending", status("a"), status("b")));

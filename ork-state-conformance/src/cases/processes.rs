@@ -8,7 +8,7 @@ use crate::child::{ChildProcess, Role};
 use crate::crashes::{Crashes, Death, Survivor, all_runs};
 use crate::{LEASE, dag, wide_dag};
 
-/// The size that the contract's own target names: four processes, twenty thousand tasks.
+/// The size in the contract's own target: four processes, twenty thousand tasks.
 const TASKS: usize = 20_000;
 const PROCESSES: usize = 4;
 
@@ -28,7 +28,7 @@ case! { T2 heavy needs [MultiProcess, Durable], t2_four_processes_claim_twenty_t
     for child in &mut children {
         child.release();
     }
-    // Read at once: one whose pipe is full would stand still.
+    // All are read at once, because a child whose pipe is full would block.
     let children: Vec<_> = children.into_iter().map(|child| tokio::spawn(child.finish())).collect();
     let (mut all, mut shares) = (Vec::new(), Vec::new());
     for child in children {
@@ -59,7 +59,7 @@ case! { T3 needs [MultiProcess, Durable], t3_the_tasks_of_a_killed_process_come_
     assert_eq!(held.len(), 6);
     child.kill().await?;
     assert_eq!(t.claim(100).await?.len(), 4, "what it held is held until the leases lapse");
-    // The child's leases ran on real time, which this case's clock is moved past.
+    // The child's leases ran on real time. This case's clock is moved past them.
     t.advance(LEASE * 60 * 24 * 365 * 50);
     let expired = t.db().expire_leases(Limit::new(100)?).await?;
     let back: BTreeSet<String> = expired.requeued.iter().map(ToString::to_string).collect();
@@ -87,7 +87,7 @@ case! { G2 needs [MultiProcess, Durable], g2_what_a_killed_process_was_told_is_t
 
 case! { [G1, G2, R3] needs [MultiProcess, Durable], g1_a_process_that_is_killed_leaves_no_half_transaction(t) {
     let mut survivor = Survivor::new(&t);
-    // Each is killed while it is at the step after the last that was read: after a few, after many,
+    // Each process is killed at the step after the last one that was read: after a few, after many,
     // and where a workflow is deleted.
     for steps in [1, 4, 23, 60, 131, 190, 200, 211] {
         survivor.outlive(Death { workers: 1, steps, pause: Duration::ZERO, failure: None }).await?;
@@ -118,7 +118,7 @@ case! { L2 needs [MultiProcess, Durable, Logs], l2_four_processes_append_to_one_
     }
     let range = LogRange::new(LogPosition::Offset(0), 4 * 60 * 5000)?;
     let log = String::from_utf8(t.db().read_log(task, range).await?.bytes)?;
-    // Each line is of one letter, and each process's lines are all there, in their order.
+    // Each line has one letter only, and each process's lines are all there, in order.
     let mut found = vec![Vec::new(); 4];
     let mut empty = 0;
     for line in log.split_inclusive('\n') {

@@ -13,7 +13,7 @@ async fn prune(t: &Ctx, older_than: Duration, limit: usize) -> ork_state_api::Re
     t.db().prune(Prune::older_than(older_than).with_limit(Limit::new(limit)?)).await
 }
 
-/// An ended run of so many tasks.
+/// An ended run with these tasks.
 async fn ended(t: &Ctx, tasks: &str) -> ork_state_api::Result<RunId> {
     let run = t.start(tasks).await?.id;
     t.work_off().await?;

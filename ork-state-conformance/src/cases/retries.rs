@@ -10,7 +10,7 @@ use crate::case::case;
 use crate::ctx::counts;
 use crate::{CaseResult, Ctx};
 
-/// Works a run off, so that the named tasks fail for good and all others succeed.
+/// Works a run off. The named tasks fail for good and all others succeed.
 async fn work_off_failing(t: &Ctx, failing: &[&str]) -> CaseResult {
     loop {
         let claimed = t.claim(100).await?;

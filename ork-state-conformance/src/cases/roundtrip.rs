@@ -6,7 +6,7 @@ use ork_state_api::{
 use crate::Ctx;
 use crate::case::case;
 
-/// The value as parameters and as an output, through every way in and out.
+/// Passes the value as parameters and as an output, through every way in and out.
 async fn json_comes_back(t: &Ctx, text: &str) -> crate::CaseResult {
     let json = Json::parse(text)?;
     let spec = TaskSpec::new("a".parse()?, "process".parse()?)
@@ -20,7 +20,7 @@ async fn json_comes_back(t: &Ctx, text: &str) -> crate::CaseResult {
     let detail = t.db().get_task(task.id).await?;
     let outputs = t.db().task_outputs(run.id, &["a".parse()?]).await?;
     let snapshot = t.db().get_snapshot(workflow.snapshot).await?;
-    // Not assert_eq: what differs may be 16 MiB long.
+    // Not assert_eq: the values may be 16 MiB long.
     assert!(task.params.as_ref() == Some(&json), "the parameters of the claim differ");
     assert!(
         detail.params.as_ref() == Some(&json) && detail.output.as_ref() == Some(&json),
@@ -53,7 +53,7 @@ case! { G5, g5_json_comes_back_as_it_was(t, text: &str) {
     false_value => "false",
 }
 
-/// Text that takes more than one line.
+/// Text with several lines.
 const LINES: &str = "{\r\n  \"rows\": [\n\t1,\r2\n]\n}";
 
 case! { [G5, G2] needs [Durable], g5_json_of_many_lines_is_there_after_reopening(t) {
@@ -75,7 +75,7 @@ case! { [G5, G2] needs [Durable], g5_json_of_many_lines_is_there_after_reopening
     let task = db.get_task(a.task.id).await?;
     assert_eq!(task.params.as_ref().map(Json::as_str), Some(LINES));
     assert_eq!(task.output.as_ref().map(Json::as_str), Some(LINES));
-    // Both go on: neither lost its place in what is stored.
+    // Both continue: neither has lost its place in what is stored.
     t.claim_one().await?;
     assert_eq!(db.list_tasks(ork_state_api::ListTasks::of(run.id, Default::default())).await?.items, t.tasks(run.id).await?);
     Ok(())

@@ -240,7 +240,7 @@ case! { [R2, R4], r2_a_start_races_with_a_cancellation(t) {
     Ok(())
 }}
 
-// The run has no task, so it ends as it starts, and the workflow may then be deleted.
+// The run has no task, so it ends as it starts. Then the workflow may be deleted.
 case! { [R2, W3], r2_a_start_races_with_the_deletion_of_its_workflow(t) {
     for _ in 0..20 {
         let run = t.pending_run("").await?;
@@ -269,7 +269,7 @@ case! { [R4, T2], r4_a_claim_races_with_a_cancellation(t) {
         let (claimed, cancelled) = (claiming.await??, cancelling.await??);
         assert_eq!((cancelled.status, cancelled.tasks.unfinished), (Cancelled, 0));
         assert_eq!(t.statuses(run).await?, "a=cancelled b=cancelled");
-        // Whichever came first, nobody holds it now.
+        // Whichever came first, no lease is left.
         let claims: Vec<_> = claimed.iter().map(|task| task.claim).collect();
         assert!(t.heartbeat(&claims).await?.iter().all(|answer| *answer == HeartbeatOutcome::Lost));
         assert_eq!(t.task(run, "a").await?.lease, None);
@@ -421,7 +421,7 @@ case! { R3, r3_finishers_of_the_last_two_dependencies_make_the_dependent_ready_o
     Ok(())
 }}
 
-/// Brings a new run of two tasks into a status, with one of them finished where that is possible.
+/// Brings a new run of two tasks into a status. One task is finished, where that is possible.
 async fn run_in(t: &Ctx, status: RunStatus) -> ork_state_api::Result<Run> {
     let run = t.pending_run("a b").await?;
     if status != Pending {
@@ -464,7 +464,7 @@ async fn take(t: &Ctx, step: Step, run: RunId) -> ork_state_api::Result<Run> {
     }
 }
 
-/// A step from a status leads to another, or leaves the run as it is, or is refused.
+/// Checks that a step from a status leads to another one, leaves the run as it is, or is refused.
 async fn step_leads_to(t: &Ctx, step: Step, from: RunStatus, to: Option<RunStatus>) -> crate::CaseResult {
     let run = run_in(t, from).await?;
     let tasks = t.tasks(run.id).await?;

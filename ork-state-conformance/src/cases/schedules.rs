@@ -141,7 +141,7 @@ case! { [S1, G6] needs [Schedules], s1_due_schedules_come_longest_due_first(t) {
     Ok(())
 }}
 
-/// Two schedulers that each look and fire, over and over.
+/// One of two schedulers that look and fire, over and over.
 async fn fire_to_the_end(db: Arc<dyn Database>, last: Timestamp) -> ork_state_api::Result<usize> {
     let mut fired = 0;
     loop {

@@ -12,7 +12,7 @@ use crate::{Ctx, LEASE};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A started run of `a` (10 s, tried again so often) and `b`, which depends on it.
+/// A started run of `a` (10 s, retried this often) and `b`, which depends on it.
 async fn start(t: &Ctx, retries: u32) -> ork_state_api::Result<Run> {
     let a =
         TaskSpec::new("a".parse()?, "process".parse()?).with_timeout_seconds(10).with_max_retries(retries);

@@ -2,7 +2,7 @@ use crate::case::case;
 use crate::traces::{Histories, Traces, seed_of};
 
 /// How many traces a case plays, and how long they are: what is worth its time in every run.
-/// `--deep` plays them for as long as wanted.
+/// `--deep` plays them for as long as you like.
 const SHORT: (u32, usize) = (6, 60);
 const LONG: (u32, usize) = (2, 300);
 

@@ -17,10 +17,10 @@ use crate::child::{ChildProcess, Role};
 use crate::ctx::work_off;
 use crate::{Ctx, LEASE, TestStore, dag};
 
-/// A second store, empty and migrated, on the clock of the first.
+/// A second store, empty and migrated, with the clock of the first.
 struct Other {
     db: Arc<dyn Database>,
-    /// It lives as long as this.
+    /// Keeps the store alive.
     store: Arc<dyn TestStore>,
 }
 
@@ -35,7 +35,7 @@ impl Other {
 
 /// What was put into a store that has some of everything.
 struct Content {
-    /// A claim that is live.
+    /// A live claim.
     claim: Claim,
     paused: RunId,
     failed: RunId,
@@ -47,7 +47,7 @@ struct Content {
 async fn fill(t: &Ctx) -> Result<Content, Box<dyn std::error::Error + Send + Sync>> {
     let db = t.db();
     let has = |capability| t.backend().capabilities.has(capability);
-    // Ended in every way, with outputs that are awkward.
+    // Ended in every way, with awkward outputs.
     let run = t.start("a b:a c*1:b").await?;
     let a = t.claim_one().await?;
     let output = Json::parse(r#"{"n": -0.0, "big": 1e400, "é\u0000": [ null ]}"#)?;
@@ -67,7 +67,7 @@ async fn fill(t: &Ctx) -> Result<Content, Box<dyn std::error::Error + Send + Syn
     .await?;
     let cancelled = t.start("a b").await?.id;
     db.cancel_run(cancelled).await?;
-    // Older DAGs, of which one is still a run's.
+    // Older DAGs, one of them still used by a run.
     let pending = t.pending_run("old").await?;
     db.update_workflow(UpdateWorkflow::new(pending.workflow).with_dag(dag("new:newer newer")?)).await?;
     if has(Capability::Schedules) {
@@ -77,7 +77,8 @@ async fn fill(t: &Ctx) -> Result<Content, Box<dyn std::error::Error + Send + Syn
     }
     let keyed = NewRun::new(pending.workflow).with_idempotency_key(Label::new("only once")?);
     db.create_run(keyed.clone()).await?;
-    // Claimed; released and so claimed before; waiting for its retry; waiting for others; paused.
+    // Tasks in many states: claimed, released and so claimed before, waiting for a retry, waiting
+    // for others, paused.
     let live = t.start("a*3 b*3 c*3 d:a,b,c").await?;
     let claimed = t.claim(3).await?;
     t.update([TaskUpdate::running(claimed[0].claim), TaskUpdate::released(claimed[1].claim)]).await?;
@@ -95,7 +96,7 @@ async fn fill(t: &Ctx) -> Result<Content, Box<dyn std::error::Error + Send + Syn
     Ok(Content { claim: claimed[0].claim, paused, failed, pending: pending.id, keyed })
 }
 
-/// A task that was deferred twice: it waits for two jobs, of which one is being polled.
+/// A task that was deferred twice. It waits for two jobs, and one of them is being polled.
 async fn defer(t: &Ctx) -> crate::CaseResult {
     t.start("waits*2").await?;
     let waits = loop {
@@ -103,7 +104,7 @@ async fn defer(t: &Ctx) -> crate::CaseResult {
         if claimed.name.as_str() == "waits" {
             break claimed;
         }
-        // What was released before is first.
+        // The released task comes first.
         t.update([TaskUpdate::failed(claimed.claim, Text::lossy("later"), Delay::new(LEASE * 10)?)]).await?;
     };
     let job = |name: &str| -> ork_state_api::Result<NewDeferredJob> {
@@ -116,7 +117,7 @@ async fn defer(t: &Ctx) -> crate::CaseResult {
     let polled = t.db().claim_jobs(poll()?).await?;
     let broken = JobUpdate::failed(polled[0].claim, Text::lossy("quota"));
     t.db().update_jobs(JobUpdates::new(vec![broken])?).await?;
-    // A deferral that failed is an attempt that failed.
+    // A failed deferral is a failed attempt.
     t.advance(Duration::from_micros(1));
     let again = loop {
         let claimed = t.claim_one().await?;
@@ -136,8 +137,8 @@ async fn is_empty(db: &dyn Database) -> ork_state_api::Result<bool> {
     Ok(workflows + runs == 0 && db.ready_tasks(Limit::ONE).await?.is_empty())
 }
 
-/// Begins an import of these workflows without finishing it, with so many records, and says how far
-/// it has come.
+/// Begins an import of these workflows, with this many records, without finishing it. Returns its
+/// progress.
 async fn begin(
     t: &Ctx,
     to: &dyn Database,
@@ -180,7 +181,7 @@ case! { [M6, T4] needs [Transfer], m6_claims_hold_in_the_copy_and_work_goes_on(t
     let content = fill(&t).await?;
     let Other { db, store: _store } = Other::new(&t).await?;
     copy(&**t.db(), &*db, |_| ()).await?;
-    // The live claim is good for its task, and one that was given up before is not good for what is
+    // The live claim holds for its task. A claim that was released before does not hold for what is
     // claimed now.
     let updates = TaskUpdates::new(vec![TaskUpdate::succeeded(content.claim, None)])?;
     assert!(db.update_tasks(updates).await?.outcomes[0].into_result(content.claim.task).is_ok());
@@ -231,7 +232,7 @@ case! { [M6, G7] needs [Transfer], m6_a_store_that_holds_something_takes_nothing
     begin(&t, &*other.db, 1).await?;
     assert_fails!(copy(&*other.db, &**t.db(), |_| ()).await, Conflict { .. });
     assert_eq!(t.db().import_progress().await?, None);
-    // Neither does one that got something after it was begun.
+    // Nor can one that received something after the import began.
     other.db.create_workflow(NewWorkflow::new("there".parse()?, dag("a")?)).await?;
     assert_fails!(other.db.finish_import().await, Conflict { .. });
     assert_fails!(copy(&**t.db(), &*other.db, |_| ()).await, Conflict { .. });
@@ -266,7 +267,8 @@ case! { [M6, G1] needs [Transfer], m6_no_reader_sees_an_import_half_finished(t) 
             let workflows = other.db.count_workflows(WorkflowFilter::default()).await?;
             let (seen, ready) = (other.db.count_runs(RunFilter::all()).await?, other.db.ready_tasks(Limit::new(100)?).await?.len());
             looks += 1;
-            // It may be finished between two looks, but what has workflows has all that is theirs.
+            // It may be finished between two reads, but a store with workflows has everything that
+            // belongs to them.
             assert!(workflows == 0 || (seen, ready) == (runs, 10), "{workflows} workflows, {seen} runs, {ready} ready tasks");
             assert!((seen == 0 || seen == runs) && (ready == 0 || ready == 10), "{seen} runs, {ready} ready tasks");
             tokio::task::yield_now().await;
@@ -311,7 +313,7 @@ case! { [M6, G2] heavy needs [Transfer, Durable, MultiProcess], m6_a_copy_goes_o
             child.line().await?.ok_or("the child ended")?;
         }
         child.kill().await?;
-        // Killed after its last page, it may have finished all the same.
+        // If killed after its last page, it may have finished all the same.
         if is_empty(&*other.db).await? {
             let copied = copy(&**t.db(), &*other.db, |_| ()).await?;
             assert!(copied.resumed_at >= pages * 1000, "{copied}");
@@ -393,7 +395,7 @@ case! { M6 needs [Transfer], m6_a_difference_is_told_by_id(t) {
     let other = Other::new(&t).await?;
     copy(&**t.db(), &*other.db, |_| ()).await?;
     let task = t.claim_one().await?.task.id;
-    // The counts of its run are as they were.
+    // The counts of its run are unchanged.
     let told = compare(&**t.db(), &*other.db).await?.ok_or("no difference")?.to_string();
     assert!(told.contains(&task.to_string()), "{told}");
     t.db().cancel_run(run.id).await?;

@@ -183,7 +183,7 @@ case! { [T4, R3], t4_callers_at_once_each_get_the_answer_to_their_own_call(t) {
     let mut calls = Vec::new();
     for (number, task) in t.claim(100).await?.into_iter().enumerate() {
         let claim = task.claim;
-        // Those of the shared run all fail.
+        // The tasks of the shared run all fail.
         let fails = task.run == shared || number % 2 == 0;
         let (status, end) = match fails {
             true => (TaskStatus::Failed, TaskUpdate::failed_for_good(claim, Text::new("no")?)),
@@ -191,7 +191,7 @@ case! { [T4, R3], t4_callers_at_once_each_get_the_answer_to_their_own_call(t) {
         };
         let stale = Claim { token: Token::from_stored(claim.token.get() + 1), ..claim };
         let nobody = Claim { task: TaskId::generate(), ..claim };
-        // A stale claim is told by which of the two comes first.
+        // The order of the two decides what a stale claim is told.
         for (update, expected) in [
             (TaskUpdate::running(nobody), vec![NotFound]),
             (TaskUpdate::running(stale), vec![LeaseLost, AlreadyTerminal { status }]),
@@ -308,7 +308,7 @@ case! { T6, t6_a_stale_item_and_a_live_one_about_one_task_stand_apart(t) {
             TaskUpdate::running(first.claim),
         ])
         .await?;
-    // Both stale items stand at the place of the first, before the live one.
+    // Both stale items stand in the place of the first, before the live one.
     assert_eq!(report.outcomes, [LeaseLost, Applied { status: TaskStatus::Success }, LeaseLost]);
     assert_eq!(t.db().get_task(first.task.id).await?.task.error, None);
     Ok(())

@@ -7,7 +7,7 @@ use super::assert_fails;
 use crate::CaseResult;
 use crate::case::case;
 
-/// Far more than a hint may take. Cases wait for hints on real time.
+/// Far longer than a hint may take. Cases wait for hints in real time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn is_told(watch: &mut Watch, of: &str) -> CaseResult {

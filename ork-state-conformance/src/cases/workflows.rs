@@ -184,7 +184,7 @@ case! { W3, w3_a_run_created_meanwhile_stops_it_or_finds_nothing(t) {
         let (db, other) = (t.db().clone(), t.db().clone());
         let delete = async move { db.delete_workflow(workflow).await };
         let create = async move { other.create_run(NewRun::new(workflow)).await };
-        // What is spawned last often runs first.
+        // The task spawned last often runs first.
         let (deleting, creating) = if round % 2 == 0 {
             let creating = tokio::spawn(create);
             (tokio::spawn(delete), creating)

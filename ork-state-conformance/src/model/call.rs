@@ -1,5 +1,4 @@
-//! A call of a store and its answer as values: what traces are made of, what histories hold, what
-//! faults work on.
+//! Calls of a store and their answers, as values. Traces, histories and faults are built from them.
 
 use std::collections::BTreeMap;
 
@@ -16,20 +15,20 @@ use ork_state_api::{
     WorkflowStore,
 };
 
-/// Something that answers calls: with [`Calls`] around it, a whole [`Database`].
+/// Something that answers calls. With [`Calls`] around it, it is a whole [`Database`].
 #[async_trait]
 pub trait Answers: std::fmt::Debug + Send + Sync {
     /// The plugin that it stands for.
     fn backend(&self) -> &'static Backend;
 
-    /// Answers a call. The answer must be one to this call.
+    /// Answers a call. The answer must be of the call's method.
     async fn answer(&self, call: Call) -> Answer;
 
-    /// The one method whose answer is no value.
+    /// The one method whose answer is not a value.
     async fn watch(&self, topic: Topic) -> Result<Watch>;
 }
 
-/// A store made of something that answers calls.
+/// A store made from something that answers calls.
 #[derive(Debug)]
 pub struct Calls<A>(pub A);
 
@@ -39,7 +38,7 @@ impl<A: Answers> Plugin for Calls<A> {
     }
 }
 
-/// An argument as the method takes it, made of the one that a call owns.
+/// Converts an argument that a call owns to the one that the method takes.
 trait Lend<'a, T> {
     fn lend(&'a self) -> Result<T>;
 }
@@ -68,7 +67,7 @@ impl<'a> Lend<'a, LogChunk<'a>> for Vec<u8> {
     }
 }
 
-/// An argument that a call owns, made of the one that the method takes.
+/// Converts an argument that the method takes to one that a call owns.
 trait Own<T> {
     fn own(self) -> T;
 }
@@ -110,7 +109,7 @@ macro_rules! calls {
             )+)+
         }
 
-        /// What a method answered.
+        /// The answer of a method.
         #[derive(Debug, Clone)]
         pub enum Answer {
             $($(
@@ -145,8 +144,8 @@ macro_rules! calls {
                 )
             }
 
-            /// Whether it does nothing if it is made again at once, as by a caller who got no
-            /// answer (T7, R1): its arguments tell what it did.
+            /// Whether it does nothing if it is repeated at once, as by a caller without an answer
+            /// (T7, R1). Its arguments identify what it did.
             #[must_use]
             pub const fn has_one_effect(&self) -> bool {
                 use Call as C;
@@ -158,7 +157,7 @@ macro_rules! calls {
                 }
             }
 
-            /// The capability without which it is refused, if there is one.
+            /// The capability that it needs, if any.
             #[must_use]
             pub const fn needs(&self) -> Option<Capability> {
                 use Call as C;
@@ -185,7 +184,7 @@ macro_rules! calls {
                 }
             }
 
-            /// The answer to this call that is an error.
+            /// An error as the answer to this call.
             #[must_use]
             pub fn fails(&self, error: Error) -> Answer {
                 match self {
@@ -195,8 +194,8 @@ macro_rules! calls {
         }
 
         impl Answer {
-            /// Whether they say the same: equal values, or errors of one kind about one thing,
-            /// however they are worded.
+            /// Whether the answers mean the same: equal values, or errors of one kind about one
+            /// thing, whatever their wording.
             #[must_use]
             pub fn is_like(&self, other: &Self) -> bool {
                 match (self, other) {
@@ -305,8 +304,7 @@ fn not_an_answer(method: &str, answer: &Answer) -> Error {
     Error::internal(format!("{method} was answered with something else: {answer:?}"))
 }
 
-/// Whether two errors are of one kind and about one thing. How they are worded is each backend's
-/// own.
+/// Whether two errors are of one kind and about one thing. Each backend chooses its wording.
 fn is_alike(a: &Error, b: &Error) -> bool {
     use ErrorKind::{AlreadyExists, InvalidTransition, LeaseLost, NotFound};
     match (a.kind(), b.kind()) {

@@ -1,5 +1,5 @@
-//! What calls are at that are made at the same time as another: it need not wait for them, and may
-//! leave that to the next one.
+//! What concurrent calls are working on. A call need not wait for them, and may leave those rows to
+//! the next call.
 
 use std::collections::BTreeSet;
 
@@ -7,22 +7,22 @@ use ork_state_api::{DeferredJob, JobId, RetryRun, RunId};
 
 use super::{Answer, Call, Model};
 
-/// What other calls are at meanwhile.
+/// What other calls are working on meanwhile.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Contention {
-    /// Runs whose tasks are taken away from claimers.
+    /// Runs whose tasks may not be claimed any more.
     halted: BTreeSet<RunId>,
-    /// Runs that something is done to, these among them.
+    /// Runs that a call changes, including the halted ones.
     touched: BTreeSet<RunId>,
-    /// Tasks that are taken by a claim or taken back, and those that become ready. They are known
-    /// by their place in their run: a store may tell the id later.
+    /// Tasks that a claim takes, that are taken back, or that become ready. The key is their
+    /// position in their run, because a store may tell the id later.
     tasks: BTreeSet<(RunId, u32)>,
-    /// Jobs that are taken by a claim.
+    /// Jobs that a claim takes.
     jobs: BTreeSet<JobId>,
 }
 
 impl Contention {
-    /// With what this call is at, which was answered so, if it was.
+    /// Adds what this call works on, given its answer if there was one.
     pub(crate) fn add(&mut self, model: &Model, call: &Call, answer: Option<&Answer>) {
         let place_of = |id| model.places.get(&id).copied();
         let run_of = |task| place_of(task).map(|(run, _)| run);
@@ -63,12 +63,12 @@ impl Contention {
         }
     }
 
-    /// With a task that has become ready.
+    /// Adds a task that has become ready.
     pub(crate) fn add_ready(&mut self, run: RunId, index: u32) {
         self.tasks.insert((run, index));
     }
 
-    /// T2: whether a claim may leave this task, though it is ready.
+    /// T2: whether a claim may skip this task, though it is ready.
     pub(super) fn has_ready(&self, run: RunId, index: u32) -> bool {
         self.halted.contains(&run) || self.tasks.contains(&(run, index))
     }
@@ -78,7 +78,7 @@ impl Contention {
         self.touched.contains(&run) || self.tasks.contains(&(run, index))
     }
 
-    /// D1: whether a claim may leave this job, though it is due.
+    /// D1: whether a claim may skip this job, though it is due.
     pub(super) fn has_job(&self, job: &DeferredJob) -> bool {
         self.touched.contains(&job.run) || self.jobs.contains(&job.id)
     }

@@ -1,4 +1,4 @@
-//! G8, M1, M4: what the model answers once something was put into it that no store would write.
+//! G8, M1, M4: the model's answers after something was written into it that no store would write.
 
 use ork_state_api::{Error, ErrorKind, Rule, Run, RunId, RunStatus, SnapshotId, TaskId, Violation};
 
@@ -19,7 +19,7 @@ impl Model {
         self.damaged.contains(&Damage::NewerSchema)
     }
 
-    /// What of this task cannot be read.
+    /// The part of this task that cannot be read.
     pub(super) fn corrupt_task(&self, id: TaskId) -> Expected<()> {
         let columns = [
             (Damage::TaskStatus(id), "status"),
@@ -44,7 +44,7 @@ impl Model {
         }
     }
 
-    /// The answer, if nothing that it tells is damaged.
+    /// The answer, if nothing in it is damaged.
     pub(super) fn readable(&self, answer: Answer) -> Answer {
         if self.damaged.is_empty() {
             return answer;
@@ -74,7 +74,7 @@ impl Model {
         run
     }
 
-    /// M4: what is wrong with a store is what was done to it.
+    /// M4: the faults of a store are the damage that was done to it.
     pub(super) fn verify(&self) -> Vec<Violation> {
         let found = self.damaged.iter().filter_map(|damage| {
             let (rule, entity) = match damage {
@@ -92,7 +92,7 @@ impl Model {
     }
 }
 
-/// M1: what every call of a store fails with whose schema is newer than the code.
+/// M1: the error of every call of a store whose schema is newer than the code.
 pub(super) fn newer(call: &Call) -> Answer {
     call.fails(Error::new(ErrorKind::SchemaMismatch { found: 2, needed: 1 }))
 }

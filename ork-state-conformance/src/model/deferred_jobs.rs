@@ -89,7 +89,7 @@ impl Model {
         if job.status.is_terminal() {
             return UpdateOutcome::AlreadyTerminal { status: job.status };
         }
-        // While somebody polls a job, it is to be polled again when the lease lapses.
+        // While somebody polls a job, its next poll is when the lease lapses.
         let is_live = job.owner.is_some() && job.poll_at.is_some_and(|lapses_at| now < lapses_at);
         if *token != update.claim.token.get() || !is_live {
             return UpdateOutcome::LeaseLost;
@@ -114,11 +114,11 @@ impl Model {
         UpdateOutcome::Applied { status: job.status }
     }
 
-    /// Ends the attempt of the task that waited for this job, if it waits for no other. Gives the
-    /// task if it has ended with it.
+    /// Ends the attempt of the task that waited for this job, if it waits for no other. Returns the
+    /// task if it ended too.
     fn end_deferral(&mut self, now: Timestamp, id: JobId) -> Option<TaskId> {
         let task = self.jobs.iter().find(|row| row.job.id == id)?.job.task;
-        // The latest deferral: the jobs of one are numbered from 0.
+        // The latest deferral. The jobs of each are numbered from 0.
         let of_task: Vec<&DeferredJob> =
             self.jobs.iter().map(|row| &row.job).filter(|job| job.task == task).collect();
         let first = of_task.iter().rposition(|job| job.index == 0)?;

@@ -11,7 +11,7 @@ impl Model {
         if let Some(cap) = self.max_log_bytes {
             let room = usize::try_from(cap).unwrap_or(usize::MAX).saturating_sub(length);
             kept = kept.min(room);
-            // Said once, where the log reaches its cap.
+            // Added once, where the log reaches its cap.
             if kept < chunk.len() && length as u64 <= cap {
                 note = format!("\n[ork-state: log capped at {cap} bytes]\n");
             }

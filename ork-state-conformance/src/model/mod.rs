@@ -1,13 +1,13 @@
-//! The rules of the contract, executable: a store as naive as can be.
+//! The rules of the contract as an executable model: a store that is as simple as possible.
 //!
-//! It is written from the rustdoc of the traits alone and shares no code with any backend. It keeps
-//! what cannot be worked out from anything else and works out the rest whenever it is asked: what a
-//! task waits for, how a run's tasks stand, what is ready. There is no index, no queue and no
-//! counter in it, so none can be wrong.
+//! It is written from the rustdoc of the traits alone and shares no code with any backend. It
+//! stores only what cannot be derived. It computes the rest on each call: what a task waits for,
+//! the counts of a run's tasks, what is ready. It has no index, queue or counter, so none can be
+//! wrong.
 //!
-//! A store chooses its ids and tokens itself. So the model is told the answer that a store has
-//! given, takes the choices from there, after it has checked that they are new, and says what the
-//! whole answer should have been.
+//! A store chooses its ids and tokens itself. So the model gets the answer that a store has given.
+//! It checks that the chosen values are new and adopts them. Then it says what the whole answer
+//! should have been.
 
 mod call;
 mod contention;
@@ -38,48 +38,48 @@ pub use faults::Fault;
 pub(crate) use store::LESSER;
 pub use store::{MODEL, ModelFixture, ModelStore, Tamper, Turn};
 
-/// A store's whole state.
+/// The whole state of a store.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Model {
     /// Whether there is a schema.
     pub(crate) is_migrated: bool,
     pub(crate) workflows: BTreeMap<WorkflowId, Workflow>,
     pub(crate) snapshots: BTreeMap<SnapshotId, Snapshot>,
-    /// Their counts are not kept up: see [`Model::show_run`].
+    /// Their counts are not updated: see [`Model::show_run`].
     pub(crate) runs: BTreeMap<RunId, Run>,
     /// The tasks of started runs, in the order of their DAGs.
     pub(crate) tasks: BTreeMap<RunId, Vec<TaskRow>>,
-    /// Where each task is.
+    /// The position of each task.
     pub(crate) places: BTreeMap<TaskId, (RunId, usize)>,
-    /// In the order of their making.
+    /// In order of creation.
     pub(crate) jobs: Vec<JobRow>,
-    /// What was imported and is not finished.
+    /// An import that is not finished.
     pub(crate) import: Option<transfer::Import>,
     /// The cap of each log, in bytes.
     pub(crate) max_log_bytes: Option<u64>,
-    /// What was put into it that no store would write.
+    /// Damage that no store would write itself.
     pub(crate) damaged: Vec<Damage>,
-    /// How many rows were before a page: what a store keeps that cannot page by key.
+    /// How many rows came before a page. A store that cannot page by key keeps this.
     pub(crate) pages: BTreeMap<WorkflowName, usize>,
-    /// What calls are at that are made at the same time as this one.
+    /// What concurrent calls are working on.
     pub(crate) contention: Contention,
-    /// Every id that there ever was.
+    /// Every id that was ever used.
     used: BTreeSet<[u8; 16]>,
 }
 
 /// A task.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TaskRow {
-    /// What waits and counts in it is not kept up: see [`Model::show_task`].
+    /// Its waiting and counting fields are not updated: see [`Model::show_task`].
     pub(crate) detail: TaskDetail,
-    /// The indexes of what it depends on.
+    /// The indexes of its dependencies.
     pub(crate) dependencies: Vec<usize>,
-    /// Since when it would be ready, if nothing else were in the way.
+    /// When it became ready, if nothing else were in the way.
     pub(crate) ready_since: Timestamp,
-    /// The greatest token it was claimed with.
+    /// The greatest token that it was claimed with.
     pub(crate) token: i64,
     pub(crate) log: Vec<u8>,
-    /// Whether a store has told its id: it shows only in answers that come after the start.
+    /// Whether a store has told its id, which appears only in answers after the start.
     is_told: bool,
 }
 
@@ -90,12 +90,12 @@ pub(crate) struct JobRow {
     pub(crate) token: i64,
 }
 
-/// What a call comes to in the model.
+/// The result of a call in the model.
 pub(crate) type Expected<T> = ork_state_api::Result<T>;
 
 impl Model {
-    /// What the answer to a call is at this time, given the one that a store has given: what it
-    /// chose is taken from there. Without one the model chooses.
+    /// The answer to a call at this time, given the store's own answer. Values that the store chose
+    /// are taken from there. Without a store's answer, the model chooses.
     pub fn answer(&mut self, now: Timestamp, call: Call, seen: Option<&Answer>) -> Answer {
         if self.is_newer() {
             return damage::newer(&call);
@@ -104,7 +104,7 @@ impl Model {
             return call.fails(Error::new(ErrorKind::SchemaMismatch { found: 0, needed: 1 }));
         }
         self.learn_task_ids(seen);
-        /// The answer that was seen, if it is one to this call and no error.
+        /// The store's answer, if it is to this call and not an error.
         macro_rules! seen {
             ($call:ident) => {
                 match seen {
@@ -181,8 +181,8 @@ impl Model {
         self.readable(answer)
     }
 
-    /// An id that a store chose, if it never was one before (G3), else one that it did not choose,
-    /// which shows.
+    /// An id that a store chose, if it is new (G3). Otherwise a different one, so that the error
+    /// shows.
     fn fresh<T>(&mut self, seen: Option<T>, generate: fn() -> T, bytes: fn(&T) -> [u8; 16]) -> T {
         let chosen = seen.filter(|id| !self.used.contains(&bytes(id))).unwrap_or_else(generate);
         self.used.insert(bytes(&chosen));
@@ -205,8 +205,8 @@ impl Model {
         self.fresh(seen, JobId::generate, |id| *id.as_uuid().as_bytes())
     }
 
-    /// A store makes the ids of tasks when it starts their run and first tells them later, together
-    /// with their place in it.
+    /// A store creates the ids of tasks when it starts their run. It first tells them later,
+    /// together with the task's position in the run.
     fn learn_task_ids(&mut self, seen: Option<&Answer>) {
         let told: Vec<(RunId, u32, TaskId)> = match seen {
             Some(Answer::ListTasks(Ok(page))) => page.items.iter().map(place).collect(),

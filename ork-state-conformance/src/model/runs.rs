@@ -68,7 +68,7 @@ impl Model {
         with(run.clone(), |run| run.tasks = tasks)
     }
 
-    /// G6: newest first, of one moment the greater id first.
+    /// G6: newest first. For equal times the greater id comes first.
     pub(super) fn list_runs(&self, list: &ListRuns) -> Page<Run, RunKey> {
         let mut rows: Vec<Run> =
             self.runs.values().filter(|run| is_wanted(run, &list.filter)).cloned().collect();
@@ -271,12 +271,12 @@ fn is_wanted(run: &Run, filter: &RunFilter) -> bool {
         && filter.triggered_by.as_ref().is_none_or(|trigger| run.triggered_by == *trigger)
 }
 
-/// R3: what a run's error says.
+/// R3: the text of a run's error.
 pub(super) fn failed_because(culprit: &str) -> Text {
     Text::lossy(&format!("task \"{culprit}\" failed"))
 }
 
-/// These tasks with all that depends on them, however far.
+/// These tasks with everything that depends on them, directly or not.
 pub(super) fn dependents(rows: &[TaskRow], mut reached: BTreeSet<usize>) -> BTreeSet<usize> {
     loop {
         let more: Vec<usize> = (0..rows.len())

@@ -1,4 +1,4 @@
-//! The model as a store, honest or tampered with: what the suite is tested on.
+//! The model as a store, correct or with a fault. The suite is tested on it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,13 +13,13 @@ use tokio::sync::watch;
 use super::{Answer, Answers, Call, Calls, Model};
 use crate::{Damage, Fixture, TestStore};
 
-/// What the model says about itself. It is no plugin: only [`ModelFixture`] opens it.
+/// The model's description of itself. It is not a plugin: only [`ModelFixture`] opens it.
 pub static MODEL: Backend = Backend {
     name: "model",
     package: "ork_state_conformance",
     schemes: &["model"],
     example: "model:name",
-    // Its stores live as long as their fixture and can be opened again, but not from another
+    // Its stores live as long as their fixture. They can be opened again, but not from another
     // process.
     capabilities: Capabilities::all().without(Capability::MultiProcess),
     options: &[OptionInfo { name: "max_log_bytes", help: "cap of each task's log in bytes; default none" }],
@@ -31,7 +31,7 @@ pub static MODEL: Backend = Backend {
     },
 };
 
-/// What a backend says about itself that opts out of all it may.
+/// The description of a backend that opts out of everything it may.
 pub(crate) static LESSER: Backend = Backend {
     capabilities: MODEL
         .capabilities
@@ -48,19 +48,19 @@ pub(crate) static LESSER: Backend = Backend {
 pub struct Tamper {
     /// Answers a call.
     pub answer: fn(&mut Turn<'_>) -> Answer,
-    /// What happens to the state when the store is opened again, if anything; the second is the one
-    /// before the latest change.
+    /// What happens to the state when the store is opened again, if anything. The second model is
+    /// the state before the latest change.
     pub reopen: Option<fn(&mut Model, Model)>,
-    /// Whether a call that may have changed something is hinted at.
+    /// Whether a call that may have changed something gives a hint.
     pub hints: fn(&Call) -> bool,
-    /// What it says about itself.
+    /// The description of the backend.
     pub plugin: &'static Backend,
-    /// What it does though it says that it does not.
+    /// Capabilities that it has although it says that it has not.
     pub also: &'static [Capability],
 }
 
 impl Tamper {
-    /// It breaks none.
+    /// It breaks no rule.
     pub const NONE: Self =
         Self { answer: |turn| turn.honest(), reopen: None, hints: Call::writes, plugin: &MODEL, also: &[] };
 
@@ -69,14 +69,14 @@ impl Tamper {
     }
 }
 
-/// A part of what a call does, done after the rest of it.
+/// A part of a call's work, done after the rest of it.
 type Later = Box<dyn FnOnce(&mut Model) + Send>;
 
 /// One call of a store, to be answered.
 pub struct Turn<'a> {
     /// The store's state.
     pub model: &'a mut Model,
-    /// The present time.
+    /// The current time.
     pub now: Timestamp,
     /// The call.
     pub call: Call,
@@ -91,12 +91,12 @@ impl std::fmt::Debug for Turn<'_> {
 }
 
 impl Turn<'_> {
-    /// What the rules want.
+    /// The answer that the rules require.
     pub fn honest(&mut self) -> Answer {
         self.instead(self.call.clone())
     }
 
-    /// What the rules want of another call at this moment.
+    /// The answer that the rules require to another call at this moment.
     pub fn instead(&mut self, call: Call) -> Answer {
         match call.needs().filter(|needed| self.tamper.lacks(*needed)) {
             Some(capability) => {
@@ -106,8 +106,8 @@ impl Turn<'_> {
         }
     }
 
-    /// Has something done before the call is answered, but not in one step with the rest: others
-    /// may look in between, and it is not done at all if nobody waits for the answer any more.
+    /// Does something before the call is answered, but not in one step with the rest. Others may
+    /// read in between. If nobody waits for the answer any more, it is not done at all.
     pub fn later(&mut self, rest: impl FnOnce(&mut Model) + Send + 'static) {
         self.later.push(Box::new(rest));
     }
@@ -116,7 +116,7 @@ impl Turn<'_> {
 /// A store's state, shared by its handles.
 #[derive(Debug)]
 struct Shared {
-    /// The present state, and the one before the latest change.
+    /// The current state, and the one before the latest change.
     state: Mutex<(Model, Model)>,
     hints: watch::Sender<()>,
 }
@@ -136,7 +136,7 @@ impl Shared {
 /// A handle of a store that is the model.
 pub type ModelStore = Calls<Handle>;
 
-/// What a [`ModelStore`] is made of.
+/// The inner part of a [`ModelStore`].
 #[derive(Debug)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -163,10 +163,11 @@ impl Answers for Handle {
         self.tamper.plugin
     }
 
-    /// Under one lock and without an await but for what is tampered with, so it is one transaction
-    /// (G1) that nothing cuts short (G9).
+    /// Runs under one lock and, except for faults, without an await. So it is one transaction (G1),
+    /// and nothing cuts it short (G9).
     async fn answer(&self, call: Call) -> Answer {
-        // Nothing here waits for anything: a case that goes round in circles could not be ended.
+        // Nothing here waits for anything. Without this, a case that loops for ever could not be
+        // stopped.
         tokio::task::coop::consume_budget().await;
         let (writes, is_told) = (call.writes(), (self.tamper.hints)(&call));
         let (answer, later) = {
@@ -181,14 +182,14 @@ impl Answers for Handle {
             (answer, turn.later)
         };
         for rest in later {
-            // Twice: a scheduler may go on with the one that yielded last.
+            // Twice, because a scheduler may resume the task that yielded last.
             for _ in 0..2 {
                 tokio::task::yield_now().await;
             }
             rest(&mut self.shared.lock().0);
         }
         if writes && is_told {
-            // A hint may come for nothing (M5).
+            // A hint may be needless (M5).
             self.shared.hints.send_replace(());
         }
         answer
@@ -212,7 +213,7 @@ impl WatchSource for Hints {
     }
 }
 
-/// Stores that are the model, tampered with or not.
+/// Stores that are the model, with or without a fault.
 #[derive(Debug)]
 pub struct ModelFixture {
     tamper: Tamper,

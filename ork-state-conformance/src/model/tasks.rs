@@ -14,7 +14,7 @@ use super::{Expected, Model, TaskRow};
 
 use crate::ctx::with;
 
-/// Why an attempt ends that nobody reports on.
+/// Why an attempt ends without a report.
 type Overdue = fn(&Model, &TaskRow) -> Option<(Timestamp, String)>;
 
 impl Model {
@@ -40,25 +40,25 @@ impl Model {
         }
     }
 
-    /// How many of the tasks it depends on have not succeeded.
+    /// How many of its dependencies have not succeeded.
     pub(super) fn unmet(&self, row: &TaskRow) -> usize {
         let rows = self.rows(row.detail.task.run);
         row.dependencies.iter().filter(|&&it| rows[it].detail.task.status != TaskStatus::Success).count()
     }
 
-    /// Since when a task is ready, or will be, if all that is missing is time (T1).
+    /// Since when a task is ready, or will be, if only time is missing (T1).
     fn ready_at(&self, row: &TaskRow) -> Option<Timestamp> {
         let is_running =
             self.runs.get(&row.detail.task.run).is_some_and(|run| run.status == RunStatus::Running);
         let is_queued = row.detail.task.status == TaskStatus::Pending && self.unmet(row) == 0 && is_running;
-        // G8: who claims passes over what cannot be read.
+        // G8: a claim skips what cannot be read.
         if self.corrupt_run(row.detail.task.run).is_err() || self.corrupt_task(row.detail.task.id).is_err() {
             return None;
         }
         is_queued.then_some(row.ready_since)
     }
 
-    /// A task with what is worked out.
+    /// A task with its computed fields.
     pub(super) fn show_task(&self, row: &TaskRow) -> Task {
         let task = row.detail.task.clone();
         let open = |it: &&super::JobRow| it.job.task == task.id && !it.job.status.is_terminal();
@@ -77,7 +77,7 @@ impl Model {
         ready
     }
 
-    /// All of them, in the order of T2.
+    /// All ready tasks, in the order of T2.
     pub(crate) fn all_ready(&self, now: Timestamp) -> Vec<ReadyTask> {
         let mut ready = Vec::new();
         for row in self.tasks.values().flatten() {
@@ -115,7 +115,7 @@ impl Model {
         token: Option<&i64>,
     ) -> Option<ClaimedTask> {
         self.edit_task(id, |row| {
-            // Whatever token the store chose is good if it is greater than all before.
+            // Any token that the store chose is valid if it is greater than all before.
             row.token = token.copied().filter(|token| *token > row.token).unwrap_or(row.token + 1);
             let task = &mut row.detail.task;
             task.status = TaskStatus::Dispatched;
@@ -201,8 +201,8 @@ impl Model {
         })
     }
 
-    /// Ends overdue attempts. Those that another call is at count towards the limit, but may be
-    /// left to the next one (T3): the answer that was seen says which were.
+    /// Ends overdue attempts. Attempts that another call is working on count towards the limit, but
+    /// may be left to the next call (T3). The store's answer says which were.
     fn expire(
         &mut self,
         now: Timestamp,
@@ -241,11 +241,11 @@ impl Model {
         })
     }
 
-    /// T5 for an attempt that no worker reported the end of: it is tried again at once.
+    /// T5 for an attempt whose end no worker reported: it is retried at once.
     pub(super) fn fail_unreported(&mut self, now: Timestamp, id: TaskId, error: Text) {
         self.cancel_jobs(now, id);
         self.fail_attempt(now, id, error, Some(Delay::ZERO));
-        // Only a failure that was reported has a retry time.
+        // Only a reported failure has a retry time.
         self.edit_task(id, |row| row.detail.task.retry_at = None);
     }
 
@@ -333,8 +333,8 @@ impl Model {
         UpdateOutcome::Applied { status }
     }
 
-    /// What follows from tasks that have ended in one call: dependents that become ready (T1) or
-    /// fail (T5), and runs that end (R3).
+    /// Applies the consequences of tasks that ended in one call: dependents become ready (T1) or
+    /// fail (T5), and runs end (R3).
     pub(super) fn settle(&mut self, now: Timestamp, ended: &[TaskId]) -> Vec<EndedRun> {
         let mut runs: BTreeMap<RunId, BTreeSet<usize>> = BTreeMap::new();
         for (run, index) in ended.iter().filter_map(|id| self.places.get(id)) {
@@ -355,7 +355,7 @@ impl Model {
         ended_runs
     }
 
-    /// The last dependency to succeed makes a task ready from then on (T2).
+    /// When the last dependency succeeds, the task is ready from then on (T2).
     fn release_dependents(&mut self, now: Timestamp, run: RunId, index: usize) {
         for dependent in 0..self.rows(run).len() {
             if self.rows(run)[dependent].dependencies.contains(&index) {

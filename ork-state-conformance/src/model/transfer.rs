@@ -3,7 +3,7 @@ use ork_state_api::{Entity, Error, RunId, TaskDetail, TaskName, Timestamp, Token
 
 use super::{Expected, JobRow, Model, TaskRow};
 
-/// Records that are not yet what the store holds.
+/// Imported records that are not yet part of the store.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Import {
     pub(crate) progress: ImportProgress,
@@ -74,7 +74,7 @@ impl Model {
         Ok(())
     }
 
-    /// The places of the tasks of these names in the DAG of a run.
+    /// The positions of the tasks with these names in a run's DAG.
     fn indexes(&self, run: RunId, names: &[TaskName]) -> Expected<Vec<usize>> {
         let missing = || Error::not_found(Entity::Run, run);
         let snapshot =

@@ -122,7 +122,7 @@ impl Model {
     }
 }
 
-/// A search is for a literal text, whatever the case of its letters.
+/// A search is for literal text and ignores case.
 fn is_named(workflow: &Workflow, filter: &WorkflowFilter) -> bool {
     let wanted = filter.name_contains.as_ref().map(|text| text.to_lowercase());
     wanted.is_none_or(|wanted| workflow.name.to_lowercase().contains(&wanted))

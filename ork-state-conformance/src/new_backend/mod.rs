@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 pub use steps::{Plan, STEPS, Step};
 
-/// Names that are taken: by the crates of this workspace, or by what they register.
+/// Names that are taken, by the crates of this workspace or by what they register.
 const TAKEN: &[&str] = &["api", "conformance", "example", "file", "memory", "model", "postgres", "sqlite"];
 
-/// At most so many bytes in a name: it is a part of a crate's name and of every URL.
+/// The longest name in bytes. It is part of a crate's name and of every URL.
 const MAX_NAME_BYTES: usize = 32;
 
-/// The files of a crate, with what each is made of.
+/// The files of a crate, each with its template.
 const FILES: &[(&str, &str)] = &[
     ("Cargo.toml", include_str!("template/Cargo.toml.in")),
     (".gitignore", "/target\n"),
@@ -30,49 +30,49 @@ pub struct NewBackend {
     directory: PathBuf,
 }
 
-/// Why there is no new crate. Nothing was written but where it says so.
+/// Why no crate was written. No file was written unless the variant says so.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NewBackendError {
-    /// The name cannot be that of a crate and of a URL scheme.
+    /// The name cannot be used for a crate and a URL scheme.
     #[error(
         "the name is {name:?}: it takes lower-case letters, digits and single hyphens between them, begins with a letter, and has at most {MAX_NAME_BYTES} bytes"
     )]
     BadName {
-        /// What was given.
+        /// The given name.
         name: String,
     },
-    /// There is a backend or a crate of that name.
+    /// There is a backend or a crate with that name.
     #[error("the name {name:?} is taken by ork-state itself")]
     NameTaken {
-        /// What was given.
+        /// The given name.
         name: String,
     },
-    /// There is something where the crate would be.
+    /// The crate's directory exists and is not empty.
     #[error("{} is there already and not empty", directory.display())]
     NotEmpty {
-        /// Where.
+        /// The directory.
         directory: PathBuf,
     },
     /// The suite does not run over its own model, so there is no plan.
     #[error("the plan cannot be made: {0}")]
     NoPlan(String),
-    /// A file could not be written. Those before it are there.
+    /// A file could not be written. The files before it are there.
     #[error("{}", path.display())]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }
 
 impl NewBackend {
-    /// A crate `ork-state-NAME` in this directory, by default in one of that name in the present
-    /// one. Nothing is written yet.
+    /// A crate `ork-state-NAME` in this directory, by default in a new one with that name here.
+    /// Nothing is written yet.
     ///
     /// # Errors
-    /// [`NewBackendError`] for a name or a directory that cannot be taken.
+    /// [`NewBackendError`] for a name or a directory that cannot be used.
     pub fn new(name: &str, directory: Option<&Path>) -> Result<Self, NewBackendError> {
         let name = name.to_owned();
         let parts_are_good = name.split('-').all(|part| {
@@ -100,13 +100,13 @@ impl NewBackend {
         Ok(Self { name, directory })
     }
 
-    /// Where the crate is to be.
+    /// The directory of the crate.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Writes it. The checklist in its README comes from running the suite over the
+    /// Writes the crate. The checklist in its README comes from running the suite over the
     /// [model](crate::model), which takes seconds.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl NewBackend {
     }
 }
 
-/// Writes the crate of this name, and says what to do next.
+/// Writes the crate with this name, and returns what to do next.
 ///
 /// # Errors
 /// [`NewBackendError`]
@@ -153,7 +153,7 @@ pub fn run(name: &str, directory: Option<&Path>) -> Result<String, NewBackendErr
     ))
 }
 
-/// A basic string of TOML, whose escapes are those of JSON.
+/// A basic string of TOML. Its escapes are those of JSON.
 fn toml_string(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
@@ -163,7 +163,7 @@ fn capitalized(word: &str) -> String {
     first.to_ascii_uppercase() + rest
 }
 
-/// The steps as a list to be ticked off.
+/// The steps as a checklist.
 fn checklist(plan: &Plan) -> String {
     let mut text = String::new();
     for (number, (step, cases)) in STEPS.iter().zip(plan.cases()).enumerate() {

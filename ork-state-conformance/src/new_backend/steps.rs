@@ -1,4 +1,4 @@
-//! In which order a backend is best written, and which cases each step turns green.
+//! The best order in which to write a backend, and the cases that each step turns green.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,17 +14,17 @@ use crate::{Case, Fixture, Rule, TestStore};
 /// A part of a backend that is written in one go.
 #[derive(Debug)]
 pub struct Step {
-    /// What it comes to, in a few words.
+    /// A short title.
     pub title: &'static str,
     /// The methods to write.
     pub methods: &'static [&'static str],
-    /// What the backend need not opt out of any more.
+    /// The capability that the backend need not opt out of any more.
     pub capability: Option<Capability>,
     /// The rules to read first, at the methods that keep them.
     pub rules: &'static [Rule],
-    /// What helps.
+    /// A hint for the author.
     pub advice: &'static str,
-    /// Whether it is written in a new crate.
+    /// Whether a new crate already has it.
     pub is_given: bool,
 }
 
@@ -187,12 +187,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Finds it out: every case runs over the model, and shows which methods it calls.
+    /// Finds the plan: every case runs over the model, which records the methods that it calls.
     ///
     /// # Errors
     /// A message if a case fails over the model.
     pub fn make() -> std::result::Result<Self, String> {
-        // A case that needs no capability is to be green in a backend that has none.
+        // A case that needs no capability must be green in a backend without any.
         let lesser = calls_of_cases(&LESSER)?;
         let full = calls_of_cases(Tamper::NONE.plugin)?;
         let mut cases = vec![Vec::new(); STEPS.len()];
@@ -209,7 +209,7 @@ impl Plan {
         Ok(Self { cases })
     }
 
-    /// The cases by name, a list a step.
+    /// The names of the cases, with one list per step.
     #[must_use]
     pub fn cases(&self) -> &[Vec<&'static str>] {
         &self.cases
@@ -219,13 +219,13 @@ impl Plan {
 /// The step in which a method is written.
 fn step_of(method: &str) -> Option<usize> {
     match method {
-        // Empty ones are given: see `STEPS`.
+        // A new crate has empty ones: see `STEPS`.
         "list_runs" | "ready_tasks" => None,
         _ => STEPS.iter().position(|step| step.methods.contains(&method)),
     }
 }
 
-/// The methods that each case calls, with those of the check after it.
+/// The methods that each case calls, with those of the verification after it.
 fn calls_of_cases(
     plugin: &'static Backend,
 ) -> std::result::Result<BTreeMap<&'static str, BTreeSet<&'static str>>, String> {
@@ -241,7 +241,7 @@ fn calls_of_cases(
     Ok(called)
 }
 
-/// Stores that are the model, of which only some methods are written; what is called is noted.
+/// Stores that are the model, with only some of the methods. They record which methods are called.
 struct Partial {
     model: ModelFixture,
     written: Option<Arc<BTreeSet<&'static str>>>,
@@ -249,7 +249,7 @@ struct Partial {
 }
 
 impl Partial {
-    /// All methods are written if none is named.
+    /// If none is named, all methods are there.
     fn new(plugin: &'static Backend, written: Option<BTreeSet<&'static str>>) -> Self {
         Self {
             model: ModelFixture::tampered(Tamper { plugin, ..Tamper::NONE }),
@@ -330,8 +330,8 @@ mod tests {
         }
     }
 
-    /// What of the core is said to be green with a step is so, in a backend that has nothing of the
-    /// later ones.
+    /// A core case that turns green at a step must be green in a backend with nothing of the later
+    /// steps.
     #[test]
     #[ignore = "heavy: it runs most cases many times; `cargo xtask ci` runs it"]
     fn the_cases_of_a_step_pass_with_it_and_without_the_next() {
@@ -352,7 +352,7 @@ mod tests {
                 assert_eq!(run(now.clone(), case).problem(), None, "{}: {case}", step.title);
                 turned += usize::from(run(before.clone(), case).problem().is_some());
             }
-            // A case may pass because it wants an error.
+            // A case may pass because it expects an error.
             assert!(turned * 10 >= cases.len() * 9, "{}: {turned} of {}", step.title, cases.len());
         }
     }

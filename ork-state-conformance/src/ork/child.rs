@@ -1,4 +1,4 @@
-//! Other processes: a case starts this very program again, in a role.
+//! Other processes. A case starts this same program again, in a role.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::{ObjectStores, StateStores};
 use crate::child::{ChildProcess, PlayResult, wait_for_release};
 
-/// The variable by which a process knows that it is a child, and what to do.
+/// The variable that tells a process that it is a child, and what to do.
 const ROLE: &str = "ORK_STATE_CONFORMANCE_LEGACY_CHILD";
 
-/// What a child does, and to which store.
+/// The role of a child, and its store.
 #[derive(Serialize, Deserialize)]
 struct Child {
     store: String,
@@ -27,19 +27,20 @@ struct Child {
 
 #[derive(Serialize, Deserialize)]
 pub(super) enum Role {
-    /// Says `ready`, waits for a line, then writes so many tasks of a run, each under a name that
-    /// begins with the letter, and one that all children share.
+    /// Says `ready` and waits for a line. Then writes this many tasks of a run, each with a name
+    /// that begins with the letter, and one that all children share.
     Upsert { run: LegacyRunId, letter: char, tasks: u32 },
-    /// Creates runs and takes them on, for ever, telling each step as a [`Told`]: to be killed.
+    /// Creates runs and advances them, for ever, until it is killed. Prints each step as a
+    /// [`Told`].
     LiveOn,
-    /// Says `ready`, waits for a line, then writes the files of a task so many times, all of one
-    /// letter.
+    /// Says `ready` and waits for a line. Then writes the files of a task this many times, all with
+    /// one letter.
     WriteFiles { run: LegacyRunId, letter: char, times: usize },
-    /// Writes the files of a task for ever, and says `written` each time: to be killed.
+    /// Writes the files of a task for ever, until it is killed. Says `written` each time.
     WriteOn { run: LegacyRunId },
 }
 
-/// What a child that lives on says, as JSON, when the store has acknowledged it.
+/// What a child in the role `LiveOn` prints, as JSON, when the store has acknowledged it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Told {
     Run(LegacyRun),
@@ -52,7 +53,7 @@ pub(super) fn start(store: &str, directory: &Path, role: Role) -> std::io::Resul
     ChildProcess::start_as(ROLE, &child)
 }
 
-/// If this process was started as a child, does what it is for, and says how it ended.
+/// If this process was started as a child, plays its role and returns how it ended.
 pub(super) fn play_if_child(states: &[StateStores], objects: &[ObjectStores]) -> Option<ExitCode> {
     let child = std::env::var(ROLE).ok()?;
     Some(match play(&child, states, objects) {
@@ -118,7 +119,7 @@ async fn live_on(store: &dyn StateStore) -> PlayResult {
         tell(&Told::Run(store.update_run_status(&run.id, RunStatus::Running).await?))?;
         for name in ["extract", "load"] {
             let mut task = LegacyTaskRun::new(run.id.clone(), name.parse()?, run.created_at);
-            // Long enough for more than one write to the disk.
+            // Long enough to need more than one write to the disk.
             task.output = Some(Json::from_value(&"x".repeat(50_000))?);
             for status in [LegacyTaskStatus::Running, LegacyTaskStatus::Success] {
                 task.status = status;
@@ -130,7 +131,7 @@ async fn live_on(store: &dyn StateStore) -> PlayResult {
     }
 }
 
-/// Writes the three files of the task `task`, all made of one letter.
+/// Writes the three files of the task `task`, all with one letter.
 pub(super) async fn write_all(store: &dyn ObjectStore, run: &LegacyRunId, letter: char) -> PlayResult {
     let text = letter.to_string().repeat(50_000);
     let json = Json::from_value(&text)?;
@@ -152,7 +153,7 @@ pub(super) async fn write_all(store: &dyn ObjectStore, run: &LegacyRunId, letter
     Ok(())
 }
 
-/// Reads the three files, and says of which letter each is: an error if one is of several.
+/// Reads the three files and returns the letter of each. A file with several letters is an error.
 pub(super) async fn read_all(store: &dyn ObjectStore, run: &LegacyRunId) -> PlayResult<Vec<char>> {
     let task = "task".parse()?;
     let mut texts: Vec<String> = Vec::new();

@@ -1,7 +1,7 @@
-//! A small suite of its own for the stores of [`ork_state_api::ork`].
+//! A small separate suite for the stores of [`ork_state_api::ork`].
 //!
-//! It is the `main` of a test with `harness = false`, and runs each case on a new store, one test a
-//! case:
+//! It is the `main` of a test with `harness = false`. It runs each case on a new store, one test
+//! per case:
 //!
 //! ```ignore
 //! use ork_state_conformance::ork::{ObjectStores, StateStores, run};
@@ -37,33 +37,33 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A store that is being opened.
 pub type Opening<T> = Pin<Box<dyn Future<Output = Result<Arc<T>>> + Send>>;
 
-/// How state stores of one kind are had.
+/// How to open state stores of one kind.
 #[derive(Debug, Clone, Copy)]
 pub struct StateStores {
-    /// What they are called: the first part of the names of the tests.
+    /// The first part of the tests' names.
     pub name: &'static str,
-    /// Opens one in this directory, whose parent is there, with this clock.
+    /// Opens one in this directory, whose parent exists, with this clock.
     pub open: fn(PathBuf, Arc<dyn Clock>) -> Opening<dyn StateStore>,
-    /// Whether it is in the directory, in Ork's layout, so that it can be opened again and by other
+    /// Whether it is in the directory, in Ork's layout. Then it can be opened again and by other
     /// processes.
     pub on_disk: bool,
 }
 
-/// How object stores of one kind are had.
+/// How to open object stores of one kind.
 #[derive(Debug, Clone, Copy)]
 pub struct ObjectStores {
-    /// What they are called: the first part of the names of the tests.
+    /// The first part of the tests' names.
     pub name: &'static str,
-    /// Opens one in this directory, whose parent is there.
+    /// Opens one in this directory, whose parent exists.
     pub open: fn(PathBuf) -> Opening<dyn ObjectStore>,
-    /// Whether it is in the directory, in Ork's layout, so that it can be opened again and by other
+    /// Whether it is in the directory, in Ork's layout. Then it can be opened again and by other
     /// processes.
     pub on_disk: bool,
 }
 
 type Made<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// What a case about a state store gets.
+/// The context of a case about a state store.
 #[derive(Debug)]
 struct States {
     stores: StateStores,
@@ -90,7 +90,7 @@ impl States {
     }
 }
 
-/// What a case about an object store gets.
+/// The context of a case about an object store.
 #[derive(Debug)]
 struct Objects {
     stores: ObjectStores,
@@ -115,17 +115,17 @@ impl Objects {
     }
 }
 
-/// A case that is being run.
+/// A running case.
 type Running = Pin<Box<dyn Future<Output = CaseResult>>>;
 
-/// A case: its name, which begins with its rule, whether it looks at the disk, and what it does.
+/// A case: its name, which begins with its rule, whether it reads the disk, and its body.
 struct Case<T> {
     name: &'static str,
     on_disk: bool,
     run: fn(Arc<T>) -> Running,
 }
 
-/// Writes a table of cases. What comes after `@on_disk:` needs a store on disk.
+/// Writes a table of cases. Those after `@on_disk:` need a store on disk.
 macro_rules! cases {
     ($table:ident: $ctx:ty; $($name:ident($t:ident) $body:block)+ @on_disk: $($disk:ident($d:ident) $disk_body:block)+) => {
         $(async fn $name($t: std::sync::Arc<$ctx>) -> $crate::CaseResult $body)+
@@ -138,8 +138,7 @@ macro_rules! cases {
 }
 use cases;
 
-/// Runs all cases over these stores, as tests; what looks at the disk only where the store is on
-/// it.
+/// Runs all cases over these stores, as tests. Cases that read the disk run only on stores on disk.
 #[must_use]
 pub fn run(states: &[StateStores], objects: &[ObjectStores]) -> ExitCode {
     if let Some(code) = child::play_if_child(states, objects) {
@@ -188,7 +187,7 @@ fn damage(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::write(path, bytes)
 }
 
-/// What may be in a file after a crash or a mishap, by the bytes that were in it.
+/// What a crash or an accident may leave in a file, made from its bytes.
 fn damages(whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let mut with_nul = whole.to_vec();
     with_nul.truncate(whole.len() / 2);
@@ -204,7 +203,7 @@ fn damages(whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Fails unless this is `Corrupt`, names the file, and shows nothing of what is in it.
+/// Fails unless this is `Corrupt`, names the file, and shows nothing of its contents.
 fn assert_corrupt<T: std::fmt::Debug>(result: Result<T>, file: &Path, what: &str) -> CaseResult {
     let error = match result {
         Ok(read) => return Err(format!("{what}: {} was read as {read:?}", file.display()).into()),
@@ -231,7 +230,7 @@ const JSON: &[&str] = &[
     r#""\u0000 \ud800 é ✓""#,
 ];
 
-/// Names that are sound, and must lead nowhere else.
+/// Valid names that must not lead to another place.
 const NAMES: &[&str] = &[
     "%2e%2e",
     "..a",

@@ -40,7 +40,7 @@ fn status(word: LegacyTaskStatus) -> Result<LegacyStatus> {
     })
 }
 
-/// Asserts that a call fails because what it was to read is damaged, for every damage of a file.
+/// Asserts that a call fails for every kind of damage to the file that it reads.
 async fn every_damage<T: std::fmt::Debug>(
     path: &Path,
     read: impl AsyncFn() -> Result<T>,
@@ -114,7 +114,7 @@ lo4_no_two_tasks_share_a_place_and_no_name_leads_out(t) {
     for (number, (run, task)) in runs.iter().flat_map(|run| tasks.iter().map(move |task| (run, task))).enumerate() {
         let (run, task) = (run.parse()?, task.parse()?);
         places.insert(t.store.task_dir(&run, &task));
-        // A write is slow on a disk: not all of the pairs.
+        // A write to disk is slow, so not all of the pairs.
         if number % 7 == 0 {
             t.store.write_output(&run, &task, &Json::from_value(&number)?).await?;
         }
@@ -218,7 +218,7 @@ lo5_a_process_that_is_killed_leaves_whole_files(t) {
         child.kill().await?;
         let store: Arc<dyn ObjectStore> = t.reopen().await?;
         assert_eq!(read_all(&*store, &run).await.map_err(|error| error.to_string())?.len(), 3);
-        // What it left staged is in nobody's way, and not kept for ever.
+        // The staged file that it left blocks nobody, and is not kept for ever.
         write_all(&*store, &run, 'z').await.map_err(|error| error.to_string())?;
         assert_eq!(fs::read_dir(t.directory().join("r/task"))?.count(), 3);
     }

@@ -41,7 +41,7 @@ fn full(mut task: LegacyTaskRun) -> Result<LegacyTaskRun> {
     Ok(task)
 }
 
-/// Asks a future once, and drops it.
+/// Polls a future once, and drops it.
 async fn ask_once<T>(future: impl Future<Output = T>) -> bool {
     let mut future = Box::pin(future);
     std::future::poll_fn(move |context| Poll::Ready(future.as_mut().poll(context).is_ready())).await
@@ -100,7 +100,7 @@ ls3_the_newest_run_comes_first_and_of_one_moment_the_greatest_id(t) {
     }
     runs.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
     assert_eq!(t.store.list_runs().await?, runs);
-    // What becomes of a run does not move it.
+    // A change of a run does not move it.
     let moved = t.store.update_run_status(&runs[7].id, RunStatus::Running).await?;
     runs[7] = moved;
     assert_eq!(t.store.list_runs().await?, runs);
@@ -133,7 +133,7 @@ ls4_an_output_comes_back_to_the_byte(t) {
         let read = t.store.list_task_runs(&run.id).await?.remove(0).output;
         assert_eq!(read.as_ref().map(Json::as_str), Some(text));
     }
-    // None is another thing than null.
+    // None is different from null.
     t.store.upsert_task_run(&t.task(&run, "a")?).await?;
     assert_eq!(t.store.list_task_runs(&run.id).await?[0].output, None);
     Ok(())
@@ -193,7 +193,7 @@ ls4_a_task_that_many_write_at_once_is_one_of_theirs(t) {
             task.attempt = number;
             task.error = Some(Text::new(number.to_string().repeat(1000))?);
             t.store.upsert_task_run(&task).await?;
-            // Somebody's, whole, at every moment.
+            // At every moment it is some writer's version, whole.
             Result::<_>::Ok(t.store.list_task_runs(&task.run_id).await?.remove(0))
         }
     };
@@ -305,7 +305,8 @@ ls8_a_call_that_is_dropped_is_whole_or_not_there(t) {
         let is_done = ask_once(t.store.upsert_task_run(&task)).await;
         tasks.insert(task.task.clone(), (task, is_done));
     }
-    // One that goes on without its caller may end at any moment; at each the store is sound.
+    // A call that continues without its caller may end at any moment. The store must be sound at
+    // each.
     for _ in 0..20 {
         let there = t.store.list_task_runs(&run.id).await?;
         assert!(there.iter().all(|task| tasks[&task.task].0 == *task));
@@ -376,7 +377,7 @@ ls7_a_file_whose_name_is_none_is_corrupt(t) {
             }
             fs::remove_file(path)?;
         }
-        // What others left there under names that are not ours is none of the store's.
+        // Files under other names, which others left there, are not part of the store.
         damage(&t.directory().join(&directory).join("a.json.bak"), b"hello")?;
     }
     assert_eq!((t.store.list_runs().await?.len(), names(&*t.store, &run.id).await?.len()), (1, 1));
@@ -405,7 +406,7 @@ ls8_two_handles_take_turns(t) {
     let work = |(store, task): (Arc<dyn StateStore>, LegacyTaskRun)| async move {
         store.upsert_task_run(&task).await?;
         store.update_run_status(&task.run_id, RunStatus::Running).await?;
-        // Each sees its own, beside whatever the others do.
+        // Each sees its own, whatever the others do.
         let there = store.list_task_runs(&task.run_id).await?;
         Result::<_>::Ok(there.contains(&task))
     };
@@ -429,7 +430,7 @@ ls8_three_processes_write_the_tasks_of_one_run(t) {
     for child in &mut children {
         child.release();
     }
-    // Who reads meanwhile reads whole files.
+    // A reader meanwhile reads whole files.
     for _ in 0..20 {
         t.store.list_task_runs(&run.id).await?;
     }
@@ -465,7 +466,7 @@ ls8_a_process_that_is_killed_leaves_whole_files(t) {
                 Told::Task(task) => drop(tasks.insert((task.run_id.clone(), task.task.clone()), task)),
             }
         }
-        // The lock is free, and every file that is there reads.
+        // The lock is free, and every existing file can be read.
         t.run().await?;
         let store = t.reopen().await?;
         for run in store.list_runs().await? {
@@ -473,7 +474,7 @@ ls8_a_process_that_is_killed_leaves_whole_files(t) {
             let told = tasks.iter().filter(|((id, _), _)| *id == run.id);
             for (key, task) in told {
                 let task_there = there.iter().find(|there| there.task == key.1).ok_or("an acknowledged task is gone")?;
-                // It may be one step on, that nobody was told of.
+                // It may be one step further, which nobody was told of.
                 assert!(task_there == task || task_there.status > task.status, "{task_there:?} after {task:?}");
             }
         }

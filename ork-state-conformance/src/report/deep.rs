@@ -1,4 +1,4 @@
-//! A deep run in the pages of the report.
+//! The deep run in the pages of the report.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::html::{command, count};
 use super::markdown::fenced;
 use crate::deep::{DeepCounts, DeepReport, Finding};
 
-/// What it is called, and how much of it there is over a backend.
+/// A title, and the count for a backend.
 type Column = (&'static str, fn(&DeepCounts) -> u64);
 
-/// What is counted.
+/// The counted columns.
 const COLUMNS: [Column; 8] = [
     ("Traces", |it| it.traces),
     ("Calls in them", |it| it.trace_calls),
@@ -27,7 +27,7 @@ const COLUMNS: [Column; 8] = [
 ];
 
 impl DeepReport {
-    /// How long, from which seed, and what was found, in a few words.
+    /// The duration, the seed and the findings, in a few words.
     #[must_use]
     pub fn summary(&self) -> String {
         let found = match self.findings.len() {
@@ -65,7 +65,7 @@ impl DeepReport {
         }
     }
 
-    /// What was done and found, as a part of a Markdown page.
+    /// The counts and the findings, as a part of a Markdown page.
     #[must_use]
     pub fn markdown(&self) -> String {
         let mut page = format!("\n## Deep run\n\n{}.\n\n| backend |", self.summary());
@@ -100,7 +100,7 @@ impl DeepReport {
         page
     }
 
-    /// A test for all that went well, and one a finding.
+    /// One test for everything that went well, and one per finding.
     pub(super) fn junit(&self) -> TestSuite {
         let mut suite = TestSuite::new("deep");
         suite.set_time(Duration::from_millis(self.millis));
@@ -122,7 +122,7 @@ impl DeepReport {
 }
 
 impl Finding {
-    /// Where it was seen.
+    /// Where it was found.
     #[must_use]
     pub fn place(&self) -> &str {
         self.backend.as_deref().unwrap_or("all backends")

@@ -1,5 +1,5 @@
-//! The report as one HTML page that needs nothing else: no network, no other file. The few lines of
-//! script only fold.
+//! The report as one HTML page that needs nothing else: no network, no other file. Its short script
+//! only folds sections.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -82,12 +82,12 @@ impl Report {
         }
     }
 
-    /// Whether cases were left out where stores could be had.
+    /// Whether cases were left out although stores were available.
     fn is_part(&self) -> bool {
         self.filter.is_some() || self.backends.iter().any(|it| it.unavailable.is_none() && it.left_out > 0)
     }
 
-    /// What it comes to. A part of the suite says nothing about conformance.
+    /// The summary. A part of the suite says nothing about conformance.
     fn lead(&self) -> String {
         let backends = count(self.backends.len(), "backend");
         if !self.is_part() {
@@ -117,7 +117,7 @@ impl Report {
             section {
                 h2 { "Failures " span.count { (failed.len()) } }
                 @for (index, (backend, case, problem)) in failed.iter().enumerate() {
-                    // A few are read at once; of many the names are.
+                    // A few failures are shown open. If there are many, only their names are.
                     details class={ "failure " (class(&case.verdict)) } open[index < 5] {
                         summary { b { (backend.name) } " " (name(&case.name)) " " b.word { (case.verdict.word()) } }
                         pre { (problem) }
@@ -336,7 +336,7 @@ fn case_cell(case: Option<&CaseReport>) -> Markup {
     }
 }
 
-/// How a verdict looks.
+/// The CSS class of a verdict.
 const fn class(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Passed => "passed",
@@ -346,7 +346,7 @@ const fn class(verdict: &Verdict) -> &'static str {
     }
 }
 
-/// A case's name. It breaks between words: after `::` and `_`.
+/// A case's name, which may break between words: after `::` and `_`.
 pub(super) fn name(name: &str) -> Markup {
     html! {
         code.name {
@@ -357,7 +357,7 @@ pub(super) fn name(name: &str) -> Markup {
     }
 }
 
-/// What there is to say about a case on a backend beyond its verdict.
+/// Remarks about a case on a backend beyond its verdict.
 fn remarks(backend: &BackendReport, case: &CaseReport) -> Markup {
     html! {
         @match &case.verdict {

@@ -1,4 +1,4 @@
-//! The report as JUnit XML, which CI systems show.
+//! The report as JUnit XML, which CI systems display.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::facts::Facts;
 use crate::run::{CaseReport, Verdict};
 
 impl Report {
-    /// The report as JUnit XML: a suite a backend, a test a case. What does not apply is skipped,
-    /// and so is a backend that is unavailable. A deep run is a suite of its own.
+    /// The report as JUnit XML: one suite per backend, one test per case. Cases that do not apply
+    /// are skipped, and so is an unavailable backend. A deep run is a separate suite.
     ///
     /// # Errors
-    /// None that is known: what XML cannot say is left out.
+    /// None that is known: what XML cannot express is left out.
     pub fn junit(&self) -> Result<String, SerializeError> {
         let mut report = quick_junit::Report::new("ork-state conformance");
         report.set_timestamp(self.facts.started.to_chrono()).set_time(Duration::from_millis(self.millis));

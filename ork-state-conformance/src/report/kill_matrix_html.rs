@@ -8,7 +8,7 @@ use crate::Rule;
 use crate::kill_matrix::{FaultReport, KillMatrix};
 
 impl KillMatrix {
-    /// The faults by the rules that they break; those that nobody noticed come first.
+    /// The faults by the rules that they break. Those that no case noticed come first.
     pub(super) fn html(&self) -> Markup {
         let survivors: Vec<&FaultReport> = self.survivors().collect();
         let of = |rule: Rule| self.faults.iter().filter(move |fault| fault.rule == rule && !fault.survived);

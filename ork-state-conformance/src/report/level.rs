@@ -1,4 +1,4 @@
-//! What a backend comes to. Computed from the cases, never claimed.
+//! The level of a backend. Computed from the cases, never claimed.
 
 use ork_state_api::Capability;
 use ork_state_api::backend::Backend;
@@ -7,22 +7,23 @@ use serde::{Deserialize, Serialize};
 use crate::run::{CaseReport, Verdict};
 use crate::{Case, Rule};
 
-/// What a backend comes to.
+/// The level of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// Core and every extension.
+    /// The core and every extension.
     Full,
-    /// Every case that needs no capability passed, and so did those of all extensions that the
-    /// backend does not opt out of.
+    /// Every case that needs no capability passed. So did those of all extensions that the backend
+    /// does not opt out of.
     Core,
-    /// A case failed, or there was nothing that passed.
+    /// A case failed, or none passed.
     NotConformant,
-    /// A case was still running at its time limit, and none failed: what is slow here is not known.
+    /// A case was still running at its time limit, and none failed. Whatever was slow remains
+    /// unknown.
     TimedOut,
-    /// Cases were left out; those that ran passed.
+    /// Cases were left out. Those that ran passed.
     Incomplete,
-    /// No store could be had: nothing is known.
+    /// No store was available, so nothing is known.
     Unavailable,
 }
 
@@ -47,12 +48,12 @@ impl Level {
     }
 }
 
-/// What there is beyond the core: one a [`Capability`].
+/// A part beyond the core: one per [`Capability`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extension {
     /// The capability.
     pub name: String,
-    /// What it comes to.
+    /// The result.
     pub state: ExtensionState,
     /// How many of its cases passed.
     pub passed: usize,
@@ -60,7 +61,7 @@ pub struct Extension {
     pub applied: usize,
 }
 
-/// What an extension comes to.
+/// The result of an extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExtensionState {
@@ -72,7 +73,7 @@ pub enum ExtensionState {
     Refused,
     /// The backend opts out of it. Where it has methods, no case has seen them refused.
     OptedOut,
-    /// Cases of it were left out, or none applies: nothing is known.
+    /// Its cases were left out, or none applies, so nothing is known.
     Unproven,
 }
 
@@ -90,7 +91,7 @@ impl ExtensionState {
     }
 }
 
-/// What a backend's cases come to.
+/// The result of a backend's cases.
 pub(super) struct Outcome {
     pub(super) level: Level,
     pub(super) extensions: Vec<Extension>,
@@ -101,8 +102,8 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// Of all cases that are linked in, those that ran ended like this. `None` is a backend that is
-    /// not linked.
+    /// The outcome of the cases that ran, out of all linked cases. `None` is a backend that is not
+    /// linked.
     pub(super) fn of(backend: Option<&Backend>, required: &[&Case], ran: &[CaseReport]) -> Self {
         let is_there = |case: &&&Case| ran.iter().any(|report| report.name == case.name);
         let left_out = required.len() - required.iter().filter(is_there).count();
@@ -122,7 +123,7 @@ impl Outcome {
         } else if left_out > 0 {
             Level::Incomplete
         } else if !core_passed {
-            // Whoever showed nothing has shown nothing.
+            // If no core case passed, nothing was shown.
             Level::NotConformant
         } else if extensions.iter().all(|extension| extension.state == ExtensionState::Passed) {
             Level::Full
@@ -152,8 +153,8 @@ fn extension(capability: Capability, is_claimed: bool, all: usize, ran: &[CaseRe
     Extension { name, state, passed, applied: passed + failed }
 }
 
-/// The rules all of whose cases had nothing to check, not only because the backend opts out of
-/// something.
+/// The rules all of whose cases had nothing to check, for another reason than that the backend opts
+/// out.
 fn unchecked(backend: Option<&Backend>, ran: &[CaseReport]) -> Vec<Rule> {
     let has = |name: &String| {
         let capability = Capability::ALL.iter().find(|capability| capability.to_string() == *name);

@@ -7,8 +7,8 @@ use crate::Rule;
 use crate::kill_matrix::{FaultReport, KillMatrix};
 
 impl Report {
-    /// The report as a Markdown page: a table of backends, a table of rules by backends, what
-    /// failed, what had nothing to check, and what cases had to say.
+    /// The report as a Markdown page. It has a table of backends, a table of rules by backend,
+    /// failures, cases with nothing to check, and the cases' notes.
     #[must_use]
     pub fn markdown(&self) -> String {
         let facts = &self.facts;
@@ -152,7 +152,7 @@ fn kill_matrix(matrix: &KillMatrix) -> String {
     text
 }
 
-/// A block that the text cannot end, whatever is in it.
+/// A fenced block that no text can end early.
 pub(super) fn fenced(text: &str) -> String {
     let mut fence = "```".to_owned();
     while text.contains(&fence) {

@@ -31,19 +31,19 @@ pub const REPORT_SCHEMA: &str = include_str!("report.schema.json");
 pub struct Report {
     /// What ran, where and when.
     pub facts: Facts,
-    /// What was left out by a filter, if there was one: such a report says nothing about
+    /// The filter that left cases out, if there was one. Such a report says nothing about
     /// conformance.
     pub filter: Option<String>,
-    /// The seed of what was left to chance.
+    /// The seed of all random choices.
     pub seed: u64,
-    /// How long all of it took, in milliseconds.
+    /// The total duration in milliseconds.
     pub millis: u64,
-    /// A part a backend, by name.
+    /// The results of each backend, by name.
     pub backends: Vec<BackendReport>,
-    /// What became of faults that were put into a store on purpose, where that was tried.
+    /// The results of faults that were put into a store on purpose, if that was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kill_matrix: Option<KillMatrix>,
-    /// What a deep run did and found, where there was one: no case runs in it.
+    /// The results of a deep run, if there was one. No case runs in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deep: Option<DeepReport>,
 }
@@ -55,13 +55,13 @@ pub struct BackendReport {
     pub name: String,
     /// The crate it comes from, if it is linked.
     pub package: Option<String>,
-    /// How its stores were had, such as which server.
+    /// Where its stores came from, such as which server.
     pub origin: Option<String>,
-    /// What it comes to.
+    /// Its level.
     pub level: Level,
-    /// Why no store could be had, and how to mend it.
+    /// Why no store was available, and how to fix it.
     pub unavailable: Option<String>,
-    /// What there is beyond the core.
+    /// The extensions beyond the core.
     pub extensions: Vec<Extension>,
     /// Rules all of whose cases had nothing to check here, though the backend does not opt out of
     /// what they need.
@@ -78,13 +78,13 @@ pub struct BackendReport {
     pub not_applicable: usize,
     /// How long it took from the first case's beginning to the last one's end, in milliseconds.
     pub millis: u64,
-    /// The same by rule. A case is counted at every rule that it is about.
+    /// Results by rule. A case is counted at every rule that it is about.
     pub rules: Vec<RuleReport>,
     /// Every case that ran, by name.
     pub cases: Vec<CaseReport>,
 }
 
-/// What became of the cases about one rule.
+/// The results of the cases about one rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleReport {
     /// The rule.
@@ -97,7 +97,7 @@ pub struct RuleReport {
     pub timed_out: usize,
     /// How many have nothing to check here.
     pub not_applicable: usize,
-    /// How long they took, one after the other, in milliseconds.
+    /// The sum of their durations, in milliseconds.
     pub millis: u64,
 }
 
@@ -116,7 +116,7 @@ impl RuleReport {
         sum
     }
 
-    /// `3/3`: passed of those that apply, or nothing where none does.
+    /// `3/3`: how many passed of those that apply; empty where none does.
     fn tally(&self) -> String {
         match self.passed + self.failed + self.timed_out {
             0 => String::new(),
@@ -125,12 +125,12 @@ impl RuleReport {
     }
 }
 
-/// Says by which command a case is run again: of the backend, the case and the seed.
+/// The command that runs a case again, by backend, case and seed.
 pub type Replay = fn(backend: &str, case: &str, seed: u64) -> String;
 
 impl BackendReport {
-    /// The report of these cases, which took so many milliseconds. They are held against all that
-    /// are linked in: one that is missing leaves no level.
+    /// The report of these cases, which took this many milliseconds. They are compared with all
+    /// linked cases: if one is missing, there is no level.
     #[must_use]
     pub fn new(backend: &str, origin: Option<String>, mut cases: Vec<CaseReport>, millis: u64) -> Self {
         cases.sort_by(|a, b| a.name.cmp(&b.name));
@@ -157,13 +157,13 @@ impl BackendReport {
         }
     }
 
-    /// The report of a backend whose stores cannot be had.
+    /// The report of a backend without stores.
     #[must_use]
     pub fn unavailable(backend: &str, reason: String) -> Self {
         Self { level: Level::Unavailable, unavailable: Some(reason), ..Self::new(backend, None, vec![], 0) }
     }
 
-    /// Why cases had nothing to check, and which.
+    /// Why cases had nothing to check, each with its cases.
     fn reasons(&self) -> BTreeMap<&str, Vec<&CaseReport>> {
         let mut reasons: BTreeMap<&str, Vec<&CaseReport>> = BTreeMap::new();
         for case in &self.cases {
@@ -174,8 +174,7 @@ impl BackendReport {
         reasons
     }
 
-    /// The level in one line, with what it does not say of itself: `Core + task logs (not checked:
-    /// G8)`.
+    /// The level in one line, with what was not checked: `Core + task logs (not checked: G8)`.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut summary = self.level.word().to_owned();
@@ -201,16 +200,16 @@ impl BackendReport {
 }
 
 impl Report {
-    /// The report of a deep run, in which no case runs, with the facts of its beginning.
+    /// The report of a deep run, with the facts from its start. No case runs in it.
     #[must_use]
     pub const fn of_deep_run(facts: Facts, deep: DeepReport) -> Self {
         let (seed, millis) = (deep.seed, deep.millis);
         Self { facts, filter: None, seed, millis, backends: vec![], kill_matrix: None, deep: Some(deep) }
     }
 
-    /// Whether there was something to find and nothing was found: every backend did what it should
-    /// in all cases that ran, and in time, every fault was noticed, and a deep run went well. This
-    /// is not a level: see [`BackendReport::level`].
+    /// Whether something ran and nothing was found. Every backend did what it should in all cases
+    /// that ran, and in time. Every fault was noticed, and a deep run went well. This is not a
+    /// level: see [`BackendReport::level`].
     #[must_use]
     pub fn is_good(&self) -> bool {
         let ran = !self.backends.is_empty() || self.deep.as_ref().is_some_and(DeepReport::did_something);
@@ -220,7 +219,7 @@ impl Report {
     }
 
     /// Writes `report.json`, `report.md`, `junit.xml` and `report.html` into a directory, which is
-    /// made.
+    /// created.
     ///
     /// # Errors
     /// Those of the file system.
@@ -235,7 +234,7 @@ impl Report {
     /// The report as JSON, as [`REPORT_SCHEMA`] describes it.
     ///
     /// # Errors
-    /// None that is known: there is nothing in a report that JSON cannot say.
+    /// None that is known: JSON can express everything in a report.
     pub fn json(&self) -> serde_json::Result<String> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
@@ -243,20 +242,21 @@ impl Report {
     /// Reads what [`json`](Self::json) wrote.
     ///
     /// # Errors
-    /// Where the text is no such report.
+    /// If the text is not such a report.
     pub fn from_json(json: &str) -> serde_json::Result<Self> {
         serde_json::from_str(json)
     }
 }
 
 impl CaseReport {
-    /// Whether it belongs to the core: it needs nothing that a backend may opt out of.
+    /// Whether it belongs to the core, which means that it needs nothing that a backend may opt out
+    /// of.
     #[must_use]
     pub fn is_core(&self) -> bool {
         self.needs.is_empty() && self.without.is_none()
     }
 
-    /// Says how the case is run again, if it did not end well.
+    /// Adds the command that runs the case again, if it did not end well.
     #[must_use]
     pub(crate) fn with_replay(mut self, replay: impl FnOnce(&str) -> String) -> Self {
         if self.verdict.problem().is_some() {
@@ -266,7 +266,7 @@ impl CaseReport {
     }
 }
 
-/// A duration as a person reads it.
+/// A duration for people to read.
 fn duration(millis: u64) -> String {
     match millis {
         0..1_000 => format!("{millis} ms"),

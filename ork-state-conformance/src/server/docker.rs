@@ -10,10 +10,10 @@ use testcontainers::{ContainerAsync, GenericImage, ImageExt};
 use super::{IMAGE, PostgresServer, Started, wait_until_it_answers};
 
 const DEFAULT_IMAGE: &str = "postgres:17-alpine";
-/// Of a server that only this machine reaches, for as long as the suite runs.
+/// Only this machine reaches the server, and only while the suite runs.
 const PASSWORD: &str = "ork-state";
 
-/// A running container. [`stop`](Self::stop) removes it; if the process is killed before that, the
+/// A running container. [`stop`](Self::stop) removes it. If the process is killed before that, the
 /// container stays and `docker ps` shows it.
 #[derive(Debug)]
 pub(super) struct Container(ContainerAsync<GenericImage>);
@@ -29,7 +29,7 @@ impl Container {
 pub(super) async fn start() -> Result<PostgresServer, String> {
     let image = std::env::var(IMAGE).unwrap_or_else(|_| DEFAULT_IMAGE.to_owned());
     let (name, tag) = match image.rsplit_once(':') {
-        // A colon before a slash is that of a registry's port.
+        // A colon before a slash belongs to a registry's port.
         Some((name, tag)) if !tag.contains('/') => (name, tag),
         _ => (image.as_str(), "latest"),
     };

@@ -1,4 +1,4 @@
-//! A database a case.
+//! A fixture with one database per case.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,12 +11,12 @@ use uuid::Uuid;
 use super::{PostgresServer, Unavailable};
 use crate::{Damage, Fixture, ServerFailure, TestStore};
 
-/// Stores in databases of one server, which is found when the first is wanted. A migrated store is
-/// copied from a template that is migrated once.
+/// Stores in databases of one server, which is found when the first store is requested. A migrated
+/// store is copied from a template that is migrated once.
 #[derive(Debug)]
 pub struct PostgresFixture {
     backend: &'static str,
-    /// What is added to every URL.
+    /// The query that is added to every URL.
     query: &'static str,
     server: OnceCell<Result<Arc<PostgresServer>, Unavailable>>,
     template: OnceCell<Template>,
@@ -65,8 +65,8 @@ impl PostgresFixture {
         let db = Registry::linked()?.connect(ConnectOptions::new(&store.url())?).await?;
         db.migrate().await?;
         drop(db);
-        // Nobody may be connected to a template that is copied; a pool closes its connections in
-        // its own time.
+        // A template cannot be copied while anybody is connected to it, and a pool closes its
+        // connections later.
         let end = format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'",
             store.name
@@ -120,7 +120,7 @@ impl Fixture for PostgresFixture {
     }
 }
 
-/// A database, dropped with this.
+/// A database, which is dropped with this value.
 #[derive(Debug)]
 struct PostgresStore {
     server: Arc<PostgresServer>,
@@ -167,7 +167,7 @@ impl TestStore for PostgresStore {
                 "UPDATE runs SET status = 'success', finished_at = created_at WHERE id = $1",
                 run.as_uuid(),
             ),
-            // The id is of no use here.
+            // The id is not needed here.
             Damage::NewerSchema => (
                 "INSERT INTO ork_state_migrations (version, name, checksum)
                  SELECT max(version) + 1, 'from_the_future', '\\x00' FROM ork_state_migrations WHERE $1 IS NOT NULL",

@@ -17,13 +17,13 @@ use super::{PostgresServer, SYNCS_TO_DISK, Started, wait_until_it_answers};
 const PLACES: &[&str] =
     &["/usr/lib/postgresql", "/usr/pgsql", "/usr/local/pgsql", "/opt/homebrew/opt", "/usr/local/opt"];
 
-/// Keeps the server until its standard input ends, which happens at the latest with the process
-/// that holds the other end, however that dies. Then it stops the server and removes the directory.
-/// `$1` is the directory, `$2` where the binaries are, `$3` whether the server syncs to disk. Each
-/// line it reads before is an [`Order`], which it answers with `done` or `failed`.
+/// Keeps the server until its standard input ends. That happens at the latest when the process at
+/// the other end dies, however it dies. Then it stops the server and removes the directory. `$1` is
+/// the directory, `$2` the directory of the binaries, `$3` whether the server syncs to disk. Before
+/// that, each line it reads is an [`Order`], which it answers with `done` or `failed`.
 ///
-/// SIGQUIT ends a server at once; when it starts again, it recovers from its log. A standby has a
-/// directory of its own. When it takes over, the socket that clients know leads to its own, as an
+/// SIGQUIT ends a server at once. When the server starts again, it recovers from its log. A standby
+/// has its own directory. When it takes over, the socket that clients know leads to its own, as an
 /// address moves from one machine to another.
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
@@ -70,16 +70,16 @@ wait
 rm -rf "$1"
 "#;
 
-/// What the server's keeper is told to do.
+/// Orders to the server's keeper.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Order {
-    /// Has the server die and start again.
+    /// Makes the server crash and start again.
     Crash,
-    /// Makes the files of a standby.
+    /// Creates the files of a standby.
     Prepare,
     /// Starts the standby.
     Follow,
-    /// Has the server die for good, and the standby take its place.
+    /// Makes the server die for good, and the standby take its place.
     TakeOver,
 }
 
@@ -90,7 +90,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Waits until it is done.
+    /// Gives an order and waits until it is done.
     pub(super) fn order(&mut self, order: Order) -> std::io::Result<()> {
         let (Some(orders), Some(answers)) = (&mut self.keeper.stdin, &mut self.keeper.stdout) else {
             return Err(std::io::Error::other("the server's keeper has no pipe"));
@@ -112,12 +112,12 @@ impl Process {
 
     pub(super) fn stop(mut self) {
         drop(self.keeper.stdin.take());
-        // Whatever it ends with, it has ended.
+        // Whatever its exit status, it has ended.
         let _ = self.keeper.wait();
     }
 }
 
-/// The user that the server runs as, when it must not be this one.
+/// The user that runs the server, if it must not be this one.
 #[derive(Debug, Clone, Copy)]
 struct User {
     uid: u32,
@@ -127,7 +127,7 @@ struct User {
 pub(super) async fn start() -> Result<PostgresServer, String> {
     let binaries = find_binaries().ok_or("no `postgres` and `initdb` on the path or in the usual places")?;
     let user = unprivileged_user()?;
-    // A short path: that of a socket may have 107 bytes only.
+    // A short path: a socket's path may have only 107 bytes.
     let directory = tempfile::Builder::new()
         .prefix("ork-pg-")
         .permissions(fs::Permissions::from_mode(0o700))
@@ -146,7 +146,7 @@ pub(super) async fn start() -> Result<PostgresServer, String> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        // An interrupt at the terminal is for us; the server ends after us, in order.
+        // An interrupt at the terminal is for us. The server is shut down cleanly after us.
         .process_group(0)
         .spawn()
         .map_err(|error| format!("sh: {error}"))?;
@@ -168,9 +168,8 @@ pub(super) async fn start() -> Result<PostgresServer, String> {
     })
 }
 
-/// Where the server's directory is made: in memory if there is room, unless it is to sync. A
-/// database has some 300 files, and a file system on disk takes most of a test's time to make and
-/// remove them.
+/// Where the server's directory is made: in memory if there is room, unless the server is to sync.
+/// A database has some 300 files. On a disk, creating and removing them takes most of a test's time.
 fn place() -> &'static str {
     const MEMORY: &str = "/dev/shm";
     const ROOM_KIB: u64 = 6 << 20;
@@ -187,8 +186,8 @@ fn place() -> &'static str {
     }
 }
 
-/// Makes the files of a server whose text order is not that of bytes, so that a store that relies
-/// on it fails.
+/// Creates the files of a server whose text order is not that of bytes. So a store that relies on
+/// that order fails.
 fn init(binaries: &Path, directory: &Path, user: Option<User>) -> Result<(), String> {
     let initdb = |locale: &[&str]| {
         as_user(Command::new(binaries.join("initdb")), user)
@@ -251,11 +250,12 @@ fn find_binaries() -> Option<PathBuf> {
     let has_both =
         |directory: &&PathBuf| ["postgres", "initdb"].iter().all(|name| directory.join(name).is_file());
     let found = on_path.iter().chain(&elsewhere).find(has_both)?;
-    // What is on the path may be links to some of them, and the others are wanted too.
+    // The binaries on the path may be links to some of them, and the others are needed too.
     Some(fs::canonicalize(found.join("postgres")).ok()?.parent()?.to_owned())
 }
 
-/// The version in a path such as `/usr/lib/postgresql/15/bin`, so that 9 sorts before 15.
+/// The version in a path such as `/usr/lib/postgresql/15/bin`, as a number, so that 9 sorts before
+/// 15.
 fn number_in(path: &Path) -> u32 {
     let digits = |part: &str| part.chars().filter(char::is_ascii_digit).collect::<String>().parse().ok();
     path.components().filter_map(|part| digits(part.as_os_str().to_str()?)).max().unwrap_or(0)

@@ -1,4 +1,4 @@
-//! A PostgreSQL server for the suite: found, or started and ended again.
+//! A PostgreSQL server for the suite: an existing one, or one that is started and stopped.
 
 mod docker;
 mod fixture;
@@ -21,23 +21,23 @@ use local::Order;
 pub const URL: &str = "ORK_STATE_POSTGRES_URL";
 /// The image for a container.
 pub const IMAGE: &str = "ORK_STATE_POSTGRES_IMAGE";
-/// Allows one way only: `environment`, `docker` or `local`.
+/// Restricts the search to one way: `environment`, `docker` or `local`.
 pub const VIA: &str = "ORK_STATE_POSTGRES_VIA";
 
 /// How long a server may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A PostgreSQL server. What was started for it ends with [`stop`](Self::stop), or with this
+/// A PostgreSQL server. If it was started here, it ends with [`stop`](Self::stop), or with this
 /// process.
 #[derive(Debug)]
 pub struct PostgresServer {
     origin: String,
-    /// Up to and including the slash before the database's name, and what follows that name.
+    /// The URL up to the slash before the database's name, and the part after that name.
     url: (String, String),
     started: Mutex<Started>,
 }
 
-/// What has to be ended.
+/// What has to be stopped.
 #[derive(Debug)]
 enum Started {
     Nothing,
@@ -45,7 +45,7 @@ enum Started {
     Process(local::Process),
 }
 
-/// Why no server could be had.
+/// Why no server is available.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Unavailable {
     tried: Vec<(&'static str, String)>,
@@ -66,21 +66,21 @@ impl fmt::Display for Unavailable {
 
 static SYNCS_TO_DISK: AtomicBool = AtomicBool::new(false);
 
-/// Has the servers that are started here from now on sync to disk, for whoever measures.
+/// Makes the servers that are started here from now on sync to disk, for whoever measures.
 ///
-/// Tests do without. They kill processes, not machines, and what a killed server wrote the kernel
-/// still has. Most of a test's time is its database, which syncs when it is made and dropped.
+/// Tests do without. They kill processes, not machines, and the kernel still has what a killed
+/// server wrote. Creating and dropping its database is most of a test's time.
 pub fn sync_to_disk() {
     SYNCS_TO_DISK.store(true, Ordering::Relaxed);
 }
 
 impl PostgresServer {
-    /// Finds a server: the one that [`URL`] names, else one in a container of [`IMAGE`], else one
-    /// from the binaries on this machine, in a temporary directory.
+    /// Finds a server: the one in [`URL`], or one in a container of [`IMAGE`]. Otherwise one from
+    /// the binaries on this machine, in a temporary directory.
     ///
     /// # Errors
-    /// What was tried and why it failed. A server that [`URL`] names must answer: nothing else is
-    /// tried then.
+    /// What was tried and why it failed. A server in [`URL`] must answer: nothing else is tried
+    /// then.
     pub async fn find() -> Result<Self, Unavailable> {
         let via = std::env::var(VIA).ok();
         let allowed = |way: &str| via.as_deref().is_none_or(|via| via == way);
@@ -116,7 +116,7 @@ impl PostgresServer {
         Err(Unavailable { tried })
     }
 
-    /// The server that a URL names. The URL itself is in no message: it may hold a password.
+    /// The server in a URL. The URL itself is in no message, because it may hold a password.
     async fn at(url: &str) -> Result<Self, String> {
         let options: PgConnectOptions =
             url.parse().map_err(|_| "is not the URL of a PostgreSQL server".to_owned())?;
@@ -134,7 +134,7 @@ impl PostgresServer {
         Ok(server)
     }
 
-    /// Where the server comes from, for people.
+    /// Where the server comes from, for people to read.
     #[must_use]
     pub fn origin(&self) -> &str {
         &self.origin
@@ -146,7 +146,7 @@ impl PostgresServer {
         format!("{}{database}{}", self.url.0, self.url.1)
     }
 
-    /// Executes a statement in the database `postgres`. For statements of this crate's own making.
+    /// Executes a statement in the database `postgres`. Only for this crate's own statements.
     async fn administer(&self, statement: String) -> Result<(), sqlx::Error> {
         let mut connection = PgConnection::connect(&self.url("postgres")).await?;
         connection.execute(AssertSqlSafe(statement)).await?;
@@ -162,9 +162,9 @@ impl PostgresServer {
         Ok(version)
     }
 
-    /// Has it fail, and waits until it answers again. Says `false` where it was not started here:
-    /// only such a one is ours to break. What dies must be a process of this machine: a container
-    /// has another address when it starts again.
+    /// Makes the server fail, and waits until it answers again. Returns `false` if it was not
+    /// started here, because only such a server is ours to break. It must also be a process of this
+    /// machine: a container has another address when it starts again.
     pub(crate) async fn fail(self: &Arc<Self>, failure: ServerFailure) -> Result<bool, String> {
         let (ours, process) = match &*self.started.lock().unwrap_or_else(PoisonError::into_inner) {
             Started::Nothing => (false, false),
@@ -175,7 +175,7 @@ impl PostgresServer {
             ServerFailure::Crash if process => self.order(Order::Crash).await?,
             ServerFailure::Failover if process => {
                 if let Err(error) = self.fail_over().await {
-                    // Else every commit would wait for a standby for ever.
+                    // Otherwise every commit would wait for a standby for ever.
                     for undo in ["ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"] {
                         self.administer(undo.to_owned())
                             .await
@@ -196,11 +196,12 @@ impl PostgresServer {
         Ok(true)
     }
 
-    /// Has a synchronous standby follow, and take over once it has all that was ever acknowledged.
+    /// Starts a synchronous standby, and makes it take over once it has everything that was ever
+    /// acknowledged.
     async fn fail_over(self: &Arc<Self>) -> Result<(), String> {
         let failed = |error: sqlx::Error| format!("no standby can be had: {error}");
         self.order(Order::Prepare).await?;
-        // From when this takes effect no commit is acknowledged until a standby has it.
+        // Once this takes effect, no commit is acknowledged until a standby has it.
         self.administer("ALTER SYSTEM SET synchronous_standby_names = '*'".to_owned())
             .await
             .map_err(failed)?;
@@ -215,7 +216,7 @@ impl PostgresServer {
                 return Err(format!("no commit waits for a standby after {PATIENCE:?}"));
             }
         }
-        // It begins now, so it is acknowledged only when the standby has it, and with it all
+        // This commit begins now. So it is acknowledged only when the standby has it and everything
         // before.
         let last = self.commit();
         self.order(Order::Follow).await?;
@@ -252,7 +253,7 @@ impl PostgresServer {
         done.await.map_err(|error| error.to_string())?
     }
 
-    /// Ends what was started. The server is gone after the first call.
+    /// Stops what was started. The server is gone after the first call.
     pub async fn stop(&self) {
         let started = std::mem::replace(
             &mut *self.started.lock().unwrap_or_else(PoisonError::into_inner),
@@ -280,7 +281,7 @@ async fn wait_until_it_answers(options: &PgConnectOptions) -> Result<(), String>
             Err(error) if begun.elapsed() > PATIENCE => {
                 return Err(format!("does not answer after {PATIENCE:?}: {error}"));
             }
-            // It tells by nothing else that it is ready, but by answering.
+            // The only sign that it is ready is that it answers.
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }

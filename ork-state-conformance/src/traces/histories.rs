@@ -1,6 +1,6 @@
-//! Calls of several clients at the same time, against the model.
+//! Histories: concurrent calls of several clients, checked against the model.
 //!
-//! Their answers must be those of some [order](explain) of the calls.
+//! Some [order](explain) of the calls must explain their answers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,40 +15,40 @@ use super::steps::{Step, sample, sample_calls};
 use crate::Fixture;
 use crate::model::Call;
 
-/// How many clients call at the same time, and how many calls each makes. The search for an order
-/// takes the longer the more there are.
+/// How many concurrent clients there are, and how many calls each makes. The search for an order
+/// takes longer with more of them.
 const CLIENTS: u64 = 3;
 const CALLS: usize = 3;
 
-/// How often, over one store.
+/// How many bursts run over one store.
 const BURSTS: u64 = 4;
 
-/// The burst in which the clients are processes of their own, where a store has several.
+/// The burst whose clients are separate processes, if the store allows several.
 const OF_PROCESSES: u64 = 1;
 
-/// So many steps are drawn for a burst: not all of them are calls that its clients can make.
+/// How many steps are drawn for a burst. Not all of them are calls that its clients can make.
 const SAMPLED: usize = 60;
 
-/// The client that looks at everything once the others have ended.
+/// The client that reads everything once the others have ended.
 const LOOKING: u64 = CLIENTS;
 
 /// How many histories there were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Histories {
-    /// Bursts of calls at the same time, each a history.
+    /// Bursts of concurrent calls, each a history.
     pub histories: u64,
     /// The calls in them.
     pub calls: u64,
-    /// Those among them whose callers gave up before the answer, or got one that tells not whether
-    /// anything was done.
+    /// Calls whose callers gave up before the answer, or got an answer that leaves the effect
+    /// unknown.
     pub unknown: u64,
 }
 
 impl Histories {
-    /// Has clients call a fresh store at the same time, each through a handle or in a process of
-    /// its own where there can be several, and searches an order of the calls that explains their
-    /// answers and what is there afterwards. Where chance comes from is the seed; how the calls
-    /// meet is up to the machine.
+    /// Makes clients call a fresh store at the same time. Each uses its own handle, or its own
+    /// process where several are possible. Then searches for an order of the calls that explains
+    /// their answers and the final state. Random choices come from the seed, but the machine
+    /// decides how the calls interleave.
     ///
     /// # Errors
     /// A message with the calls and answers that no order explains.
@@ -63,8 +63,8 @@ impl Histories {
             let unknown = done.unknown;
             let burst = match burst {
                 OF_PROCESSES if is_shared(&player) => Burst::Processes,
-                // What is given up may have its effect whenever it likes: nothing is known for
-                // certain after it.
+                // A call that is given up may take effect at any time, so nothing is certain after
+                // it.
                 _ if burst + 1 == BURSTS => Burst::GivingUp,
                 _ => Burst::Handles,
             };
@@ -86,7 +86,7 @@ impl Histories {
         let events = Arc::new(Mutex::new(Vec::new()));
         let mut calls = Vec::new();
         for (step, patience) in steps {
-            // How many runs a prune deletes does not tell which it passed over (M2).
+            // The number of runs that a prune deletes does not tell which it skipped (M2).
             let Some(call) = player.call(step)?.filter(|call| !matches!(call, Call::Prune { .. })) else {
                 continue;
             };
@@ -98,7 +98,7 @@ impl Histories {
                 Burst::GivingUp => calls.push((Wanted::Handle(call), *patience)),
             }
         }
-        // All of them are there before the first begins.
+        // All callers are ready before the first begins.
         let mut callers = Vec::new();
         for _ in 0..CLIENTS {
             callers.push(match burst {
@@ -155,20 +155,20 @@ enum Burst {
     GivingUp,
 }
 
-/// A call that a client is to make.
+/// A call for a client to make.
 #[derive(Clone)]
 enum Wanted {
     Handle(Call),
     Process(Asked),
 }
 
-/// What a client makes its calls by.
+/// How a client makes its calls.
 enum By {
     Handle(Arc<dyn Database>),
     Process(Box<Caller>),
 }
 
-/// Whether a store has several handles, in any processes.
+/// Whether a store can have several handles, in any processes.
 fn is_shared(player: &Player) -> bool {
     [Capability::Durable, Capability::MultiProcess].iter().all(|it| player.has(*it))
 }
@@ -192,7 +192,8 @@ async fn make(
             Wanted::Process(asked) => asked.clone().call()?,
         };
         note(What::Called(call.clone()));
-        // Only the last one of a client is given up: one that has a call under way makes no other.
+        // Only the last call of a client is given up, because a client with a running call makes no
+        // other.
         let patience = patience.filter(|_| number == last && makes_nothing(&call));
         let answer = match (&mut by, wanted, patience) {
             (By::Process(process), Wanted::Process(asked), _) => {
@@ -224,8 +225,8 @@ async fn turns(number: u8) {
     }
 }
 
-/// Whether the store chooses nothing of its own in a call, not even what to leave to the next: what
-/// it chose could not be told from an answer that nobody saw.
+/// Whether the store chooses nothing in a call, not even what to leave to the next call. If nobody
+/// sees the answer, such a choice stays unknown.
 const fn makes_nothing(call: &Call) -> bool {
     matches!(
         call,
@@ -240,7 +241,7 @@ const fn makes_nothing(call: &Call) -> bool {
     )
 }
 
-/// The calls that show what is there.
+/// The calls that show the whole state.
 fn everything(player: &Player) -> Result<Vec<Call>, Divergence> {
     let all = Limit::MAX;
     let mut calls = vec![

@@ -1,4 +1,4 @@
-//! Random traces of calls, against a store and the model beside it.
+//! Random traces of calls, made to a store and to the model beside it.
 
 mod histories;
 mod orders;
@@ -20,29 +20,29 @@ use player::Player;
 pub(crate) use processes::answer;
 use steps::{Step, traces};
 
-/// How many milliseconds may go into cutting a trace down.
+/// How many milliseconds may be spent on reducing a trace.
 const SHRINKING: u32 = 5 * 60 * 1000;
 
 /// How many traces to play, and how long they are.
 #[derive(Debug, Clone, Copy)]
 pub struct Traces {
-    /// Where chance comes from: the same seed, the same traces.
+    /// The seed. The same seed gives the same traces.
     pub seed: u64,
-    /// How many.
+    /// How many traces.
     pub count: u32,
-    /// At most so many steps each.
+    /// The most steps in each.
     pub length: usize,
-    /// Whether a trace that shows a difference is cut down as far as it still does.
+    /// Whether a failing trace is reduced as long as it still fails.
     pub shrinks: bool,
 }
 
 impl Traces {
-    /// Plays them against fresh stores of each fixture and the model beside it: every answer and
-    /// the whole state at the end must be what the model says, and so all of them the same. The
-    /// first trace that shows a difference is told. Gives how many calls were made of each store.
+    /// Plays the traces against fresh stores of each fixture and the model beside them. Every
+    /// answer and the final state must be the model's, and so the same for all stores. Reports the
+    /// first trace that shows a difference. Returns how many calls each store got.
     ///
     /// # Errors
-    /// A message with the shortest trace that was found, and where it differs.
+    /// A message with the shortest failing trace that was found, and where it differs.
     pub async fn play(self, fixtures: Vec<Arc<dyn Fixture>>) -> Result<u64, String> {
         // The runner blocks.
         let runtime = Handle::current();
@@ -79,8 +79,8 @@ impl Traces {
     }
 }
 
-/// Plays one trace against a fresh store of each, and compares what they said. Gives how many calls
-/// were made of each.
+/// Plays one trace against a fresh store of each, and compares the answers. Returns how many calls
+/// each store got.
 async fn play(fixtures: &[Arc<dyn Fixture>], steps: &[Step]) -> Result<u64, String> {
     let mut first: Option<(&str, Vec<String>)> = None;
     for fixture in fixtures {
@@ -104,14 +104,14 @@ fn rng_of(seed: u64) -> TestRng {
     TestRng::from_seed(RngAlgorithm::ChaCha, &bytes)
 }
 
-/// A value, `None` if the strategy gives none, which only one that filters too much does.
+/// A value; `None` only if the strategy gives none because it filters too much.
 pub(crate) fn drawn<S: Strategy>(seed: u64, strategy: &S) -> Option<S::Value> {
     let config = Config { failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, rng_of(seed));
     Some(strategy.new_tree(&mut runner).ok()?.current())
 }
 
-/// A seed of one's own for each of several runs that share one.
+/// A separate seed for each of several runs that share one.
 #[must_use]
 pub const fn seed_of(seed: u64, number: u64) -> u64 {
     // The odd constant of the golden ratio spreads neighbours apart.

@@ -1,10 +1,11 @@
-//! The order in which calls made at the same time had their effect.
+//! Finds the order in which concurrent calls took effect.
 //!
-//! A store is linearizable if its answers are those of some order of the calls in which none comes
-//! before one that had ended when it began ([Herlihy and Wing,
-//! 1990](https://doi.org/10.1145/78969.78972)). That order is [searched for](Search), with the
-//! model to say what each answer would have to be. The contract lets a call that takes something
-//! leave what others are at meanwhile (T2, T3, D1): the model is told what that is, for each call.
+//! A store is linearizable if some order of the calls explains its answers. In that order, no call
+//! may come before one that had ended when it began ([Herlihy and Wing,
+//! 1990](https://doi.org/10.1145/78969.78972)). That order is [searched for](Search). The model
+//! says what each answer would have to be. The contract allows a call that takes something to skip
+//! what others are working on meanwhile (T2, T3, D1). So the model is told what that is, for each
+//! call.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -13,7 +14,7 @@ use ork_state_api::{RunId, Timestamp};
 use super::player::shown;
 use crate::model::{Answer, Call, Contention, Model};
 
-/// What a client does, or learns.
+/// A call of a client, or its answer.
 #[derive(Debug, Clone)]
 pub(super) struct Event {
     pub(super) client: u64,
@@ -39,16 +40,16 @@ impl Event {
     }
 }
 
-/// An order of calls, played.
+/// An order of the calls that explains them.
 pub(super) struct Explained {
-    /// The store after them.
+    /// The state after them.
     pub(super) model: Model,
-    /// What they were answered, in this order.
+    /// The calls' answers, in this order.
     pub(super) answers: Vec<Answer>,
 }
 
-/// Searches an order of the calls that explains their answers, in a store that was as this model
-/// before.
+/// Searches for an order of the calls that explains their answers. Before them the store was in the
+/// state of this model.
 ///
 /// # Errors
 /// A message with the calls and answers that no order explains.
@@ -63,21 +64,21 @@ pub(super) fn explain(model: &Model, now: Timestamp, events: &[Event]) -> Result
     Ok(Explained { model: after.model, answers: search.answers })
 }
 
-/// A search of an order, after [Wing and Gong, 1993](https://doi.org/10.1006/jpdc.1993.1015): any
-/// call may be the next that no other has to come before. If the model gives it another answer than
-/// the store did, or if no order of the rest goes on from there, another call is tried instead.
+/// A search for an order, after [Wing and Gong, 1993](https://doi.org/10.1006/jpdc.1993.1015). The
+/// next call may be any that no other call must precede. If the model gives it another answer than
+/// the store did, another call is tried instead. The same happens if no order of the rest works.
 ///
-/// As [Lowe, 2017](https://doi.org/10.1002/cpe.3928) adds to it, nothing is searched twice: how the
-/// rest goes on depends only on which calls are done and on the store after them.
+/// With the addition of [Lowe, 2017](https://doi.org/10.1002/cpe.3928), nothing is searched twice.
+/// The rest of a search depends only on which calls are done and on the state after them.
 struct Search<'a> {
-    /// In the order in which they ended, those last that did not: that is most often close to the
-    /// order that is searched.
+    /// In the order in which they ended, followed by those that did not end. Most often this is
+    /// close to the right order.
     calls: Vec<&'a Made<'a>>,
-    /// Which of them have their place in the order, by their numbers.
+    /// Which of them are placed in the order, by number.
     done: Vec<bool>,
-    /// What those were answered, in the order so far.
+    /// The answers to those, in the order so far.
     answers: Vec<Answer>,
-    /// Stores from which the rest did not go on, by what was done.
+    /// States from which the rest failed, by the set of placed calls.
     dead_ends: HashMap<Vec<bool>, Vec<Store>>,
 }
 
@@ -89,9 +90,9 @@ impl<'a> Search<'a> {
         Self { calls, done, answers: vec![], dead_ends: HashMap::new() }
     }
 
-    /// The store after an order that begins with what is done, which has led to this store.
+    /// The state after an order that begins with the placed calls, which have led to this state.
     fn go_on(&mut self, store: Store) -> Option<Store> {
-        // What was not answered may never have had its effect.
+        // A call without an answer may never have taken effect.
         if self.left().all(|call| call.answer.is_none()) {
             return Some(store);
         }
@@ -120,25 +121,25 @@ impl<'a> Search<'a> {
         None
     }
 
-    /// The calls that have no place in the order yet.
+    /// The calls that are not yet placed in the order.
     fn left(&self) -> impl Iterator<Item = &'a Made<'a>> {
         self.calls.iter().copied().filter(|call| !self.done[call.number])
     }
 }
 
-/// A call, with when it was under way, and what there is to know about those at the same time.
+/// A call, the time when it was running, and what is known about concurrent calls.
 struct Made<'a> {
     number: usize,
     client: u64,
     call: &'a Call,
     answer: Option<&'a Answer>,
-    /// By the number of the event.
+    /// As the number of an event.
     from: usize,
-    /// None if it may go on for ever.
+    /// None if it may continue for ever.
     until: Option<usize>,
-    /// The numbers of those that were under way at the same time.
+    /// The numbers of the concurrent calls.
     meanwhile: BTreeSet<usize>,
-    /// What they were at.
+    /// What those calls were working on.
     contention: Contention,
 }
 
@@ -186,12 +187,12 @@ impl<'a> Made<'a> {
     }
 }
 
-/// The model, and what it does not tell.
+/// The model, and what it does not show.
 #[derive(Clone, PartialEq)]
 struct Store {
     model: Model,
     now: Timestamp,
-    /// Which call made a task ready, the task known by its place in its run.
+    /// Which call made a task ready. The key is the task's position in its run.
     ready_by: BTreeMap<(RunId, u32), usize>,
 }
 
@@ -228,7 +229,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::MIN;
 
-    /// A store of two runs of three tasks that wait for nothing, the second of them not started.
+    /// A store of two runs with three independent tasks each. The second run is not started.
     fn store() -> Result<(Model, RunId, RunId)> {
         let mut model = Model::default();
         model.answer(NOW, Call::Migrate {}, None);
@@ -267,13 +268,13 @@ mod tests {
         Event { client, what: What::Answered(answer.clone()) }
     }
 
-    /// A look at how much of what there is, before anything else happens to the store.
+    /// A read of the counts, before anything else happens to the store.
     fn look(model: &Model, now: Timestamp) -> [Event; 2] {
         let stats = Call::Stats {};
         [called(9, &stats), answered(9, &model.clone().answer(now, stats.clone(), None))]
     }
 
-    /// A look at a run of a store that is like this model.
+    /// A read of a run, answered as this model does.
     fn look_at_run(model: &Model, id: RunId) -> [Event; 2] {
         let get = Call::GetRun { id };
         [called(9, &get), answered(9, &model.clone().answer(NOW, get.clone(), None))]
@@ -314,7 +315,7 @@ mod tests {
         let takes = before.clone().answer(NOW, all.clone(), None);
         let mut started = before.clone();
         let starts = started.answer(NOW, start.clone(), None);
-        // The others see the start and not yet the claim, which does not see the start.
+        // The others see the start and not yet the claim. The claim does not see the start.
         let seen = look(&started, NOW);
         let starting = [called(2, &start), answered(2, &starts)];
         let (begun, ended) = ([called(1, &all)], [answered(1, &takes)]);
@@ -367,7 +368,8 @@ mod tests {
         let mut paused = running.clone();
         let pauses = paused.answer(NOW, pause.clone(), None);
         let resumes = paused.clone().answer(NOW, resume.clone(), None);
-        // By their answers each may be the first. Only what is there afterwards tells which it was.
+        // Judging by their answers, either may be the first. Only the final state tells which it
+        // was.
         let begun = [called(1, &pause), called(2, &resume)];
         let ended = [answered(1, &pauses), answered(2, &resumes)];
         for after in [&running, &paused] {
@@ -403,7 +405,7 @@ mod tests {
         let (running, run, _) = store()?;
         let mut paused = running.clone();
         paused.answer(NOW, Call::PauseRun { id: run }, None);
-        // Six clients look at the same time. No order of theirs leads to a run that is paused.
+        // Six clients read at the same time. No order of the reads leads to a paused run.
         let [call, answer] = look_at_run(&running, run);
         let by = |event: &Event| (1..=6).map(|client| Event { client, ..event.clone() }).collect::<Vec<_>>();
         let events = [by(&call), by(&answer), look_at_run(&paused, run).to_vec()].concat();

@@ -1,5 +1,5 @@
-//! Plays a trace against a store and the model beside it, and compares every answer and at the end
-//! the whole state.
+//! Plays a trace against a store and the model beside it. Compares every answer, and at the end the
+//! whole state.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -21,10 +21,10 @@ use crate::ctx::with;
 use crate::model::{Answer, Call, Model};
 use crate::{Fixture, TestStore};
 
-/// Where a store's answer is not what the rules want.
+/// Where a store's answer differs from the one that the rules require.
 #[derive(Debug, Clone)]
 pub(super) struct Divergence {
-    /// The step, if it is not the look at the end.
+    /// The step, unless it is the check at the end.
     step: Option<(usize, Step)>,
     what: String,
 }
@@ -50,12 +50,13 @@ impl From<ork_state_api::Error> for Divergence {
     }
 }
 
-/// What the same ids are called in every transcript: they are numbered as they first appear.
+/// Names for ids that are the same in every transcript: they are numbered in order of appearance.
 #[derive(Default)]
 struct Names(HashMap<String, usize>);
 
 impl Names {
-    /// The text with its ids renamed and its tokens left out, which each store chooses itself.
+    /// The text with its ids renamed and its tokens left out, because each store chooses those
+    /// itself.
     fn rename(&mut self, text: &str) -> String {
         const TOKEN: &str = "Token(";
         let (mut renamed, mut rest) = (String::with_capacity(text.len()), text);
@@ -77,7 +78,7 @@ impl Names {
     }
 }
 
-/// A store, the model, and what was made so far.
+/// A store, the model, and what was created so far.
 pub(super) struct Player {
     fixture: Arc<dyn Fixture>,
     store: Arc<dyn TestStore>,
@@ -91,9 +92,9 @@ pub(super) struct Player {
     claims: Vec<Claim>,
     jobs: Vec<JobId>,
     job_claims: Vec<JobClaim>,
-    /// The call before, if nothing has happened since.
+    /// The previous call, if nothing has happened since.
     last: Option<Call>,
-    /// Every answer, for a comparison with another store's.
+    /// Every answer, to compare with another store's.
     transcript: Vec<String>,
     names: Names,
 }
@@ -125,7 +126,7 @@ impl Player {
         })
     }
 
-    /// Plays all of it. Gives the answers, in the order of the calls.
+    /// Plays the whole trace. Returns the answers, in the order of the calls.
     pub(super) async fn play(mut self, steps: &[Step]) -> Result<Vec<String>, Divergence> {
         self.go_on(steps).await?;
         self.compare_all().await?;
@@ -141,7 +142,7 @@ impl Player {
         Ok(())
     }
 
-    /// Takes it that the store has given these answers, and is as this model now.
+    /// Adopts these answers and this model as the store's.
     pub(super) fn follow(&mut self, model: Model, answers: &[Answer]) {
         self.last = None;
         self.model = model;
@@ -153,7 +154,7 @@ impl Player {
         }
     }
 
-    /// Where the store is.
+    /// The store's URL.
     pub(super) fn url(&self) -> String {
         self.store.url()
     }
@@ -170,7 +171,7 @@ impl Player {
         self.db.clone()
     }
 
-    /// One more handle of the store.
+    /// Another handle of the store.
     pub(super) async fn another(&self) -> Result<Arc<dyn Database>> {
         open(&*self.fixture, &*self.store, &self.clock).await
     }
@@ -189,8 +190,7 @@ impl Player {
     }
 
     async fn step(&mut self, step: &Step) -> Result<(), Divergence> {
-        // Two things that happen at one moment are another trace than two that do not: both come
-        // about.
+        // Two events at one moment are a different trace from two at different moments. Both occur.
         if let Step::Advance(number) = step {
             let pauses = [1, 1_000_000, 999_999, 59_999_999, 60_000_000, 600_000_000, 86_400_000_000];
             self.clock.advance(Duration::from_micros(words::one_of(&pauses, *number)));
@@ -217,8 +217,8 @@ impl Player {
         Ok(())
     }
 
-    /// Makes the call before once more, as if its answer had been lost. What it did it must not do
-    /// again (T7, R1).
+    /// Repeats the previous call, as if its answer had been lost. It must not take effect again
+    /// (T7, R1).
     async fn repeat(&mut self) -> Result<(), Divergence> {
         let Some(call) = self.last.clone().filter(Call::has_one_effect) else { return Ok(()) };
         let before = self.model.clone();
@@ -229,7 +229,7 @@ impl Player {
         Ok(())
     }
 
-    /// Makes a call of the store and has the model say what the answer should have been.
+    /// Makes a call of the store. The model says what the answer should have been.
     async fn make(&mut self, call: Call) -> Result<Answer, Divergence> {
         let got = call.of(&*self.db).await;
         let wanted = self.model.answer(self.clock.now(), call.clone(), Some(&got));
@@ -243,7 +243,7 @@ impl Player {
             return Err(Divergence::new(what));
         }
         self.transcript.push(match got.error() {
-            // How an error is worded is each backend's own.
+            // Each backend chooses the wording of its errors.
             Some(error) => format!("{} failed: {}", call.name(), error.kind().name()),
             None => self.names.rename(&format!("{} answered {got:?}", call.name())),
         });
@@ -267,7 +267,7 @@ impl Player {
         }
     }
 
-    /// Keeps the ids and tokens that an answer told.
+    /// Keeps the ids and tokens in an answer.
     fn remember(&mut self, answer: &Answer) {
         match answer {
             Answer::CreateWorkflow(Ok(workflow)) => {
@@ -306,8 +306,7 @@ impl Player {
         pick(&self.job_claims, reference).unwrap_or(JobClaim { job, token: Token::from_stored(i64::MAX) })
     }
 
-    /// The call that a step is about, or `None` if the backend opts out of it, or there is nothing
-    /// to do.
+    /// The call of a step. `None` if the backend opts out of it, or there is nothing to do.
     pub(super) fn call(&self, step: &Step) -> Result<Option<Call>> {
         let needs = match step {
             Step::AppendLog { .. } | Step::Look(Look::Log { .. }) => Some(Capability::Logs),
@@ -423,7 +422,7 @@ impl Player {
                 let mut items = Vec::new();
                 for (claim, step) in updates {
                     let claim = self.job_claim(*claim);
-                    // A batch names a job once.
+                    // A batch names a job only once.
                     if seen.insert(claim.job) {
                         items.push(job_update(claim, step)?);
                     }
@@ -511,7 +510,7 @@ impl Player {
         if step.enabled { schedule } else { schedule.disabled() }
     }
 
-    /// Fires the slot that the model knows to be next, or one that is a little off.
+    /// Fires the slot that the model knows to be next, or one that is slightly different.
     fn fire(&self, workflow: WorkflowId, off: bool, next: Option<u8>) -> Result<Option<FireSchedule>> {
         let known = self.model.workflows.get(&workflow).and_then(|workflow| workflow.schedule.as_ref());
         let slot = known.and_then(|schedule| schedule.next_at).unwrap_or_else(|| self.clock.now());
@@ -521,7 +520,7 @@ impl Player {
         FireSchedule::new(workflow, slot, next).map(Some)
     }
 
-    /// Compares all that the store has with all that it should have, and has it verified.
+    /// Compares everything in the store with what should be there, and verifies it.
     pub(super) async fn compare_all(&mut self) -> Result<(), Divergence> {
         let everything = Limit::MAX;
         self.make(Call::ListWorkflows { list: PageRequest::first(everything).into() }).await?;
@@ -612,14 +611,14 @@ fn job_update(claim: JobClaim, step: &JobStep) -> Result<JobUpdate> {
     })
 }
 
-/// Those whose bit is set.
+/// The items whose bit is set.
 fn chosen<T: Copy + Ord>(all: &[T], bits: u8) -> BTreeSet<T> {
     let is_chosen =
         |index: usize| bits.checked_shr(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0) & 1 == 1;
     all.iter().enumerate().filter(|(index, _)| is_chosen(*index)).map(|(_, item)| *item).collect()
 }
 
-/// Some answers are long: nobody reads more than this.
+/// Some answers are long, and nobody reads more than this.
 pub(super) fn shown(value: &impl fmt::Debug) -> String {
     const MOST: usize = 4000;
     let mut text = format!("{value:?}");

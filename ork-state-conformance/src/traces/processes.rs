@@ -1,4 +1,4 @@
-//! Clients of a history that are processes of their own: calls and answers as lines of JSON.
+//! Clients of a history that are separate processes. Calls and answers are lines of JSON.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::child::{ChildProcess, PlayResult, Role};
 use crate::ctx::with;
 use crate::model::{Answer, Call};
 
-/// A call that a process is asked for: what most often meets others.
+/// A call for a process to make: the ones that conflict most often.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Asked {
     Create { workflow: WorkflowId, key: Label },
@@ -39,8 +39,7 @@ pub(super) enum End {
 }
 
 impl Asked {
-    /// The call as it is asked for, if a process can be asked for one of its kind. What it says
-    /// beyond its kind and ids is left out.
+    /// The request for a call, if there is one for its kind. Only its kind and ids are kept.
     pub(super) fn of(call: &Call) -> Option<Self> {
         Some(match call {
             Call::CreateRun { new } => {
@@ -69,7 +68,7 @@ impl Asked {
         })
     }
 
-    /// The call that is made.
+    /// The call to make.
     pub(super) fn call(self) -> Result<Call> {
         let lease = LeaseTime::new(LEASE)?;
         Ok(match self {
@@ -100,7 +99,7 @@ impl Asked {
     }
 }
 
-/// What a process was answered.
+/// The answer that a process got.
 #[derive(Debug, Serialize, Deserialize)]
 enum Told {
     Created { run: Run, is_new: bool },
@@ -142,7 +141,7 @@ enum Failure {
     },
     Conflict(String),
     LeaseLost(TaskId),
-    /// Whatever else, which no call of these should be answered.
+    /// Anything else, which should not be an answer to any of these calls.
     Other(String),
 }
 
@@ -285,8 +284,8 @@ impl Failure {
     }
 }
 
-/// The entity of this name; what these calls are not about is taken for a snapshot, which none of
-/// them is about either.
+/// The entity with this name. Other entities become a snapshot, and none of these calls is about
+/// one.
 fn named(word: &str) -> Entity {
     let all = [Entity::Workflow, Entity::Run, Entity::Task, Entity::DeferredJob];
     all.into_iter().find(|entity| entity.to_string() == word).unwrap_or(Entity::Snapshot)
@@ -298,7 +297,7 @@ pub(super) struct Caller(ChildProcess);
 impl Caller {
     pub(super) async fn start(url: String, now: Timestamp) -> std::io::Result<Self> {
         let mut process = ChildProcess::start(&Role::Answer { url, now })?;
-        // It has the store open.
+        // It has opened the store.
         process.line().await?;
         Ok(Self(process))
     }
@@ -311,7 +310,7 @@ impl Caller {
     }
 }
 
-/// What the process does: makes the call of each line and says what it was answered.
+/// The process's role: makes the call in each line and prints the answer.
 pub(crate) async fn answer(url: &str, now: Timestamp) -> PlayResult {
     let options = ConnectOptions::new(url)?.with_clock(Arc::new(ManualClock::at(now)));
     let db = Registry::linked()?.connect(options).await?;

@@ -1,5 +1,5 @@
-//! The steps of a trace. A step names things by how long ago they were made, so that any list of
-//! steps is a trace: it can be cut anywhere.
+//! The steps of a trace. A step refers to things by how long ago they were made. So any list of
+//! steps is a trace, and it can be cut anywhere.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -7,13 +7,14 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 
 use super::drawn;
 
-/// Which of the things made so far: 0 is the latest. From [`UNKNOWN`] on it is one that never was.
+/// Refers to one of the things made so far; 0 is the latest. From [`UNKNOWN`] on it refers to one
+/// that never existed.
 pub(super) type Ref = u8;
 
-/// The first number that names nothing.
+/// The first number that refers to nothing.
 pub(super) const UNKNOWN: Ref = 250;
 
-/// One step. What is no reference is a number of one of the [alphabets](super::words).
+/// One step. Numbers that are not references select from one of the [alphabets](super::words).
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Advance(u8),
@@ -87,7 +88,7 @@ pub(super) enum Step {
     },
     Look(Look),
     Reopen,
-    /// The call before once more, as who got no answer makes it.
+    /// Repeats the previous call, as a caller without an answer does.
     Again,
 }
 
@@ -101,7 +102,7 @@ pub(super) enum TaskStep {
     Released,
 }
 
-/// What a poll told.
+/// The result of a poll.
 #[derive(Debug, Clone)]
 pub(super) enum JobStep {
     Polled(u8),
@@ -109,7 +110,7 @@ pub(super) enum JobStep {
     Failed(u8),
 }
 
-/// A schedule: its slots so far from now.
+/// A schedule. Its slots are relative to now.
 #[derive(Debug, Clone)]
 pub(super) struct ScheduleStep {
     pub(super) expression: u8,
@@ -166,18 +167,18 @@ pub(super) fn traces(length: usize) -> impl Strategy<Value = Vec<Step>> {
     vec(step(), 1..=length)
 }
 
-/// Mostly what was made lately, at times something older, and at times what never was.
+/// Mostly something recent, at times something older, and at times something that never existed.
 fn reference() -> impl Strategy<Value = Ref> {
     prop_oneof![12 => 0_u8..3, 4 => 0_u8..40, 1 => Just(UNKNOWN)]
 }
 
-/// A trace of so many steps, the same for the same seed.
+/// A trace with this many steps, the same for the same seed.
 pub(super) fn sample(seed: u64, length: usize) -> Vec<Step> {
     drawn(seed, &vec(step(), length)).unwrap_or_default()
 }
 
-/// So many steps that may be made at the same time. Some have a patience: how often their caller
-/// lets others go first before it gives up.
+/// This many steps that may run at the same time. Some have a patience: how often their caller lets
+/// others go first before it gives up.
 pub(super) fn sample_calls(seed: u64, length: usize) -> Vec<(Step, Option<u8>)> {
     let call = step()
         .prop_filter("is no call", |step| !matches!(step, Step::Advance(_) | Step::Reopen | Step::Again));

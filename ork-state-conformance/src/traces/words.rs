@@ -1,9 +1,9 @@
-//! The small alphabets that traces are made of: few enough that things collide, awkward enough to
-//! be worth storing.
+//! The small alphabets that traces are made from: few enough values that things collide, awkward
+//! enough to be worth storing.
 
 use ork_state_api::{Dag, Json, Label, Result, TaskName, TaskSpec, Text, WorkflowName};
 
-/// One of a list, by a number of any size.
+/// An item of a list, selected by a number of any size.
 pub(super) fn one_of<T: Copy>(list: &[T], number: u8) -> T {
     list[usize::from(number) % list.len()]
 }
@@ -61,7 +61,7 @@ pub(super) fn json(number: u8) -> Result<Json> {
     ))
 }
 
-/// The names that tasks have.
+/// The names of tasks.
 const TASKS: [&str; 6] = ["a", "b", "c", "d", "é", "last"];
 
 pub(super) fn task_name(number: u8) -> Result<TaskName> {
@@ -99,7 +99,7 @@ pub(super) fn dag(number: u8) -> Result<Dag> {
     Dag::new(specs?)
 }
 
-/// Pieces of logs: never empty.
+/// Pieces of logs, never empty.
 pub(super) fn chunk(number: u8) -> Vec<u8> {
     match number % 5 {
         0 => b"line\n".to_vec(),

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::journal::stage;
 use crate::{FileDatabase, FileOptions};
 
-/// A disk that has only what was synced.
+/// A disk that keeps only what was synced.
 pub(super) mod forgetful {
     use std::collections::{BTreeMap, BTreeSet};
     use std::fs::{self, File};
@@ -22,12 +22,12 @@ pub(super) mod forgetful {
     /// What is on disk below a directory.
     #[derive(Default)]
     pub(super) struct Disk {
-        /// By inode: what was in the file when it was last synced.
+        /// By inode: the contents of the file when it was last synced.
         contents: BTreeMap<u64, Vec<u8>>,
-        /// By path below the directory: the inode, as it was when its directory was last synced;
-        /// `None` for a directory.
+        /// By path below the directory: the inode when the parent directory was last synced; `None`
+        /// for a directory.
         names: BTreeMap<PathBuf, Option<u64>>,
-        /// Called before each sync: what it fails with, if it is to fail.
+        /// Called before each sync. Its error makes the sync fail.
         pub(super) before: Option<Box<dyn FnMut() -> io::Result<()> + Send>>,
     }
 
@@ -37,7 +37,7 @@ pub(super) mod forgetful {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Watches what is synced below a directory from now on.
+    /// Records all syncs below a directory from now on.
     pub(super) fn watch(root: &Path) -> Arc<Mutex<Disk>> {
         let disk: Arc<Mutex<Disk>> = Arc::default();
         locked(&WATCHED).push((root.canonicalize().unwrap(), disk.clone()));
@@ -63,7 +63,7 @@ pub(super) mod forgetful {
         Ok(found)
     }
 
-    /// The watched directory that has a file of this inode, and where in it.
+    /// The watched directory that has a file with this inode, and the path within it.
     fn find(inode: u64) -> Option<(PathBuf, PathBuf, Arc<Mutex<Disk>>)> {
         let watched = locked(&WATCHED).clone();
         watched.into_iter().find_map(|(root, disk)| {
@@ -114,16 +114,16 @@ pub(super) mod forgetful {
         Ok(())
     }
 
-    /// What might be there after the power was gone, in a new directory. Of what was not synced any
-    /// part may be there as well: `chance` decides about each.
+    /// Builds, in a new directory, what a loss of power might leave. Any part of what was not
+    /// synced may be there too: `chance` decides about each part.
     pub(super) fn image(root: &Path, disk: &Mutex<Disk>, to: &Path, mut chance: impl FnMut() -> u64) {
         let root = root.canonicalize().unwrap();
         let disk = locked(disk);
         let now = everything(&root).unwrap();
         let mut names = disk.names.clone();
         for path in now.keys().chain(disk.names.keys()).collect::<BTreeSet<_>>() {
-            // A name that was not synced may be there, and one that was removed or given to another
-            // file may still be.
+            // A name that was not synced may be there. A name that was removed or given to another
+            // file may still be there.
             if chance().is_multiple_of(2) {
                 match now.get(path) {
                     Some(inode) => drop(names.insert(path.clone(), *inode)),
@@ -133,7 +133,7 @@ pub(super) mod forgetful {
         }
         let path_of =
             |inode: u64| now.iter().find(|(_, it)| **it == Some(inode)).map(|(path, _)| root.join(path));
-        // Directories come before what is in them.
+        // Directories come before their contents.
         for (path, inode) in &names {
             let to = to.join(path);
             let Some(inode) = inode else {
@@ -145,7 +145,7 @@ pub(super) mod forgetful {
             let synced = disk.contents.get(inode).cloned().unwrap_or_default();
             let written = path_of(*inode).map_or_else(|| synced.clone(), |path| fs::read(path).unwrap());
             let content = match written.strip_prefix(synced.as_slice()) {
-                // What was appended and not synced is there up to any byte.
+                // Unsynced appended bytes are there up to some byte.
                 Some(more) if !more.is_empty() => {
                     let length = usize::try_from(chance() % (more.len() as u64 + 1)).unwrap();
                     [synced.as_slice(), &more[..length]].concat()
@@ -159,7 +159,7 @@ pub(super) mod forgetful {
     }
 }
 
-/// A generator of splitmix64 (Steele, Lea, Flood 2014), for a few bits of chance that are the same
+/// The generator splitmix64 (Steele, Lea, Flood 2014). It gives a few random bits that are the same
 /// in every run.
 fn chance(mut state: u64) -> impl FnMut() -> u64 {
     move || {
@@ -189,7 +189,7 @@ async fn rig() -> Rig {
     Rig { root, disk, db }
 }
 
-/// What is there after the power was gone, as another process finds it.
+/// What a loss of power leaves, as another process finds it.
 async fn after_power_loss(root: &Path, disk: &Mutex<forgetful::Disk>, seed: u64) -> (TempDir, FileDatabase) {
     let image = tempfile::tempdir().unwrap();
     forgetful::image(root, disk, image.path(), chance(seed));
@@ -197,9 +197,9 @@ async fn after_power_loss(root: &Path, disk: &Mutex<forgetful::Disk>, seed: u64)
     (image, db)
 }
 
-/// Calls of every kind that writes, one after the other; `done` is told after each.
+/// Makes calls of every kind that writes, one after the other. `done` is called after each.
 async fn live(db: &FileDatabase, mut done: impl AsyncFnMut(&str)) {
-    // Each output fills a good part of what a journal may have in tests before it is folded.
+    // A journal in tests is folded after few bytes. Each output fills a good part of that.
     let big = Json::from_value(&"x".repeat(20_000)).unwrap();
     let dag =
         |text: &str| {
@@ -247,10 +247,11 @@ async fn what_was_acknowledged_is_there_after_the_power_was_gone() {
     let (mut call, other, mut snapshots) = (0, db.clone(), BTreeSet::new());
     live(&db, async |name| {
         call += 1;
-        // Its first line tells which commit it was made after.
+        // Its first line names the commit that it was made after.
         let snapshot = std::fs::read_to_string(store(root.path()).join("snapshot.jsonl")).unwrap_or_default();
         snapshots.extend(snapshot.lines().next().map(str::to_owned));
-        // Nothing is under way: whatever of the unsynced is there, the store is what it was.
+        // No call is under way. Whatever part of the unsynced data is there, the store has not
+        // changed.
         for seed in 0..4 {
             let (_image, found) = after_power_loss(root.path(), &disk, call * 10 + seed).await;
             assert_eq!(
@@ -265,7 +266,7 @@ async fn what_was_acknowledged_is_there_after_the_power_was_gone() {
     assert!(snapshots.len() > 1, "a snapshot has followed another: {snapshots:?}");
 }
 
-/// Has an image made at every sync, before it: of what there may be if the power goes just then.
+/// Makes an image before every sync: what may be there if the power fails just then.
 fn images_before_syncs(rig: &Rig, seed: u64) -> Arc<Mutex<Vec<TempDir>>> {
     let images: Arc<Mutex<Vec<TempDir>>> = Arc::default();
     let (made, root, disk) = (images.clone(), rig.root.path().to_owned(), rig.disk.clone());
@@ -317,7 +318,7 @@ async fn a_sync_that_fails_is_an_error_and_what_was_there_stays() {
     let error = rig.db.create_workflow(new("lost")).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Unavailable { .. }), "{error:?}");
     rig.disk.lock().unwrap().before = None;
-    // It may be taken back or not, but from now on everybody sees the same.
+    // It may be rolled back or not, but from now on everybody sees the same.
     rig.db.create_workflow(new("after")).await.unwrap();
     let names: Vec<String> = rig
         .db
@@ -337,7 +338,7 @@ async fn a_sync_that_fails_is_an_error_and_what_was_there_stays() {
     }
 }
 
-/// What a call costs on disk: syncs, and bytes of the journal.
+/// The cost of a call on disk: syncs, and bytes of the journal.
 #[tokio::test]
 async fn a_commit_is_one_sync_and_as_many_bytes_however_much_there_is() {
     let rig = rig().await;
@@ -379,8 +380,8 @@ async fn a_commit_is_one_sync_and_as_many_bytes_however_much_there_is() {
     assert!(few < 20 * 600, "{} bytes a task and step", few / 20);
 }
 
-/// A large file is on disk bit by bit while it is written, whatever the pieces are: what is left
-/// for the last sync keeps other syncs waiting.
+/// A large file is synced bit by bit while it is written, however large the pieces are. What is
+/// left for the last sync delays other syncs.
 #[test]
 fn what_is_staged_is_synced_as_it_is_written() {
     let root = tempfile::tempdir().unwrap();
@@ -391,7 +392,7 @@ fn what_is_staged_is_synced_as_it_is_written() {
         counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }));
-    // None of these lines fills a whole number of buffers.
+    // No line fills a whole number of buffers.
     let (line, lines) = (vec![b'.'; 40_001], 100);
     stage(root.path(), "large", |file| (0..lines).try_for_each(|_| file.write_all(&line))).unwrap();
     let syncs = syncs.load(std::sync::atomic::Ordering::Relaxed);

@@ -19,15 +19,15 @@ pub(super) const LOCK: &str = "lock";
 pub(super) const TURNSTILE: &str = "turnstile";
 pub(super) const LOGS: &str = "logs";
 
-/// Waits for the lock for writing, through files of its own: not as the process that has it
-/// already.
+/// Waits for the lock for writing, through newly opened files. So it does not share the lock that
+/// the process already has.
 pub(super) fn wait_for_lock(directory: &Path, timeout: Duration) -> Result<Locked> {
     let (turnstile, lock) = (open_lock(directory, TURNSTILE)?, open_lock(directory, LOCK)?);
     wait_in_turn(&turnstile, &lock, directory, File::try_lock, timeout)
 }
 
-/// Whoever waits for the lock waits in the turnstile, where there is room for one. So who has just
-/// let the lock go and wants it again comes after who waits already.
+/// A caller waits for the lock in the turnstile, which has room for one. So a caller that has just
+/// released the lock and wants it again comes after those that already wait.
 pub(super) fn wait_in_turn(
     turnstile: &Arc<File>,
     lock: &Arc<File>,
@@ -51,11 +51,11 @@ pub(super) fn staged(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.new"))
 }
 
-/// So much is written before it is synced.
+/// How many bytes are written before a sync.
 const SYNC_BYTES: usize = 256 << 10;
 
-/// A file that has what is written on disk soon: a file system that is given much to write at the
-/// end keeps the syncs of others waiting meanwhile, those of the journal among them.
+/// A file whose contents are synced soon after they are written. If a file system has much to write
+/// at the end, it delays other syncs meanwhile, among them the journal's.
 #[derive(Debug)]
 pub(crate) struct InSteps {
     file: File,
@@ -78,7 +78,7 @@ impl Write for InSteps {
     }
 }
 
-/// Writes a file under another name and syncs it. If it fails, nothing is left of it.
+/// Writes a file under another name and syncs it. If this fails, nothing of it is left.
 pub(crate) fn stage(
     directory: &Path,
     name: &str,

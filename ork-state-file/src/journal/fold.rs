@@ -1,14 +1,14 @@
-//! Folding a long journal into a snapshot, beside the work: a thread of its own writes down what
-//! the state was at one moment, while the engine goes on.
+//! Folds a long journal into a snapshot, in the background. A separate thread writes the state of
+//! one moment, while the engine continues.
 //!
-//! At that moment the journal is *sealed*: it gets the name `sealed-SEQ.jsonl`, after its last
-//! commit, and a new journal goes on after it. Until the snapshot has its name, the store is the
-//! snapshot before, the sealed journals, and the journal; afterwards nobody needs what the snapshot
-//! contains, and it is removed. So a crash at any point leaves a store that reads the same. A
-//! process that had read the sealed journal to its end goes on with the new one, and reads nothing
-//! anew.
+//! At that moment the journal is *sealed*. It gets the name `sealed-SEQ.jsonl`, after its last
+//! commit, and a new journal continues after it. Until the new snapshot has its name,
+//! the store consists of the previous snapshot, the sealed journals, and the journal. Afterwards
+//! nobody needs the files whose contents are in the snapshot, and they are removed. So a crash at
+//! any point leaves a store that reads the same. A process that had read the sealed journal to its
+//! end continues with the new one, and reads nothing again.
 //!
-//! `fold` is locked by the process that folds.
+//! The process that folds locks `fold`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -30,24 +30,24 @@ use super::format::{encode, write_header};
 
 const FOLD: &str = "fold";
 const SEALED: &str = "sealed-";
-/// The snapshot before, on its way out.
+/// The previous snapshot, before its removal.
 const OLD: &str = "snapshot.jsonl.old";
-/// How long a finished snapshot waits for the lock. Nobody waits for it, and to throw it away is to
-/// write all of it again: so it does not give up as early as a call may.
+/// How long a finished snapshot waits for the lock. Nobody waits for the snapshot, and if it is
+/// discarded, all of it must be written again. So the wait is longer than a call's may be.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// So much of a file is freed at a time.
+/// How many bytes of a file are freed at a time.
 const FREED_AT_ONCE: u64 = 16 << 20;
 
-/// A fold that is under way.
+/// A running fold.
 #[derive(Debug)]
 pub(super) struct Fold(JoinHandle<Result<()>>);
 
 impl Fold {
-    /// Starts to write what the state was after commit `seq`.
+    /// Starts to write the state after commit `seq`.
     pub(super) fn start(directory: &Path, only: Locked, seq: u64, image: Image) -> Result<Self> {
         let directory = directory.to_owned();
         let fold = move || {
-            // Until it is over.
+            // Held until the fold is over.
             let _only = only;
             write_snapshot(&directory, seq, &image)
         };
@@ -59,7 +59,7 @@ impl Fold {
         self.0.is_finished()
     }
 
-    /// How it went, when it is over.
+    /// The result, once the fold is over.
     pub(super) fn outcome(self) -> Result<()> {
         self.0.join().unwrap_or_else(|_| Err(Error::internal("the thread that folds the journal panicked")))
     }
@@ -74,23 +74,22 @@ fn write_snapshot(directory: &Path, seq: u64, image: &Image) -> Result<()> {
         Ok(())
     })?;
     let (path, staged, old) = (directory.join(SNAPSHOT), staged(directory, SNAPSHOT), directory.join(OLD));
-    // Without another name the one before would be freed under the lock, all of it at once.
+    // Without another name, all of the previous snapshot would be freed at once, under the lock.
     let _ = fs::hard_link(&path, &old);
     let install = || {
-        // Nobody reads the store meanwhile. The lock is that of this thread, not that of the
-        // engine.
+        // Nobody reads the store meanwhile. The lock belongs to this thread, not to the engine.
         let _locked = wait_for_lock(directory, PATIENCE)?;
         fs::rename(&staged, &path)
             .and_then(|()| sync_directory(directory))
             .map_err(|source| io_at("write", &path, source))
     };
     if let Err(error) = install() {
-        // Only the name: it may be the snapshot still.
+        // Removes only the name: the file may still be the snapshot.
         let _ = fs::remove_file(&old);
         let _ = fs::remove_file(&staged);
         return Err(error);
     }
-    // They are of no more use, but what stays does no harm.
+    // These files are no longer needed. If one stays, it does no harm.
     let _ = remove(&old);
     for (_, path) in sealed(directory)?.into_iter().filter(|(last, _)| *last <= seq) {
         let _ = remove(&path);
@@ -100,15 +99,15 @@ fn write_snapshot(directory: &Path, seq: u64, image: &Image) -> Result<()> {
 
 /// Removes a file that may be large.
 fn remove(path: &Path) -> io::Result<()> {
-    // What cannot be freed step by step is freed at once.
+    // If it cannot be freed step by step, it is freed at once.
     let _ = shorten(path);
     fs::remove_file(path)
 }
 
-/// Frees what is in a file, step by step: a file system that frees much at once keeps the syncs of
-/// others waiting meanwhile, those of the journal among them. But a journal that a process [has
-/// open](keep) stays whole, so that it is read to its end, and so does what has another name, such
-/// as in somebody's backup.
+/// Frees the contents of a file step by step. A file system that frees much at once delays other
+/// syncs meanwhile, among them the journal's. Two kinds of files stay whole. One is a journal that
+/// a process [has open](keep), which must be able to read it to its end. The other is a file with
+/// another name, for example in somebody's backup.
 fn shorten(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     file.try_lock()?;
@@ -122,14 +121,14 @@ fn shorten(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Has a journal stay as it is for as long as this process has it open, also when others have
-/// folded it.
+/// Keeps a journal whole while this process has it open, even when others have folded it.
 pub(super) fn keep(journal: &File) {
-    // Who does not get it reads the store anew when the journal has become shorter.
+    // A process that does not get the lock reads the store again when the journal has become
+    // shorter.
     let _ = journal.try_lock_shared();
 }
 
-/// Keeps other processes from folding, unless one does.
+/// Keeps other processes from folding. `None` if one of them is folding.
 pub(super) fn lock_fold(directory: &Path) -> Result<Option<Locked>> {
     let path = directory.join(FOLD);
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -137,14 +136,14 @@ pub(super) fn lock_fold(directory: &Path) -> Result<Option<Locked>> {
     lock::try_now(&Arc::new(file), &path, File::try_lock)
 }
 
-/// Removes what a process that was killed had written of a snapshot, or not yet removed of the one
-/// before, unless one is under way.
+/// Removes what a killed process left: a partly written snapshot, or a previous one that it had not
+/// removed yet. Does nothing while a fold is running.
 pub(super) fn clean_up(directory: &Path) -> Result<()> {
     let left = [staged(directory, SNAPSHOT), directory.join(OLD)];
     if left.iter().any(|path| path.exists())
         && let Some(_only) = lock_fold(directory)?
     {
-        // Only the names: the old one may be the snapshot still.
+        // Removes only the names: the old file may still be the snapshot.
         for path in left {
             let _ = fs::remove_file(path);
         }
@@ -152,12 +151,12 @@ pub(super) fn clean_up(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The name of a journal that ends with this commit.
+/// The name of a sealed journal that ends with this commit.
 pub(super) fn sealed_name(last: u64) -> String {
     format!("{SEALED}{last}.jsonl")
 }
 
-/// The sealed journals, each with its last commit, in their order.
+/// The sealed journals in order, each with its last commit.
 pub(super) fn sealed(directory: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let failed = |source| io_at("read", directory, source);
     let mut found = Vec::new();
@@ -173,7 +172,7 @@ pub(super) fn sealed(directory: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// A journal is as long as all of it that no snapshot contains.
+/// Sealed journals count towards the journal's length while no snapshot contains them.
 pub(super) fn sealed_bytes(directory: &Path) -> u64 {
     let lengths = sealed(directory).unwrap_or_default().into_iter().map(|(_, path)| fs::metadata(path));
     lengths.filter_map(|metadata| Some(metadata.ok()?.len())).sum()

@@ -1,7 +1,8 @@
-//! The lines of a journal or snapshot: how a commit is written, and read back.
+//! The lines of a journal or snapshot: how a commit is encoded and decoded.
 //!
-//! **Line breaks** in a line are white space of JSON that callers gave, which comes back as it was:
-//! a CR stands as CR CR, an LF as CR TAB. So a line is one line, and still JSON that says the same.
+//! **Line breaks** in a line are white space in callers' JSON, which must come back unchanged. A CR
+//! is written as CR CR, an LF as CR TAB. So each commit is one line, and still JSON with the same
+//! meaning.
 
 use std::borrow::Cow;
 use std::fs::{File, Metadata, OpenOptions};
@@ -25,7 +26,7 @@ pub(crate) const VERSION: i64 = 1;
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Header {
     ork_state_file: i64,
-    /// The last commit that is folded into what comes before.
+    /// The last commit that the files before this one contain.
     pub(super) after: u64,
 }
 
@@ -68,7 +69,7 @@ fn with_line_breaks(text: &str) -> Result<Cow<'_, str>, String> {
     }
     let mut original = String::with_capacity(text.len());
     original += first;
-    // What follows a CR: nothing, up to the other CR of a pair, or the TAB that makes it an LF.
+    // After a CR comes nothing, up to the second CR of a pair, or the TAB that makes it an LF.
     while let Some(part) = parts.next() {
         if let Some(rest) = part.strip_prefix('\t') {
             original.push('\n');
@@ -88,7 +89,7 @@ pub(super) fn write_header(file: &mut impl Write, after: u64) -> io::Result<()> 
     file.write_all(b"\n")
 }
 
-/// Opens a journal or snapshot; gives its metadata, its header and where its lines begin.
+/// Opens a journal or snapshot. Returns its metadata, its header and the offset of its first line.
 pub(super) fn open_with_header(path: &Path) -> Result<(File, Metadata, Header, u64)> {
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).open(path).map_err(|source| io_at("open", path, source))?;
@@ -120,18 +121,17 @@ pub(super) fn corrupt(path: &Path, at: u64, reason: String) -> Error {
 
 /// How far a file was read.
 pub(super) struct Read {
-    /// Where the last whole line ends.
+    /// The end of the last whole line.
     pub(super) end: u64,
-    /// Its number.
+    /// The commit number of that line.
     pub(super) seq: u64,
-    /// Whether it has no changes, as the last of a snapshot.
+    /// Whether that line has no changes, as the last line of a snapshot.
     pub(super) is_closed: bool,
 }
 
-/// More than this is read by two threads: one decodes what the other applies.
+/// Beyond this size two threads read: one decodes, the other applies.
 const MUCH: u64 = 4 << 20;
-/// So many lines are handed from one to the other at a time, and so often before one waits for the
-/// other.
+/// How many lines one thread hands to the other at a time, and how many batches may wait.
 const LINES: usize = 64;
 const AHEAD: usize = 8;
 
@@ -161,7 +161,7 @@ pub(super) fn read_lines(
                 let some: io::Result<Vec<_>> =
                     std::iter::from_fn(|| lines.next().transpose()).take(LINES).collect();
                 let is_last = some.as_ref().map_or(true, |some| some.len() < LINES);
-                // The other has stopped at an error.
+                // The other thread has stopped at an error.
                 if decoded.send(some).is_err() || is_last {
                     return;
                 }
@@ -182,7 +182,7 @@ struct Lines<'a>(BufReader<&'a mut File>);
 struct DecodedLine {
     length: u64,
     commit: Result<(u64, Vec<Change>), String>,
-    /// Loss of power may leave a last line whose length is on disk and whose bytes are not.
+    /// Loss of power may leave a last line whose length is on disk while its bytes are not.
     is_torn: bool,
 }
 
@@ -200,7 +200,7 @@ impl Lines<'_> {
 }
 
 impl Read {
-    /// Goes on by a line. One that is torn is not counted: it is the last.
+    /// Applies a line. A torn line is not counted, because it is the last one.
     fn apply(&mut self, path: &Path, line: DecodedLine, state: &mut State) -> Result<()> {
         if line.is_torn {
             return Ok(());
@@ -210,8 +210,8 @@ impl Read {
         if number > self.seq + 1 {
             return Err(corrupt(format!("is commit {number}, {} is missing", self.seq + 1)));
         }
-        // One that is not greater is in the snapshot already: a crash came between the two names of
-        // a fold.
+        // A number that is not greater is in the snapshot already: a crash came between the two
+        // namings of a fold.
         if number == self.seq + 1 {
             self.is_closed = changes.is_empty();
             for change in changes {
@@ -236,8 +236,8 @@ fn decode(line: &[u8]) -> Result<(u64, Vec<Change>), String> {
     Ok((line.seq, changes))
 }
 
-/// Reads bytes as a journal without its header, then each line as the changes of a commit whose
-/// checksum is right. No random bytes have a right one.
+/// Reads bytes as a journal without its header. Then reads each line as the changes of a commit
+/// with a correct checksum. Random bytes never have a correct one.
 #[cfg(fuzzing)]
 #[expect(clippy::panic, reason = "this is how a fuzz target tells what it has found")]
 pub fn fuzz(bytes: &[u8]) {
@@ -258,7 +258,7 @@ pub fn fuzz(bytes: &[u8]) {
             format!("{{\"seq\":{seq},\"crc\":\"{}\",\"changes\":{changes}}}\n", checksum(seq, changes));
         let commit = decode(line.as_bytes());
         if let Ok((_, changes)) = &commit {
-            // What was read is written so that it reads again, to the same text.
+            // What was read must be written so that it reads again, with the same text.
             let Ok(written) = encode(seq, changes) else { panic!("it does not serialise: {line}") };
             let again = decode(written.as_bytes())
                 .and_then(|(seq, changes)| encode(seq, &changes).map_err(|error| error.to_string()));

@@ -1,24 +1,25 @@
-//! The files of a store, and when they count.
+//! The files of a store, and when their contents count.
 //!
-//! - `journal.jsonl`: a header, then a line a commit: `{"seq":7,"crc":"89abcdef","changes":[…]}`,
-//!   with the changes of all transactions that share the commit. The checksum is the CRC-32 of the
-//!   sequence number in decimal, a space, and the text of the changes.
-//! - `snapshot.jsonl`: the same form, and a last line without changes, so that one that was cut
-//!   short is known; made when the journal has grown long. The journal goes on after it, and after
-//!   the `sealed-SEQ.jsonl` that there may be: see [`fold`].
+//! - `journal.jsonl`: a header, then one line per commit:
+//!   `{"seq":7,"crc":"89abcdef","changes":[…]}`. The line has the changes of all transactions that
+//!   share the commit. The checksum is the CRC-32 of the sequence number in decimal, a space, and
+//!   the text of the changes.
+//! - `snapshot.jsonl`: the same form, with a last line without changes. That line shows that the
+//!   file was not cut short. The file is made when the journal has grown long. The journal
+//!   continues after it, and after any `sealed-SEQ.jsonl`: see [`fold`].
 //! - `lock`: locked while a process writes; shared while one reads what another wrote.
-//! - `turnstile`: locked by the one who is next to have the lock, so that a busy process cannot
-//!   take it again and again.
+//! - `turnstile`: locked by whoever gets the lock next, so that a busy process cannot take it again
+//!   and again.
 //! - `logs/`: see `log_files.rs`.
 //!
-//! A file with a complete header is whole: both come into being under another name, are synced,
-//! then renamed, and the directory is synced.
+//! A file with a complete header is whole. Both files are first written under another name and
+//! synced. Then they are renamed, and the directory is synced.
 //!
-//! **Loss of power** may take any pages of a write that was not synced, earlier ones and not later
-//! ones. Since a commit is one line, and no commit is written before the one before it is on disk,
-//! all that can be bad is the last line, and nothing of it was acknowledged: it is cut off. That
-//! takes that whoever finds lines that another process wrote, perhaps killed before its sync, syncs
-//! before it relies on them.
+//! **Loss of power** may lose any pages of a write that was not synced, even earlier ones but not
+//! later ones. But a commit is one line, and is only written when the one before it is on disk. So
+//! only the last line can be bad. Nothing of it was acknowledged, and it is cut off. This needs one
+//! more rule. Another process may have been killed before its sync. So whoever finds lines of
+//! another process syncs them before it relies on them.
 
 mod files;
 mod fold;
@@ -48,16 +49,16 @@ use self::files::{LOCK, LOGS, SNAPSHOT, TURNSTILE, open_lock, staged, wait_in_tu
 use self::fold::Fold;
 use self::format::{Header, Read, corrupt, encode, open_with_header, read_lines, write_header};
 
-/// A journal is worth folding into a snapshot when it is longer than this and than twice the
-/// snapshot. In unit tests it is soon: they look at what a crash leaves of the folding.
+/// A journal is folded into a snapshot when it is longer than this and than twice the snapshot. In
+/// unit tests that is soon, because they inspect what a crash leaves of a fold.
 const FOLD_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 16 * 1024 * 1024 };
 
 /// Whether a commit waits for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sync {
-    /// What is acknowledged survives loss of power.
+    /// Acknowledged writes survive loss of power.
     Full,
-    /// What is acknowledged survives a crash of the process; loss of power may take the latest
+    /// Acknowledged writes survive a crash of the process. Loss of power may lose the latest
     /// writes, or leave a journal that is `Corrupt` where they begin.
     Off,
 }
@@ -74,25 +75,25 @@ pub(crate) struct Journal {
     fold: Option<Fold>,
 }
 
-/// The journal file up to what this process has read of it.
+/// The journal file, as far as this process has read it.
 #[derive(Debug)]
 struct OpenJournal {
     file: File,
     inode: u64,
-    /// Where its first commit is.
+    /// The offset of its first commit.
     begin: u64,
-    /// Where the next commit goes.
+    /// The offset of the next commit.
     end: u64,
-    /// The last commit.
+    /// The number of the last commit.
     seq: u64,
-    /// How much of sealed journals comes before it.
+    /// The total length of the sealed journals before it.
     sealed: u64,
-    /// The length, with those, at which it is worth folding.
+    /// The length, including the sealed journals, at which it is folded.
     fold_at: u64,
 }
 
 impl Journal {
-    /// Opens the directory, which is made if its parent is there.
+    /// Opens the directory, which is created if its parent exists.
     pub(crate) fn new(directory: &Path, lock_timeout: Duration, sync: Sync) -> Result<Self> {
         make_directory(directory)?;
         let directory = directory.canonicalize().map_err(|source| io_at("find", directory, source))?;
@@ -120,12 +121,12 @@ impl Journal {
     /// Takes the lock for writing.
     pub(crate) fn lock_exclusive(&self) -> Result<Locked> {
         let locked = self.wait_for_lock(File::try_lock)?;
-        // What a process that was killed had staged: a journal is staged with this lock held.
+        // Staged by a process that was killed: a journal is staged only with this lock held.
         let _ = fs::remove_file(staged(&self.directory, JOURNAL));
         Ok(locked)
     }
 
-    /// Takes the lock for reading what another process is done with.
+    /// Takes the lock for reading what another process has finished.
     fn lock_shared(&self) -> Result<Locked> {
         self.wait_for_lock(File::try_lock_shared)
     }
@@ -134,7 +135,7 @@ impl Journal {
         wait_in_turn(&self.turnstile, &self.lock, &self.directory, try_lock, self.lock_timeout)
     }
 
-    /// Makes a journal of these transactions unless there is one. With the lock held.
+    /// Creates a journal with these transactions unless there is one. The caller holds the lock.
     pub(crate) fn create(&mut self, transactions: impl Iterator<Item = Vec<Change>>) -> Result<()> {
         if self.directory.join(JOURNAL).exists() {
             return Ok(());
@@ -149,7 +150,7 @@ impl Journal {
         self.name_journal()
     }
 
-    /// Gives the staged journal its name, on disk too.
+    /// Gives the staged journal its name, and syncs that.
     fn name_journal(&self) -> Result<()> {
         let (path, staged) = (self.directory.join(JOURNAL), staged(&self.directory, JOURNAL));
         let name = || {
@@ -162,7 +163,7 @@ impl Journal {
         })
     }
 
-    /// Whether there is a journal, so that the store is migrated.
+    /// Whether there is a journal, which means that the store is migrated.
     pub(crate) fn exists(&self) -> bool {
         self.open.is_some() || self.directory.join(JOURNAL).exists()
     }
@@ -174,7 +175,7 @@ impl Journal {
         Ok(self.open.as_ref().is_none_or(|open| open.inode != there.ino() || open.end != there.len()))
     }
 
-    /// Brings the state up to what is on disk, for a reader.
+    /// Brings the state up to date with the disk, for a reader.
     pub(crate) fn catch_up_shared(&mut self, state: &mut State) -> Result<()> {
         if self.is_behind()? {
             let _locked = self.lock_shared()?;
@@ -183,7 +184,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Brings the state up to what is on disk. With the lock held, shared at least.
+    /// Brings the state up to date with the disk. The caller holds the lock, at least shared.
     pub(crate) fn catch_up(&mut self, state: &mut State) -> Result<()> {
         let path = self.directory.join(JOURNAL);
         let there = fs::metadata(&path).map_err(|source| io_at("read", &path, source))?;
@@ -193,14 +194,14 @@ impl Journal {
                 open.read_on(&path, self.sync, state).map(|()| true)
             }
             Some(open) if open.inode != there.ino() => open.follow(&self.directory, self.sync, state),
-            // It has become shorter, which nobody does who works on it.
+            // The journal has become shorter, which no process that uses the store does to it.
             Some(_) | None => Ok(false),
         };
         match caught_up {
             Ok(true) => Ok(()),
             Ok(false) => self.read_anew(state),
             Err(error) => {
-                // Half of it may be applied: the next call reads everything anew.
+                // Half of it may be applied. The next call reads everything again.
                 self.open = None;
                 Err(error)
             }
@@ -222,7 +223,7 @@ impl Journal {
         }
     }
 
-    /// Forgets what was read, so that the next call reads everything anew.
+    /// Drops the position, so that the next call reads everything again.
     pub(crate) fn forget(&mut self) {
         self.open = None;
     }
@@ -245,8 +246,8 @@ impl Journal {
             let (mut file, _, header, begin) = open_with_header(&path)?;
             require_before(&path, header, seq)?;
             let read = read_lines(&path, &mut file, begin, seq, state)?;
-            // It has more than its name says if it is the journal still: a process was killed
-            // between the two names.
+            // If the file is still the journal too, it has more commits than its name says. A
+            // process was killed between the link and the rename.
             if read.seq < last {
                 return Err(corrupt(&path, read.end, "is not there: the journal was cut short".to_owned()));
             }
@@ -258,16 +259,16 @@ impl Journal {
         require_before(&path, header, seq)?;
         let Read { end, seq, .. } = read_lines(&path, &mut file, begin, seq, state)?;
         self.sync.file(&file, &path)?;
-        // The process that gave the file its name may have been killed before that was on disk.
+        // The process that renamed the file may have been killed before that was synced.
         self.sync.directory(&self.directory)?;
         let mut open = OpenJournal { file, inode: there.ino(), begin, end, seq, sealed: 0, fold_at: 0 };
         open.measure(&self.directory);
         Ok(open)
     }
 
-    /// Appends a commit and has it on disk. With the lock held, after catching up.
+    /// Appends a commit and syncs it. The caller holds the lock and has caught up.
     ///
-    /// If it fails nothing of it counts, as far as can be known: the error says.
+    /// If this fails, nothing of it counts, unless the error says that this is unknown.
     pub(crate) fn append(&mut self, changes: &[Change]) -> Result<()> {
         let path = self.directory.join(JOURNAL);
         let Some(open) = &mut self.open else {
@@ -275,7 +276,7 @@ impl Journal {
         };
         let line = encode(open.seq + 1, changes)?;
         let write = |file: &mut File| {
-            // What lies beyond the end is a line that a killed process left torn.
+            // Bytes beyond the end are a torn line of a killed process.
             file.set_len(open.end)?;
             file.seek(SeekFrom::Start(open.end))?;
             file.write_all(line.as_bytes())?;
@@ -294,8 +295,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Begins to fold the journal into a snapshot if it has grown long. With the lock held, after
-    /// catching up.
+    /// Starts to fold the journal into a snapshot if it has grown long. The caller holds the lock
+    /// and has caught up.
     pub(crate) fn fold_if_long(&mut self, state: &State) {
         if self.fold.as_ref().is_some_and(Fold::is_over) {
             self.finish_fold();
@@ -311,7 +312,7 @@ impl Journal {
 
     fn start_fold(&mut self, state: &State) -> Result<()> {
         let Some(only) = fold::lock_fold(&self.directory)? else {
-            // Another process is at it.
+            // Another process is folding.
             self.put_off_fold();
             return Ok(());
         };
@@ -326,7 +327,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Waits for the fold that is under way.
+    /// Waits for the running fold.
     pub(crate) fn finish_fold(&mut self) {
         let Some(fold) = self.fold.take() else { return };
         match fold.outcome() {
@@ -339,8 +340,8 @@ impl Journal {
         }
     }
 
-    /// What failed, such as on a full disk, is not tried again at every commit. The journal stands
-    /// as it was, only longer than it need be.
+    /// A fold that failed, for example on a full disk, is not retried at every commit. The journal
+    /// is still valid, only longer than necessary.
     fn put_off_fold(&mut self) {
         if let Some(open) = &mut self.open {
             let length = open.sealed + open.end;
@@ -348,26 +349,26 @@ impl Journal {
         }
     }
 
-    /// Ends the journal with the last commit and goes on with a new one. Gives that commit.
+    /// Ends the journal with the last commit and continues with a new one. Returns that commit.
     fn seal(&mut self) -> Result<u64> {
         let path = self.directory.join(JOURNAL);
         let Some(open) = &mut self.open else {
             return Err(Error::internal("seals a journal that is not open"));
         };
-        // There is nothing in it.
+        // The journal is empty.
         if open.end == open.begin {
             return Ok(open.seq);
         }
-        // What lies beyond the end is a line that a killed process left torn.
+        // Bytes beyond the end are a torn line of a killed process.
         let cut = open.file.set_len(open.end).and_then(|()| sync_file(&open.file));
         cut.map_err(|source| io_at("write", &path, source))?;
         let (seq, length, inode) = (open.seq, open.end, open.inode);
         stage(&self.directory, JOURNAL, |file| write_header(file, seq))?;
         let sealed = self.directory.join(fold::sealed_name(seq));
-        // On disk before the name that it has had goes to another.
+        // The sealed name must be on disk before another file gets the journal's name.
         match fs::hard_link(&path, &sealed) {
-            // A process was killed between the two names, if it is the same file. Another one would
-            // be the end of this journal.
+            // If it is the same file, a process was killed between the link and the rename. A
+            // different file would be the end of this journal.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::metadata(&sealed) {
                 Ok(there) if there.ino() == inode => Ok(()),
                 _ => Err(error),
@@ -389,7 +390,7 @@ impl Journal {
 }
 
 impl OpenJournal {
-    /// Sees what there is to fold, which other processes may have done.
+    /// Updates the lengths: other processes may have folded.
     fn measure(&mut self, directory: &Path) {
         let snapshot = fs::metadata(directory.join(SNAPSHOT)).map_or(0, |metadata| metadata.len());
         (self.sealed, self.fold_at) = (fold::sealed_bytes(directory), FOLD_BYTES.max(2 * snapshot));
@@ -405,8 +406,8 @@ impl OpenJournal {
         Ok(())
     }
 
-    /// Reads this journal to its end, which another process has sealed, and goes on with the one
-    /// that comes after it. Says whether that is the one that is there.
+    /// Reads this journal to its end, after another process has sealed it. Then continues with the
+    /// next one. Returns whether that is the current journal.
     fn follow(&mut self, directory: &Path, sync: Sync, state: &mut State) -> Result<bool> {
         let path = directory.join(JOURNAL);
         let read = read_lines(&path, &mut self.file, self.end, self.seq, state)?;
@@ -415,7 +416,7 @@ impl OpenJournal {
             return Ok(false);
         }
         fold::keep(&file);
-        // The process that gave it its name may have been killed before that was on disk.
+        // The process that renamed it may have been killed before that was synced.
         sync.directory(directory)?;
         (self.file, self.inode) = (file, there.ino());
         (self.begin, self.end, self.seq) = (begin, begin, read.seq);
@@ -425,7 +426,7 @@ impl OpenJournal {
     }
 }
 
-/// A file goes on from what was read so far.
+/// Checks that a file continues where reading has stopped.
 fn require_before(path: &Path, header: Header, seq: u64) -> Result<()> {
     if header.after <= seq {
         return Ok(());
@@ -435,7 +436,7 @@ fn require_before(path: &Path, header: Header, seq: u64) -> Result<()> {
 }
 
 impl Sync {
-    /// Has what other processes wrote on disk: one that was killed may not have come to it.
+    /// Syncs what other processes wrote: one that was killed may not have done so.
     fn file(self, file: &File, path: &Path) -> Result<()> {
         match self {
             Self::Full => sync_file(file).map_err(|source| io_at("sync", path, source)),
@@ -443,7 +444,7 @@ impl Sync {
         }
     }
 
-    /// Has on disk the names that other processes gave.
+    /// Syncs the names that other processes gave.
     fn directory(self, path: &Path) -> Result<()> {
         match self {
             Self::Full => sync_directory(path).map_err(|source| io_at("sync", path, source)),

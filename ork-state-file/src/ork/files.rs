@@ -1,4 +1,4 @@
-//! Files of one JSON value each, replaced as a whole.
+//! Files with one JSON value each, replaced as a whole.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,13 +15,13 @@ use crate::disk::{make_directory, sync_directory, sync_file};
 use crate::error::io_at;
 use crate::lock::{self, Deadline, Locked};
 
-/// The name under which a file is written before it gets its own: one a directory, and none that a
-/// file of ours has.
+/// The name under which a file is written before it gets its own. There is one per directory, and
+/// no file of ours has this name.
 const STAGED: &str = ".staged";
 
-/// A directory that a store may write to, made if its parent is there.
+/// A directory that a store may write to, created if its parent exists.
 ///
-/// Its path is absolute from now on: the process may change its own directory later.
+/// Its path is made absolute, because the process may change its own directory later.
 pub(super) fn base_directory(path: &Path) -> Result<PathBuf> {
     make_directory(path)?;
     let path = path.canonicalize().map_err(|source| io_at("find", path, source))?;
@@ -32,7 +32,7 @@ pub(super) fn base_directory(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The bytes of a file, if it is there.
+/// The bytes of a file, if it exists.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -41,7 +41,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Reads a value; `what` it is and `file` are for the error, which does not quote the value.
+/// Parses a value. `what` and `file` are for the error, which does not quote the value.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], file: &str, what: &str) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| {
         let reason = match error.classify() {
@@ -55,22 +55,22 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], file: &str, what: &str) -
     })
 }
 
-/// A file that says that it is another one.
+/// The error for a file whose contents name another file.
 pub(super) fn misplaced(file: &str, field: &str) -> Error {
     Error::corrupt(file, "as a whole", field, "it is not the one that the file's path tells")
         .with_hint("Move the file to its place, or remove it")
 }
 
-/// The text of a value, for people too.
+/// The text of a value, readable for people too.
 pub(super) fn print(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(value)
         .map_err(|source| Error::internal("a value does not serialise").with_source(source))
 }
 
-/// Writes a file, below `base` in these directories, which are made. Who reads it has the old
+/// Writes a file below `base` in these directories, which are created. A reader gets the old
 /// contents or the new ones. Once this returns they survive loss of power.
 ///
-/// Two that write in one directory at once take turns, by a lock of the staged file.
+/// Two writers in one directory take turns, by a lock of the staged file.
 pub(super) fn replace(
     base: &Path,
     directories: &[&str],
@@ -88,7 +88,7 @@ pub(super) fn replace(
     let (file, _locked) = stage(&staged, deadline)?;
     let is_new = !path.exists();
     let written = (|| {
-        // What a process that was killed had written.
+        // Left by a process that was killed.
         file.set_len(0)?;
         (&*file).write_all(bytes)?;
         sync_file(&file)?;
@@ -98,8 +98,8 @@ pub(super) fn replace(
         let _ = fs::remove_file(&staged);
         return Err(io_at("write", &path, source));
     }
-    // A new file's directories may be new too, made by a process that was killed before it synced
-    // them.
+    // A new file's directories may be new too. A process may have made them and been killed before
+    // it synced them.
     let above = directory.ancestors().take(if is_new { directories.len() + 1 } else { 1 });
     for directory in above {
         sync_directory(directory).map_err(|source| {
@@ -126,8 +126,8 @@ fn stage(staged: &Path, deadline: Deadline) -> Result<(Arc<File>, Locked)> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(source) => return Err(failed(source)),
         };
-        // Who had the lock before may have renamed the file that we opened: then it is not for us
-        // to write to.
+        // The previous owner of the lock may have renamed the file that we opened. Then we must not
+        // write to it.
         if there.ino() == file.metadata().map_err(failed)?.ino() {
             return Ok((file, locked));
         }

@@ -1,4 +1,4 @@
-//! The same without files.
+//! The legacy state store without files, in memory.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use ork_state_api::ork::{LegacyRun, LegacyRunId, LegacyTaskName, LegacyTaskRun, StateStore, newest_first};
 use ork_state_api::{Clock, Entity, Error, Result, RunStatus, SystemClock, WorkflowName};
 
-/// Runs of old flows in memory, gone with the last clone of the store. For tests. Cheap to clone.
+/// Runs of old flows in memory. They are gone when the last clone of the store is dropped. For
+/// tests. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct InMemoryStateStore {
     runs: Arc<Mutex<BTreeMap<LegacyRunId, Held>>>,
@@ -35,7 +36,7 @@ impl InMemoryStateStore {
     }
 
     fn runs(&self) -> MutexGuard<'_, BTreeMap<LegacyRunId, Held>> {
-        // Nothing is half done where a panic is possible.
+        // No change is half done where a panic is possible.
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,7 +1,7 @@
 //! The stores that Ork kept before its database: see [`ork_state_api::ork`].
 //!
-//! Ork wrote their files in place. We write each beside its place and rename it, so a file that is
-//! cut short is Ork's, or damage.
+//! Ork wrote its files in place. We write each one beside its place and rename it. So a file that
+//! is cut short is Ork's, or damage.
 
 mod files;
 mod memory;
@@ -15,11 +15,11 @@ pub use memory::InMemoryStateStore;
 pub use object_store::ObjectStoreFiles;
 pub use state_store::FileStateStore;
 
-/// Does what waits for the disk or for a lock where it keeps no other task waiting. Once it runs it
-/// runs to its end, also when nobody waits for it any more (rule G9).
+/// Runs work that waits for the disk or for a lock where it blocks no other task. Once it runs it
+/// runs to its end, even when nobody waits for it any more (rule G9).
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-        // Another executor than tokio's, which has no such place.
+        // An executor other than tokio's, which has no such place.
         return work();
     };
     runtime.spawn_blocking(work).await.unwrap_or_else(|stopped| {

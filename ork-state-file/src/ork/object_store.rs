@@ -16,11 +16,11 @@ const SPEC: &str = "spec.json";
 const STATUS: &str = "status.json";
 const OUTPUT: &str = "output.json";
 
-/// The files of old flows' tasks, as Ork kept them, in a directory, in memory, or in an object
+/// The files of old flows' tasks, as Ork kept them: in a directory, in memory, or in an object
 /// store.
 ///
-/// In a directory they are synced, and their owner's alone (0600, in directories of 0700). Cheap to
-/// clone.
+/// In a directory they are synced, and only their owner can read them (0600, in directories of
+/// 0700). Cheap to clone.
 ///
 /// ```
 /// # use ork_state_file::ObjectStoreFiles;
@@ -40,12 +40,12 @@ pub struct ObjectStoreFiles {
 }
 
 impl ObjectStoreFiles {
-    /// The files in this directory, which is made if its parent is there. What Ork called
+    /// The files in this directory, which is created if its parent exists. Ork called this
     /// `LocalObjectStore`.
     ///
     /// # Errors
-    /// `Unavailable` if the directory cannot be made or found; `InvalidInput` if it is a file, or
-    /// its path is not UTF-8.
+    /// `Unavailable` if the directory cannot be created or found. `InvalidInput` if it is a file,
+    /// or its path is not UTF-8.
     pub async fn directory(base: impl Into<PathBuf>) -> Result<Self> {
         let base = base.into();
         let base = blocking(move || files::base_directory(&base)).await?;
@@ -56,26 +56,26 @@ impl ObjectStoreFiles {
         Ok(Self { place: Place::Directory { base, shown } })
     }
 
-    /// New files in memory, gone with the last clone. For tests.
+    /// New files in memory, gone when the last clone is dropped. For tests.
     #[must_use]
     pub fn memory() -> Self {
         Self::over(Arc::new(InMemory::new()), Path::default(), "memory:")
     }
 
-    /// Files in any object store, below a prefix. `url` is what the paths that are told begin with.
+    /// Files in any object store, below a prefix. Reported paths begin with `url`.
     pub fn over(store: Arc<dyn ::object_store::ObjectStore>, prefix: Path, url: impl AsRef<str>) -> Self {
         let shown = url.as_ref().trim_end_matches('/').to_owned();
         Self { place: Place::Objects { store, prefix, shown } }
     }
 
-    /// Opens the files at a URL: `file:DIRECTORY`, `memory:`, and with the features of these names
-    /// `s3://BUCKET/PREFIX` (`s3`), `gs://BUCKET/PREFIX` (`gcs`), `az://CONTAINER/PREFIX`
+    /// Opens the files at a URL: `file:DIRECTORY` or `memory:`. With the features of these names
+    /// also `s3://BUCKET/PREFIX` (`s3`), `gs://BUCKET/PREFIX` (`gcs`) and `az://CONTAINER/PREFIX`
     /// (`azure`).
     ///
-    /// Credentials come from the environment, by the names that each cloud's own tools use.
+    /// Credentials come from the environment, under the names that each cloud's own tools use.
     ///
     /// # Errors
-    /// `InvalidInput` for a URL that is none of these, or whose feature is not compiled in; and as
+    /// `InvalidInput` for any other URL, or if its feature is not compiled in. Otherwise as
     /// [`directory`](Self::directory).
     pub async fn connect(url: &str) -> Result<Self> {
         let options = ConnectOptions::new(url)?;
@@ -118,7 +118,7 @@ cloud!(s3, "s3", ::object_store::aws::AmazonS3Builder);
 cloud!(gcs, "gcs", ::object_store::gcp::GoogleCloudStorageBuilder);
 cloud!(azure, "azure", ::object_store::azure::MicrosoftAzureBuilder);
 
-/// What comes after the bucket, and the URL, which is told to executors and so must hold no secret.
+/// The part after the bucket, and the URL. Executors get the URL, so it must hold no secret.
 #[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
 fn prefix(text: &str) -> Result<(Path, url::Url)> {
     let bad = |reason: &str| Error::invalid("store URL", reason);

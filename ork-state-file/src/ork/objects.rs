@@ -1,5 +1,5 @@
 //! Where the files of tasks are: a directory of ours, or anything that the `object_store` crate
-//! reaches.
+//! supports.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,29 +13,28 @@ use super::{blocking, files};
 use crate::lock::Deadline;
 use crate::options::LOCK_TIMEOUT;
 
-/// What stands for itself in a URL (RFC 3986, unreserved).
+/// The characters that need no escape in a URL (RFC 3986, unreserved).
 const IN_URL: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The place of all files.
 #[derive(Debug, Clone)]
 pub(super) enum Place {
     /// `object_store` could write here too, atomically and with syncs. But its files and
-    /// directories get the modes that the process has by default, and what a killed writer left is
-    /// never removed.
+    /// directories get the process's default modes. And it never removes what a killed writer left.
     Directory {
         base: PathBuf,
-        /// The same, for paths that are told.
+        /// The same, for reported paths.
         shown: String,
     },
     Objects {
         store: Arc<dyn ObjectStore>,
         prefix: Path,
-        /// The URL, without a slash at its end.
+        /// The URL, without a trailing slash.
         shown: String,
     },
 }
 
-/// Which file: the run, the task, and the name of the file.
+/// Identifies a file: the run, the task, and the name of the file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Key<'a> {
     pub(super) run: &'a str,
@@ -44,7 +43,7 @@ pub(super) struct Key<'a> {
 }
 
 impl Place {
-    /// Where a task's files are, for others.
+    /// Where a task's files are, in a form for others.
     pub(super) fn task_dir(&self, run: &str, task: &str) -> String {
         match self {
             Self::Directory { shown, .. } if shown.ends_with('/') => format!("{shown}{run}/{task}"),
@@ -55,7 +54,7 @@ impl Place {
         }
     }
 
-    /// Where a file is, for others.
+    /// Where a file is, in a form for others.
     pub(super) fn shown(&self, key: Key<'_>) -> String {
         format!("{}/{}", self.task_dir(key.run, key.task), key.file)
     }
@@ -73,7 +72,7 @@ impl Place {
                 let put = store.put_opts(&location(prefix, key)?, bytes.into(), PutOptions::default()).await;
                 put.map(drop).map_err(|source| match denied(&source, &self.shown(key)) {
                     Some(error) => error.with_source(source),
-                    // The answer may be what was lost.
+                    // The write may have succeeded and only the answer been lost.
                     None => Error::unknown_effect(format!("cannot write {}", self.shown(key)))
                         .with_hint("Write it again: that does no harm")
                         .with_source(source),
@@ -82,7 +81,7 @@ impl Place {
         }
     }
 
-    /// Reads a file, if it is there.
+    /// Reads a file, if it exists.
     pub(super) async fn get(&self, key: Key<'_>) -> Result<Option<Vec<u8>>> {
         match self {
             Self::Directory { base, .. } => {
@@ -105,13 +104,14 @@ impl Place {
     }
 }
 
-/// The name of an object: as it is, so that others find it; `object_store` encodes it on its way.
+/// The name of an object, unescaped so that others find it. `object_store` encodes it when it sends
+/// it.
 fn location(prefix: &Path, key: Key<'_>) -> Result<Path> {
     Path::parse(format!("{prefix}/{}/{}/{}", key.run, key.task, key.file))
         .map_err(|source| Error::invalid("object name", "is none that can be stored").with_source(source))
 }
 
-/// What the store certainly has not done, and what to do about it.
+/// The error if the store has certainly done nothing, with what to do about it.
 fn denied(error: &StoreError, shown: &str) -> Option<Error> {
     let (reason, hint) = match error {
         StoreError::NotFound { .. } => {

@@ -22,8 +22,8 @@ use crate::error::io_at;
 use crate::lock::{self, Deadline};
 use crate::options::LOCK_TIMEOUT;
 
-/// Ork locked this file too, in the same way: an Ork that still runs on the directory and this
-/// store keep each other out.
+/// Ork locked this file too, in the same way. So an Ork that still runs on the directory and this
+/// store lock each other out.
 const LOCK: &str = "state.lock";
 const RUNS: &str = "runs";
 const TASKS: &str = "tasks";
@@ -32,8 +32,8 @@ const TASKS: &str = "tasks";
 /// `runs/<id>/tasks/<task>.json`.
 ///
 /// Directories that Ork wrote are read as they are. Any number of processes may share one on a
-/// local file system; a write holds the lock of `state.lock`, is synced, and is its owner's alone
-/// (0600, in directories of 0700). Cheap to clone.
+/// local file system. A write holds the lock of `state.lock` and is synced. Only the owner can read
+/// its files (0600, in directories of 0700). Cheap to clone.
 ///
 /// ```
 /// # use ork_state_file::FileStateStore;
@@ -50,16 +50,16 @@ pub struct FileStateStore {
     directory: PathBuf,
     lock_timeout: Duration,
     clock: Arc<dyn Clock>,
-    /// Held by whoever is next to have the lock: else those who read, which share it, could keep
-    /// one who writes out for ever.
+    /// Held by the caller that is next to have the lock. Otherwise readers, which share the lock,
+    /// could keep a writer out for ever.
     turnstile: Arc<Mutex<()>>,
 }
 
 impl FileStateStore {
-    /// Opens the store in this directory, which is made if its parent is there.
+    /// Opens the store in this directory, which is created if its parent exists.
     ///
     /// # Errors
-    /// `Unavailable` if the directory cannot be made or found; `InvalidInput` if it is a file.
+    /// `Unavailable` if the directory cannot be created or found. `InvalidInput` if it is a file.
     pub async fn open(directory: impl Into<PathBuf>) -> Result<Self> {
         let directory = directory.into();
         let directory = blocking(move || files::base_directory(&directory)).await?;
@@ -85,9 +85,9 @@ impl FileStateStore {
         self
     }
 
-    /// Does something with the lock held, which is shared if it only reads. One that reads needs it
-    /// because Ork writes in place, and because a directory that is listed while files of it are
-    /// renamed may seem to lack some.
+    /// Runs work with the lock held, shared if the work only reads. A reader needs the lock because
+    /// Ork writes in place. It also needs it because files may be renamed while their directory is
+    /// listed. Then some would seem to be missing.
     async fn locked<T: Send + 'static>(
         &self,
         try_lock: fn(&File) -> Result<(), TryLockError>,
@@ -138,7 +138,7 @@ impl FileStateStore {
         files::replace(&self.directory, &[RUNS], &json_name(&run.id), &files::print(run)?, deadline)
     }
 
-    /// That the run is there; what is in its file is not looked at.
+    /// Checks that the run exists, without reading its file.
     fn check_run(&self, id: &LegacyRunId) -> Result<()> {
         let path = self.run_path(id);
         match path.try_exists() {
@@ -153,8 +153,8 @@ fn json_name(name: &str) -> String {
     format!("{name}.json")
 }
 
-/// The values in a directory, by the names of their files. Whatever is called `.json` and is no
-/// directory must be one of them.
+/// The values in a directory, by file name. Everything with the extension `.json` that is not a
+/// directory must be one.
 fn read_all<N, T>(
     directory: &Path,
     name: fn(&str) -> Result<N>,
@@ -163,7 +163,7 @@ fn read_all<N, T>(
     let failed = |source| io_at("read", directory, source);
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        // It is made with the first file in it.
+        // The directory is created with its first file.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(failed(source)),
     };
@@ -179,13 +179,13 @@ fn read_all<N, T>(
             Error::corrupt(path.display().to_string(), "as a whole", "name", reason)
                 .with_hint("Give the file its name back, or remove it")
         })?;
-        // One that is gone meanwhile was removed by hand.
+        // A file that is gone meanwhile was removed by hand.
         found.extend(read(&name)?);
     }
     Ok(found)
 }
 
-/// A task as it stands in its file: Ork knew no output of JSON `null`, it wrote `null` for none.
+/// A task as its file holds it. Ork had no output of JSON `null`: it wrote `null` for no output.
 #[derive(Serialize, Deserialize)]
 struct TaskFile {
     run_id: LegacyRunId,
@@ -197,10 +197,10 @@ struct TaskFile {
     dispatched_at: Option<Timestamp>,
     started_at: Option<Timestamp>,
     finished_at: Option<Timestamp>,
-    /// Any text: Ork did not ask whether it is a [`Text`].
+    /// Any text: Ork did not check that it is a [`Text`].
     error: Option<String>,
     output: Option<Json>,
-    /// There only where the output is JSON `null`.
+    /// Present only where the output is JSON `null`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     output_is_null: bool,
 }

@@ -1,4 +1,4 @@
-//! Records of another store, and what they come to.
+//! Records of another store, and the state that they become.
 
 use std::sync::Arc;
 
@@ -9,17 +9,17 @@ use crate::change::{Change, LogLength, NewJob, NewTask, TaskPatch};
 
 use super::State;
 
-/// Records of another store that are not yet what this one holds.
+/// Imported records that are not yet part of the store.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Import {
     pub(crate) progress: ImportProgress,
-    /// Encoded, without those of logs.
+    /// In encoded form, without those of logs.
     pub(crate) records: Vec<Arc<str>>,
     pub(crate) logs: Vec<LogLength>,
 }
 
 impl Import {
-    /// What the store holds once it is finished.
+    /// The state of the store once the import is finished.
     pub(crate) fn finished(&self) -> Result<State> {
         let (mut state, _) = State::of_records(self.records.iter().map(|record| Record::decode(record)))?;
         for (task, length) in &self.logs {
@@ -29,11 +29,11 @@ impl Import {
     }
 }
 
-/// Parts of logs, each with where it begins.
+/// Parts of logs, each with its offset.
 type LogParts = Vec<(TaskId, u64, Vec<u8>)>;
 
 impl State {
-    /// What the store holds that has these records, and the logs, which no state has.
+    /// The state with these records, and the logs, which are not part of a state.
     pub(crate) fn of_records(records: impl Iterator<Item = Result<Record>>) -> Result<(Self, LogParts)> {
         let (mut state, mut logs) = (Self::default(), LogParts::new());
         let mut tasks = RunTasks::default();
@@ -68,7 +68,7 @@ impl State {
     }
 }
 
-/// The tasks of a run, which are put in at once, and what is said of each.
+/// The tasks of a run, which are added at once, and the changes that follow for each.
 #[derive(Default)]
 struct RunTasks {
     run: Option<Run>,

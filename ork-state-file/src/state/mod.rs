@@ -1,4 +1,4 @@
-//! What is stored, in memory, with the indexes that make every operation cheap. No I/O.
+//! The contents of the store in memory, with the indexes that make every operation cheap. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,42 +16,42 @@ mod import;
 
 pub(crate) use self::import::Import;
 
-/// Everything that is stored.
+/// The contents of the store.
 ///
-/// The maps that grow are trees: a table of hashes that has grown full is moved as a whole, and all
-/// calls wait for that.
+/// The maps that grow are trees. A full hash table is moved as a whole, and all calls would wait
+/// for that.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) workflows: BTreeMap<WorkflowId, Workflow>,
     pub(crate) workflow_names: BTreeMap<WorkflowName, WorkflowId>,
     pub(crate) snapshots: BTreeMap<SnapshotId, Snapshot>,
-    /// The same by workflow and content hash.
+    /// Snapshots by workflow and content hash.
     pub(crate) snapshot_hashes: BTreeMap<(WorkflowId, String), SnapshotId>,
     pub(crate) runs: BTreeMap<RunId, Arc<RunRow>>,
     /// All runs, newest first.
     pub(crate) run_keys: BTreeSet<RunKey>,
-    /// The same by workflow; every workflow has an entry.
+    /// Runs by workflow. Every workflow has an entry.
     pub(crate) workflow_runs: BTreeMap<WorkflowId, BTreeSet<RunKey>>,
     pub(crate) idempotency_keys: BTreeMap<(WorkflowId, Label), RunId>,
-    /// Where each task is.
+    /// The position of each task.
     places: BTreeMap<TaskId, (RunId, u32)>,
     /// The pending tasks of running runs that wait for no other task, in the order of claims.
     pub(crate) ready: BTreeSet<ReadyTask>,
-    /// The leases of claimed tasks, the first to lapse first.
+    /// The leases of claimed tasks, in order of expiry.
     pub(crate) leases: BTreeSet<(Timestamp, TaskId)>,
-    /// The running tasks that may not run for ever, the first to be overdue first.
+    /// The running tasks with a deadline, in order of deadlines.
     pub(crate) deadlines: BTreeSet<(Timestamp, TaskId)>,
-    /// The schedules in force that have a next slot, the first to be due first.
+    /// The active schedules with a next slot, in order of slots.
     pub(crate) slots: BTreeSet<(Timestamp, WorkflowId)>,
     pub(crate) jobs: BTreeMap<JobId, Arc<JobRow>>,
-    /// The open jobs, the first to be polled first.
+    /// The open jobs, in order of the next poll.
     pub(crate) polls: BTreeSet<(Timestamp, JobId)>,
     /// The runs that have ended, the longest ended first.
     pub(crate) ended: BTreeSet<(Timestamp, RunId)>,
     pub(crate) counts: Counts,
-    /// What was imported and is not finished.
+    /// An import that is not finished.
     pub(crate) import: Option<Import>,
-    /// What has happened since somebody looked.
+    /// What has happened since the last look.
     pub(crate) news: News,
 }
 
@@ -73,18 +73,18 @@ fn one_less<K: Ord>(counts: &mut BTreeMap<K, u64>, status: &K) {
     }
 }
 
-/// What watchers are told of.
+/// What watchers are notified of.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct News {
     pub(crate) ready: bool,
     pub(crate) ended: bool,
 }
 
-/// A deferred job with what it does not show.
+/// A deferred job, with the fields that the API does not show.
 #[derive(Debug, Clone)]
 pub(crate) struct JobRow {
     pub(crate) job: DeferredJob,
-    /// The last token that it was claimed with.
+    /// The token of its last claim.
     pub(crate) token: Token,
 }
 
@@ -104,22 +104,22 @@ impl RunRow {
     }
 }
 
-/// A task with what it does not show.
+/// A task, with the fields that the API does not show.
 #[derive(Debug, Clone)]
 pub(crate) struct TaskRow {
     pub(crate) task: Task,
     pub(crate) params: Option<Json>,
     pub(crate) output: Option<Json>,
-    /// The last token that it was claimed with.
+    /// The token of its last claim.
     pub(crate) token: Token,
     /// The indexes of the tasks that wait for it.
     pub(crate) dependents: Vec<u32>,
     pub(crate) log_length: u64,
-    /// In the order of their making.
+    /// In order of creation.
     pub(crate) jobs: Vec<JobId>,
 }
 
-/// Where a task stands in the indexes.
+/// A task's entries in the indexes.
 #[derive(PartialEq, Eq)]
 struct Places {
     ready: Option<ReadyTask>,
@@ -147,7 +147,7 @@ fn deadline(task: &Task) -> Option<Timestamp> {
     Some(started_at.saturating_add(allowed))
 }
 
-/// The slot that a workflow's schedule waits for.
+/// The next slot of a workflow's schedule.
 fn slot(workflow: &Workflow) -> Option<Timestamp> {
     workflow.schedule.as_ref().filter(|schedule| schedule.enabled)?.next_at
 }
@@ -170,7 +170,7 @@ impl State {
         self.task_at(*run, *index)
     }
 
-    /// The task of a run at an index.
+    /// The task at an index of a run.
     pub(crate) fn task_at(&self, run: RunId, index: u32) -> Option<&TaskRow> {
         self.runs.get(&run)?.tasks.get(index as usize).map(Arc::as_ref)
     }
@@ -180,7 +180,7 @@ impl State {
         self.runs.values().flat_map(|row| &row.tasks).map(Arc::as_ref)
     }
 
-    /// A task to be changed: a copy of its own if an image shares it.
+    /// A task to change. It is copied if an image shares it.
     fn task_mut(&mut self, id: TaskId) -> Option<&mut TaskRow> {
         let (run, index) = self.places.get(&id)?;
         Arc::make_mut(self.runs.get_mut(run)?).tasks.get_mut(*index as usize).map(Arc::make_mut)
@@ -190,13 +190,13 @@ impl State {
         self.jobs.get(&id).map(Arc::as_ref)
     }
 
-    /// Whether the run hands out tasks.
+    /// Whether the run's tasks can be claimed.
     pub(crate) fn is_running(&self, run: RunId) -> bool {
         self.runs.get(&run).is_some_and(|row| row.run.status == RunStatus::Running)
     }
 
-    /// Applies what a transaction recorded. Says what is wrong if it does not fit the state: then
-    /// the journal has been tampered with.
+    /// Applies a recorded change. Says what is wrong if it does not fit the state. In that case the
+    /// journal has been tampered with.
     pub(crate) fn apply(&mut self, change: Change) -> Result<(), String> {
         match change {
             Change::Workflow(workflow) => self.put_workflow(workflow),
@@ -249,7 +249,7 @@ impl State {
         Ok(())
     }
 
-    /// Holds something else from now on.
+    /// Replaces the contents.
     pub(crate) fn replace(&mut self, other: Self) {
         *self = Self { news: News { ready: true, ended: true }, ..other };
     }
@@ -287,7 +287,7 @@ impl State {
         Ok(())
     }
 
-    /// Changes a deferred job and keeps the indexes right.
+    /// Changes a deferred job and updates the indexes.
     pub(crate) fn edit_job(&mut self, id: JobId, edit: impl FnOnce(&mut JobRow)) -> Option<&JobRow> {
         let row = Arc::make_mut(self.jobs.get_mut(&id)?);
         if let Some(poll_at) = row.job.poll_at {
@@ -321,7 +321,7 @@ impl State {
         self.runs.insert(run.id, Arc::new(RunRow { run, tasks: Vec::new(), task_names: Arc::default() }));
     }
 
-    /// Changes a run and keeps the indexes right. Neither its id nor its age change.
+    /// Changes a run and updates the indexes. Its id and its creation time do not change.
     pub(crate) fn edit_run(&mut self, id: RunId, edit: impl FnOnce(&mut Run)) -> Option<&Run> {
         let run = &mut Arc::make_mut(self.runs.get_mut(&id)?).run;
         let (status, finished_at) = (run.status, run.finished_at);
@@ -338,7 +338,7 @@ impl State {
         Some(run)
     }
 
-    /// Gives a run its tasks, which come in the order of their indexes.
+    /// Adds the tasks of a run, which come in the order of their indexes.
     pub(crate) fn put_tasks(&mut self, run: RunId, tasks: Vec<NewTask>) -> Result<(), String> {
         let mut names = HashMap::with_capacity(tasks.len());
         for (index, new) in (0_u32..).zip(&tasks) {
@@ -381,7 +381,7 @@ impl State {
         Ok(())
     }
 
-    /// Changes a task and keeps the indexes right.
+    /// Changes a task and updates the indexes.
     pub(crate) fn edit_task(&mut self, id: TaskId, edit: impl FnOnce(&mut TaskRow)) -> Option<&TaskRow> {
         let row = self.task_mut(id)?;
         let before = Places::of(&row.task);
@@ -413,7 +413,7 @@ impl State {
         before.deadline.map(|deadline| self.deadlines.remove(&(deadline, id)));
     }
 
-    /// Removes a workflow with all that is its own; gives the tasks that had a log.
+    /// Removes a workflow with everything that belongs to it. Returns the tasks that had a log.
     pub(crate) fn remove_workflow(&mut self, id: WorkflowId) -> Vec<TaskId> {
         let mut logged = Vec::new();
         for key in self.workflow_runs.remove(&id).unwrap_or_default() {
@@ -432,8 +432,8 @@ impl State {
         logged
     }
 
-    /// Removes a run with all that is its own; gives how many tasks it had, and those that had a
-    /// log.
+    /// Removes a run with everything that belongs to it. Returns how many tasks it had, and which
+    /// of them had a log.
     pub(crate) fn remove_run(&mut self, id: RunId) -> (usize, Vec<TaskId>) {
         let Some(row) = self.runs.remove(&id) else { return (0, Vec::new()) };
         let RunRow { run, tasks, .. } = row.as_ref();
@@ -462,8 +462,8 @@ impl State {
         (tasks.len(), logged)
     }
 
-    /// What there is at this moment, while the state goes on: it costs a little for each run, and
-    /// what is changed from now on is copied first.
+    /// A copy of the current contents that stays as it is while the state changes. It costs a
+    /// little for each run. Anything that changes from now on is copied first.
     pub(crate) fn image(&self) -> Image {
         Image {
             workflows: self.workflows.values().cloned().collect(),
@@ -474,7 +474,7 @@ impl State {
         }
     }
 
-    /// What only the indexes can show to be wrong: they are made anew and compared.
+    /// Finds wrong indexes: they are built anew and compared.
     pub(crate) fn disagreements(&self) -> Vec<String> {
         let mut anew = Self::default();
         for workflow in self.workflows.values() {
@@ -513,7 +513,7 @@ impl State {
     }
 }
 
-/// What a state was at one moment.
+/// The contents of a state at one moment.
 #[derive(Debug)]
 pub(crate) struct Image {
     workflows: Vec<Workflow>,
@@ -524,7 +524,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// All of it as changes that make it anew, owners before what they own.
+    /// All contents as changes that build them anew, owners before what they own.
     pub(crate) fn changes(&self) -> impl Iterator<Item = Vec<Change>> {
         let snapshots = self.snapshots.iter().map(|snapshot| {
             vec![Change::Snapshot {
@@ -542,7 +542,7 @@ impl Image {
                 changes.push(Change::Tasks { run: row.run.id, tasks: row.tasks.iter().map(new).collect() });
             }
             for row in &row.tasks {
-                // What a new task has not: the token of an earlier claim, an output, a log.
+                // What a new task does not have: the token of an earlier claim, an output, a log.
                 if row.token.get() != 0 {
                     changes.push(Change::Task(TaskPatch::of(&row.task, row.token)));
                 }

@@ -1,8 +1,8 @@
 -- Hands out ready tasks under a lease, in the order of the queue.
 --
--- Gives a row per claimed task, in that order. With `p_outputs`, a row follows for each task
--- that they depend on: `is_output`, id, run, name, and the output in the place of `params`.
--- The queue is read from `p_from` on.
+-- Returns a row per claimed task, in that order. With `p_outputs`, a row follows for each task that
+-- they depend on: `is_output`, id, run, name, and the output in the place of `params`. The queue is
+-- read from `p_from` on.
 CREATE FUNCTION ork_claim_tasks(
     p_owner text, p_lease interval, p_limit int, p_outputs boolean, p_now timestamptz, p_from timestamptz DEFAULT NULL
 )
@@ -27,7 +27,8 @@ DECLARE
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_tasks uuid[];
 BEGIN
-    -- Whoever deletes the row here has the task. Rows that another claim is deleting are skipped.
+    -- The call that deletes the row here has claimed the task. Rows that another claim is deleting
+    -- are skipped.
     WITH taken AS (
         DELETE FROM ready_tasks
         WHERE ctid = ANY (ARRAY(
@@ -46,8 +47,8 @@ BEGIN
     END IF;
 
     v_now := coalesce(p_now, clock_timestamp());
-    -- Only a damaged store has leases on pending tasks. This look costs less than an insert that
-    -- allows for leases that are there already.
+    -- Only a damaged store has leases on pending tasks. This check costs less than an insert that
+    -- allows for existing leases.
     IF EXISTS (
         SELECT
         FROM unnest(v_tasks) AS p (task_id)
@@ -73,7 +74,7 @@ BEGIN
             CROSS JOIN LATERAL (
                 SELECT k.ctid AS place, k.run_id
                 FROM tasks k
-                -- Always so, except for damaged rows: those are left to `verify`.
+                -- True except for damaged rows, which are left to `verify`.
                 WHERE k.id = p.task_id AND k.status = 'pending'
                 OFFSET 0
             ) x
@@ -96,7 +97,7 @@ BEGIN
         c.workflow_id, w.name, w.executor_type, w.job_name,
         w.region, w.project, w.task_params::text
     FROM (
-        -- A workflow's fields come with the first of its tasks only: they may be long.
+        -- A workflow's fields come with the first of its tasks only, because they may be long.
         SELECT k.*, row_number() OVER (PARTITION BY k.workflow_id ORDER BY k.number) = 1 AS is_first FROM claimed k
     ) c
     LEFT JOIN LATERAL (SELECT k.* FROM workflows k WHERE k.id = c.workflow_id AND c.is_first OFFSET 0) w ON true

@@ -1,4 +1,4 @@
--- Renews the leases that still hold, and gives a row for each of them.
+-- Renews the leases that still hold, and returns a row for each of them.
 CREATE FUNCTION ork_heartbeat(p_tasks uuid[], p_tokens bigint[], p_lease interval, p_now timestamptz)
 RETURNS TABLE (task_id uuid, token bigint, expires_at timestamptz)
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- Adds ended runs to the counts of what has ended, or takes them out again (-1).
+-- Adds ended runs to the counts of ended runs and tasks, or subtracts them (-1).
 --
 -- The callers have locked the runs.
 CREATE FUNCTION ork_count_ended(p_runs uuid[], p_sign int)
@@ -17,7 +17,8 @@ AS $$
     ) n (kind, status, number)
     WHERE r.id = ANY (p_runs) AND n.number <> 0
     GROUP BY n.kind, n.status
-    -- In one order, and after all other locks: so connections that share a slot do not deadlock.
+    -- In a fixed order, and after all other locks, so that connections that share a slot do not
+    -- deadlock.
     ORDER BY n.kind, n.status
     ON CONFLICT (slot, kind, status) DO UPDATE SET number = c.number + excluded.number
 $$;

@@ -1,7 +1,7 @@
 -- Takes lapsed claims back, the longest lapsed first.
 --
--- Answers a row per task (`requeued` or `failed`) and a row per run that ended (`ended`, with
--- its status).
+-- Returns a row per task (`requeued` or `failed`) and a row per run that ended (`ended`, with its
+-- status).
 CREATE FUNCTION ork_expire_leases(p_limit int, p_now timestamptz)
 RETURNS TABLE (answer text, id uuid, status text)
 LANGUAGE plpgsql
@@ -20,7 +20,7 @@ DECLARE
     v_owners text[];
     v_kinds text[];
 BEGIN
-    -- Not locked yet: the runs come first.
+    -- Not locked yet: the runs must be locked first.
     SELECT array_agg(l.task_id), array_agg(DISTINCT l.run_id) INTO v_candidates, v_runs
     FROM (
         SELECT k.task_id, k.run_id
@@ -34,12 +34,12 @@ BEGIN
     END IF;
     PERFORM FROM runs r WHERE r.id = ANY (v_runs) ORDER BY r.id FOR NO KEY UPDATE;
     v_now := coalesce(p_now, clock_timestamp());
-    -- A lease that is being renewed, or that ended while the runs were waited for, is not taken.
+    -- Skips a lease that is being renewed, or that ended while this waited for the runs.
     SELECT array_agg(l.task_id), array_agg(l.owner) INTO v_tasks, v_owners
     FROM (
         SELECT k.task_id, k.owner
         FROM task_leases k
-        -- The sum keeps the index of the times from being taken for this.
+        -- The sum keeps the planner from using the index on the times here.
         WHERE k.task_id = ANY (v_candidates) AND k.expires_at + interval '0' <= v_now
         ORDER BY k.task_id
         FOR UPDATE SKIP LOCKED
@@ -48,7 +48,7 @@ BEGIN
         RETURN;
     END IF;
 
-    -- Leases of tasks that are gone go too, or they would stand first in line for ever.
+    -- Leases of deleted tasks are removed too. Otherwise they would stay first in line for ever.
     DELETE FROM task_leases l WHERE l.task_id = ANY (v_tasks);
 
     SELECT

@@ -1,6 +1,6 @@
 -- Ends overdue attempts with their open jobs, the longest overdue first.
 --
--- Answers as `ork_expire_leases` does.
+-- Returns rows as `ork_expire_leases` does.
 CREATE FUNCTION ork_expire_timeouts(p_limit int, p_now timestamptz)
 RETURNS TABLE (answer text, id uuid, status text)
 LANGUAGE plpgsql
@@ -32,11 +32,11 @@ BEGIN
     END IF;
     PERFORM FROM runs r WHERE r.id = ANY (v_runs) ORDER BY r.id FOR NO KEY UPDATE;
     PERFORM FROM task_leases l WHERE l.task_id = ANY (v_candidates) ORDER BY l.task_id FOR UPDATE;
-    -- What becomes ready does so no earlier than its transaction got its number: that is how the
-    -- beginning of the queue is known.
+    -- A task must become ready no earlier than its transaction got its number. The beginning of the
+    -- queue is derived from that.
     v_now := coalesce(p_now, clock_timestamp());
-    -- What ended while this waited for the locks is not here any more, and another attempt has
-    -- another deadline.
+    -- A task that ended while this waited for the locks has no deadline any more. Another attempt
+    -- has another deadline.
     DELETE FROM task_timeouts o WHERE o.task_id = ANY (v_candidates) AND o.deadline + interval '0' <= v_now;
 
     SELECT

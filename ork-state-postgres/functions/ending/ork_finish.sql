@@ -1,10 +1,9 @@
--- Ends claims with all that follows, and gives the runs that ended.
+-- Ends claims with all consequences, and returns the runs that ended.
 --
--- What follows: counters change, other tasks become ready or fail, runs end.
--- The callers have locked the runs and the leases, and found that the claims are over. Their
--- settings for the planner hold here too.
--- Kinds: `success`, `failed` (for good), `retry`, `released`.
--- `p_leases` is where the leases are, for callers that know it.
+-- The consequences: counters change, other tasks become ready or fail, runs end. The callers have
+-- locked the runs and the leases, and checked that the claims are over. The callers' planner
+-- settings apply here too. Kinds: `success`, `failed` (for good), `retry`, `released`. `p_leases`
+-- holds the positions of the leases, if the caller knows them.
 CREATE FUNCTION ork_finish(
     p_now timestamptz, p_tasks uuid[], p_kinds text[], p_names text[], p_outputs text[], p_errors text[],
     p_retry_at timestamptz[], p_leases tid[] DEFAULT NULL
@@ -33,7 +32,7 @@ BEGIN
     END IF;
     PERFORM ork_hint_ready(p_now);
 
-    -- Each is looked up here, and nowhere else.
+    -- Each task is looked up here and nowhere else.
     SELECT
         array_agg(x.place ORDER BY e.number), array_agg(x.run_id ORDER BY e.number),
         array_agg(x.task_index ORDER BY e.number), array_agg(coalesce(r.status = 'running', false) ORDER BY e.number)
@@ -52,7 +51,7 @@ BEGIN
             execution_name = CASE WHEN e.kind <> 'released' THEN coalesce(e.name, t.execution_name) END,
             output = CASE WHEN e.kind = 'success' THEN e.output::json ELSE t.output END,
             error = CASE e.kind WHEN 'success' THEN NULL WHEN 'released' THEN t.error ELSE e.error END,
-            -- In a paused run it waits for the resumption.
+            -- In a paused run it waits until the run is resumed.
             ready_at = CASE WHEN e.kind IN ('retry', 'released') AND e.is_running THEN coalesce(e.retry_at, p_now) END,
             retry_at = CASE WHEN e.kind = 'retry' THEN e.retry_at END,
             dispatched_at = CASE WHEN e.kind <> 'released' THEN t.dispatched_at END,
@@ -76,8 +75,8 @@ BEGIN
     END IF;
 
     IF 'success' = ANY (p_kinds) THEN
-        -- The counter says how many dependencies have not succeeded, for every task, whatever its
-        -- status.
+        -- For every task, whatever its status, the counter is the number of dependencies that have
+        -- not succeeded.
         WITH met AS (
             UPDATE tasks t
             SET unmet_dependencies = t.unmet_dependencies - d.met,
@@ -110,8 +109,8 @@ BEGIN
     END IF;
 
     IF 'failed' = ANY (p_kinds) THEN
-        -- Takes the culprits in the order of their indexes. What one of them reaches bears its
-        -- name and is not walked again, so all of them together walk each dependent once.
+        -- Takes the culprits in the order of their indexes. Each dependent that a culprit reaches
+        -- gets its name and is not walked again. So all culprits together walk each dependent once.
         FOR v_culprit IN
             SELECT e.task_id, e.run_id, e.task_index, t.task_name
             FROM unnest(p_tasks, v_runs, v_indexes, p_kinds) AS e (task_id, run_id, task_index, kind)
@@ -170,7 +169,7 @@ BEGIN
         UPDATE runs r
         SET tasks_unfinished = r.tasks_unfinished - d.ended,
             tasks_failed = r.tasks_failed + d.failed,
-            -- Null without a culprit, which `format` would take for an empty name.
+            -- Null without a culprit. `format` would print null as an empty name.
             error = coalesce(r.error, 'task "' || d.culprit || '" failed'),
             status = CASE
                 WHEN NOT d.is_over THEN r.status

@@ -1,8 +1,8 @@
 -- Applies what workers report, one step per claim.
 --
--- Answers a row per step: `applied`, `terminal`, `lost` or `missing`, with the task's status.
--- A claim whose task is gone gets no row. Each run that ended gets a row `ended`, with the last
--- of its steps. An end is `success`, `failed` or `released`. A failure without a delay is final.
+-- Returns a row per step: `applied`, `terminal`, `lost` or `missing`, with the task's status. A
+-- claim whose task is gone gets no row. Each run that ended gets a row `ended`, with the last of
+-- its steps. An end is `success`, `failed` or `released`. A failure without a delay is final.
 CREATE FUNCTION ork_update_tasks(
     p_tasks uuid[], p_tokens bigint[], p_names text[], p_running boolean[], p_ends text[], p_outputs text[],
     p_errors text[], p_delays interval[], p_now timestamptz
@@ -35,8 +35,8 @@ DECLARE
     v_over uuid[];
     v_over_statuses text[];
 BEGIN
-    -- Only a step that ends a claim touches counters, and so needs the run.
-    -- A claim that is not there now never comes back.
+    -- Only a step that ends a claim changes counters, and so needs the run's lock. A claim that is
+    -- gone now never comes back.
     SELECT array_agg(DISTINCT l.run_id) INTO v_runs
     FROM unnest(p_tasks, p_tokens, p_ends) AS s (task_id, token, ending)
     CROSS JOIN LATERAL (
@@ -46,8 +46,8 @@ BEGIN
     IF v_runs IS NOT NULL THEN
         PERFORM FROM runs r WHERE r.id = ANY (v_runs) ORDER BY r.id FOR NO KEY UPDATE;
     END IF;
-    -- Locks the leases in the order of their tasks. Those of the runs above stay where they are
-    -- from here on.
+    -- Locks the leases in the order of their tasks. From here on the leases of the locked runs
+    -- cannot move.
     SELECT array_agg(l.expires_at ORDER BY s.step), array_agg(l.place ORDER BY s.step)
     INTO v_held, v_places
     FROM (
@@ -79,7 +79,7 @@ BEGIN
         WHERE NOT s.holds;
     END IF;
 
-    -- Claims that go on.
+    -- Claims that continue.
     IF array_position(p_ends, NULL) IS NOT NULL THEN
         RETURN QUERY
         WITH changed AS (
@@ -134,15 +134,15 @@ BEGIN
         RETURN;
     END IF;
 
-    -- In a statement of its own: a join might leave it out.
+    -- In a separate statement: a join might leave the call out.
     SELECT array_agg(f.run_id), array_agg(f.status) INTO v_over, v_over_statuses
     FROM ork_finish(v_now, v_tasks, v_kinds, v_names, v_outputs, v_errors, v_retry_at, v_leases) f;
     IF v_over IS NOT NULL THEN
         RETURN QUERY
         SELECT 'ended', l.step, o.status, o.run_id
         FROM unnest(v_over, v_over_statuses) AS o (run_id, status)
-        -- The last step is chosen by kind and index: `ork_finish` takes the failures of a run
-        -- in the order of their indexes, and the run's error names the first.
+        -- The last step is chosen by kind and index. `ork_finish` takes the failures of a run in
+        -- the order of their indexes, and the run's error names the first.
         JOIN (
             SELECT DISTINCT ON (s.run_id) s.run_id, s.step
             FROM unnest(v_steps, v_task_runs, v_indexes, v_kinds) AS s (step, run_id, task_index, kind)

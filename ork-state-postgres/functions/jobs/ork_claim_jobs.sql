@@ -14,7 +14,7 @@ DECLARE
     v_jobs uuid[];
     v_due timestamptz[];
 BEGIN
-    -- Jobs that another poller is just taking are passed over.
+    -- Skips jobs that another poller is just claiming.
     SELECT array_agg(j.id), array_agg(j.poll_at) INTO v_jobs, v_due
     FROM (
         SELECT k.id, k.poll_at

@@ -1,7 +1,7 @@
--- Lets a claimed task wait for jobs outside of Ork, and gives the jobs.
+-- Lets a claimed task wait for jobs outside of Ork, and returns the jobs.
 --
--- Answers a row per job (`deferred`), or one that says why not: `lost` with the task's status,
--- which is null if there is no such task.
+-- Returns a row per job (`deferred`), or one row that says why not. That row is `lost` with the
+-- task's status, or with null if there is no such task.
 CREATE FUNCTION ork_defer_task(
     p_task uuid, p_token bigint, p_ids uuid[], p_services text[], p_jobs text[], p_data text[], p_delays interval[],
     p_now timestamptz

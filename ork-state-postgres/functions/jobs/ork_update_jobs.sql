@@ -1,8 +1,7 @@
 -- Applies what pollers report about jobs.
 --
--- Answers a row per item (`applied`, `terminal` or `lost`, with the job's status) and a row per
--- run that ended (`ended`). A job that is not there gets no row. A change is `polled`,
--- `completed` or `failed`.
+-- Returns a row per item (`applied`, `terminal` or `lost`, with the job's status) and a row per run
+-- that ended (`ended`). A missing job gets no row. A change is `polled`, `completed` or `failed`.
 CREATE FUNCTION ork_update_jobs(
     p_jobs uuid[], p_tokens bigint[], p_changes text[], p_outputs text[], p_errors text[], p_delays interval[],
     p_now timestamptz
@@ -24,7 +23,7 @@ DECLARE
     v_outputs text[];
     v_errors text[];
 BEGIN
-    -- The runs come first: the end of a job may end its task, and that its run.
+    -- The runs are locked first: the end of a job may end its task, and with it the run.
     PERFORM
     FROM runs r
     WHERE r.id IN (SELECT j.run_id FROM deferred_jobs j WHERE j.id = ANY (p_jobs))
@@ -99,7 +98,7 @@ BEGIN
             CASE WHEN count(*) = 1 THEN min(k.output::text) END AS output,
             (array_agg(k.error ORDER BY k.job_index) FILTER (WHERE k.status = 'failed'))[1] AS error
         FROM deferred_jobs k
-        -- Those of the attempt: the token was the task's last one when it was deferred.
+        -- The jobs of this attempt: when the task was deferred, the token was its latest.
         WHERE k.task_id = t.id AND k.deferral = t.token
     ) d;
 

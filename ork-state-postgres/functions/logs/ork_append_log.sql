@@ -1,7 +1,7 @@
--- Appends a chunk to a task's log, and says how long the log is now.
+-- Appends a chunk to a task's log, and returns the new length of the log.
 --
--- It also says how many bytes of the chunk were dropped. With a cap the log keeps its first
--- `p_cap` bytes, then the note, and nothing after it. No row: no such task.
+-- Also returns how many bytes of the chunk were dropped. With a cap the log keeps its first `p_cap`
+-- bytes, then the note, and nothing after it. No row: no such task.
 CREATE FUNCTION ork_append_log(p_task uuid, p_data bytea, p_cap bigint, p_note bytea)
 RETURNS TABLE (new_length bigint, dropped bigint)
 LANGUAGE plpgsql
@@ -17,8 +17,8 @@ BEGIN
     -- Concurrent appends to one log wait for each other here.
     SELECT length INTO v_length FROM task_logs WHERE task_id = p_task FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        -- The first append. The task is locked so that a deletion comes before this or after it:
-        -- a deletion takes the task first, then its log, then the chunks.
+        -- The first append. The task is locked so that a deletion comes either before this or after
+        -- it. A deletion takes the task first, then its log, then the chunks.
         PERFORM FROM tasks WHERE id = p_task FOR KEY SHARE;
         IF NOT FOUND THEN
             RETURN;
@@ -32,7 +32,7 @@ BEGIN
     IF v_keep > p_cap - v_length THEN
         v_keep := greatest(p_cap - v_length, 0);
         v_data := substring(p_data FROM 1 FOR v_keep::int);
-        -- A log that is longer than its cap has the note already.
+        -- A log that is longer than its cap already has the note.
         IF v_length <= p_cap THEN
             v_data := v_data || p_note;
         END IF;

@@ -1,6 +1,6 @@
--- Frees some 16 MiB of deleted logs, and says whether there is more to free.
+-- Frees some 16 MiB of deleted logs, and returns whether there is more to free.
 --
--- It frees what any caller has deleted, and passes over what another call is freeing.
+-- It frees what any caller has deleted, and skips what another call is freeing.
 CREATE FUNCTION ork_free_logs()
 RETURNS boolean
 LANGUAGE plpgsql
@@ -16,8 +16,8 @@ DECLARE
     v_chunks tid[];
     v_offsets bigint[];
 BEGIN
-    -- Whoever has locked the row of a task frees its chunks: nobody else changes them any more.
-    -- Only the last task can have more of them.
+    -- The call that locked a task's row frees its chunks. Nobody else changes them any more. Only
+    -- the last task can have more of them.
     SELECT array_agg(s.task_id), array_agg(s.place), array_agg(s.start_offset)
     INTO v_tasks, v_chunks, v_offsets
     FROM (
@@ -26,7 +26,7 @@ BEGIN
             coalesce(sum(c.bytes) OVER (ROWS UNBOUNDED PRECEDING) - c.bytes, 0) AS before
         FROM (SELECT k.task_id, k.freed_to FROM deleted_logs k LIMIT 1000 FOR UPDATE SKIP LOCKED) d
         LEFT JOIN LATERAL (
-            -- The length is known without reading what is stored elsewhere.
+            -- The length is known without reading data that is stored out of line.
             SELECT k.ctid AS place, k.start_offset, octet_length(k.data) AS bytes
             FROM task_log_chunks k
             WHERE k.task_id = d.task_id AND k.start_offset >= d.freed_to

@@ -1,6 +1,6 @@
 -- Deletes runs that ended long enough ago, the longest ended first.
 --
--- It passes over runs that another call has locked.
+-- Skips runs that another call has locked.
 CREATE FUNCTION ork_prune(p_ended_before interval, p_limit int, p_now timestamptz)
 RETURNS TABLE (runs bigint, tasks bigint)
 LANGUAGE plpgsql

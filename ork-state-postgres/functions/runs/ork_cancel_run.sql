@@ -1,6 +1,6 @@
--- Cancels a live run with all its unfinished tasks, and gives the run.
+-- Cancels a live run with all its unfinished tasks, and returns the run.
 --
--- It waits for a concurrent change as `ork_pause_run` does. No row: no such run.
+-- Waits for a concurrent change as `ork_pause_run` does. No row: no such run.
 CREATE FUNCTION ork_cancel_run(p_run uuid, p_now timestamptz)
 RETURNS SETOF runs
 LANGUAGE plpgsql

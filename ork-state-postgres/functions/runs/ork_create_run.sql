@@ -1,4 +1,4 @@
--- Creates a run of a workflow, or gives the one that already has its key.
+-- Creates a run of a workflow, or returns the existing run with its key.
 --
 -- No row: no such workflow.
 CREATE FUNCTION ork_create_run(p_run uuid, p_workflow uuid, p_trigger text, p_key text, p_now timestamptz)
@@ -12,7 +12,7 @@ AS $$
 DECLARE
     v_snapshot uuid;
 BEGIN
-    -- Keeps a deletion of the workflow out until this is committed.
+    -- Blocks a deletion of the workflow until this is committed.
     SELECT w.current_snapshot_id INTO v_snapshot FROM workflows w WHERE w.id = p_workflow FOR KEY SHARE;
     IF NOT FOUND THEN
         RETURN;
@@ -22,7 +22,7 @@ BEGIN
     VALUES (
         p_run, p_workflow, v_snapshot, 'pending', p_trigger, p_key, coalesce(p_now, clock_timestamp())
     )
-    -- Waits for another call with this key that is under way.
+    -- Waits for a concurrent call with this key.
     ON CONFLICT (workflow_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING *;
     IF NOT FOUND THEN

@@ -1,7 +1,7 @@
--- Deletes ended runs with all that is theirs, and says how many tasks they had.
+-- Deletes ended runs with everything that belongs to them, and returns how many tasks they had.
 --
--- The callers have locked the runs; their settings hold here too. The chunks of the logs stay for
--- `ork_free_logs`.
+-- The callers have locked the runs; the callers' settings apply here too. The chunks of the logs
+-- are left to `ork_free_logs`.
 CREATE FUNCTION ork_delete_runs(p_runs uuid[])
 RETURNS bigint
 LANGUAGE plpgsql
@@ -11,7 +11,7 @@ DECLARE
     v_tasks uuid[];
 BEGIN
     PERFORM ork_count_ended(p_runs, -1);
-    -- Runs that have ended have no ready, claimed or timed tasks, unless they were damaged.
+    -- Ended runs have no ready, claimed or timed tasks, unless they were damaged.
     PERFORM ork_unqueue(p_runs);
     DELETE FROM task_edges e WHERE e.run_id = ANY (p_runs);
     WITH gone AS (DELETE FROM tasks t WHERE t.run_id = ANY (p_runs) RETURNING t.id)

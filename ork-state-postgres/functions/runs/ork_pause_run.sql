@@ -1,6 +1,6 @@
--- Pauses a running run, and gives the run.
+-- Pauses a running run, and returns the run.
 --
--- It locks the run whatever its status is, and then decides: so it waits for a concurrent change
+-- Locks the run whatever its status is, and then decides. So it waits for a concurrent change
 -- instead of failing. No row: no such run.
 CREATE FUNCTION ork_pause_run(p_run uuid)
 RETURNS SETOF runs

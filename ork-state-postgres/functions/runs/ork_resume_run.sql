@@ -1,6 +1,6 @@
--- Sets a paused run going again, and gives the run.
+-- Resumes a paused run, and returns the run.
 --
--- It waits for a concurrent change as `ork_pause_run` does. No row: no such run.
+-- Waits for a concurrent change as `ork_pause_run` does. No row: no such run.
 CREATE FUNCTION ork_resume_run(p_run uuid, p_now timestamptz)
 RETURNS SETOF runs
 LANGUAGE plpgsql
@@ -19,7 +19,7 @@ BEGIN
         PERFORM ork_hint_ready(v_now);
         WITH queued AS (
             UPDATE tasks t
-            -- `greatest` passes over a retry time that is not there.
+            -- `greatest` ignores a null retry time.
             SET ready_at = greatest(v_now, t.retry_at)
             WHERE t.run_id = p_run AND t.status = 'pending' AND t.unmet_dependencies = 0
             RETURNING t.id, t.task_index, t.ready_at

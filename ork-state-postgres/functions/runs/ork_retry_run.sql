@@ -1,8 +1,8 @@
--- Sets an ended run going again, as a plan for its retry says.
+-- Restarts an ended run according to a plan, and returns the run.
 --
--- The plan was made from the run at this version (`xmin`): the tasks to do again, by index, each
--- with how many of its dependencies are done again too, and the run's error and counts from then
--- on. No row: the run has changed since, or is gone.
+-- The plan was made from the run at this version (`xmin`). It lists the tasks to repeat, by index.
+-- With each comes how many of its dependencies are repeated too. It also has the run's new error
+-- and counts. No row: the run has changed since, or is gone.
 CREATE FUNCTION ork_retry_run(
     p_run uuid, p_version text, p_tasks int[], p_unmet int[], p_error text, p_failed int, p_cancelled int,
     p_now timestamptz

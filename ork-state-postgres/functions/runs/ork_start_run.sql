@@ -1,6 +1,6 @@
--- Starts a pending run with these tasks, and gives the run.
+-- Starts a pending run with these tasks, and returns the run.
 --
--- The tasks come as arrays by index, the dependencies of each as the text of an array; the edges
+-- The tasks come as arrays by index, the dependencies of each as the text of an array. The edges
 -- come as two arrays. No row: no such run.
 CREATE FUNCTION ork_start_run(
     p_run uuid, p_ids uuid[], p_names text[], p_executors text[], p_depends_on text[], p_params text[],
@@ -39,7 +39,7 @@ BEGIN
         SELECT p_run, e.dependency, e.dependent, p_ids[e.dependent + 1]
         FROM unnest(p_dependencies, p_dependents) AS e (dependency, dependent);
 
-        -- A run of no tasks has succeeded.
+        -- A run without tasks has succeeded.
         UPDATE runs r
         SET status = CASE WHEN cardinality(p_ids) = 0 THEN 'success' ELSE 'running' END,
             tasks_total = cardinality(p_ids),

@@ -1,7 +1,7 @@
 -- Takes all tasks of these runs out of the queue of ready tasks.
 --
--- The callers have locked the runs. This waits for claims that are taking some of the tasks, so
--- it comes before any change of the tasks. The callers' settings hold here too.
+-- The callers have locked the runs. This waits for claims that are taking some of the tasks, so it
+-- comes before any change of the tasks. The callers' settings apply here too.
 CREATE FUNCTION ork_unqueue(p_runs uuid[])
 RETURNS void
 LANGUAGE sql

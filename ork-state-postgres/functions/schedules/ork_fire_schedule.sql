@@ -1,6 +1,6 @@
 -- Creates the run of a schedule's slot and moves the schedule on, if the slot is due.
 --
--- Answers `fired` with the run, or `not_due`. No row: no such workflow.
+-- Returns `fired` with the run, or `not_due`. No row: no such workflow.
 CREATE FUNCTION ork_fire_schedule(
     p_run uuid, p_workflow uuid, p_trigger text, p_slot timestamptz, p_next timestamptz, p_now timestamptz
 )
@@ -14,7 +14,7 @@ AS $$
 DECLARE
     v_due boolean;
 BEGIN
-    -- Whoever comes second waits here, then sees the schedule moved on.
+    -- A second caller waits here, then sees that the schedule has moved on.
     SELECT w.schedule IS NOT NULL AND w.schedule_enabled AND w.next_scheduled_at = p_slot
         AND w.next_scheduled_at <= coalesce(p_now, clock_timestamp())
     INTO v_due

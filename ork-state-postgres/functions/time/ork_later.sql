@@ -1,6 +1,6 @@
--- Adds a duration to a time, up to the last time that the API knows.
+-- Adds a duration to a time, up to the latest time that the API allows.
 --
--- Null without a duration: `least` alone would pass over it.
+-- Null without a duration. `least` alone would ignore the null.
 CREATE FUNCTION ork_later(p_time timestamptz, p_by interval)
 RETURNS timestamptz
 LANGUAGE sql STABLE

@@ -1,6 +1,6 @@
--- Ends an import: makes its records what the store holds.
+-- Ends an import: moves the imported records into the store's tables.
 --
--- Answers `finished`, `not_empty` or `none`.
+-- Returns `finished`, `not_empty` or `none`.
 CREATE FUNCTION ork_finish_import(p_now timestamptz)
 RETURNS text
 LANGUAGE plpgsql

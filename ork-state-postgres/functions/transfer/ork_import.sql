@@ -1,7 +1,7 @@
--- Keeps a page of another store's records until the last of them has come.
+-- Stores a page of another store's records until the last page has arrived.
 --
--- The records must follow those that lead to this progress. Answers `kept`, `not_empty`, or
--- `unlike` with the progress that is there, if any.
+-- The records must follow those that lead to this progress. Returns `kept`, `not_empty`, or
+-- `unlike` with the current progress, if any.
 CREATE FUNCTION ork_import(
     p_records bigint, p_digest text, p_kinds text[], p_texts text[], p_new_digest text
 )

@@ -1,7 +1,7 @@
--- Puts the records that were kept into the tables, with all that follows from them.
+-- Writes the stored records into the tables, with everything that follows from them.
 --
--- What is there under the same id becomes what its record says. Only a takeover of a database of
--- Ork finds such rows.
+-- A row with the same id is overwritten with its record. Only a takeover of a database of Ork finds
+-- such rows.
 CREATE FUNCTION ork_take_in()
 RETURNS void
 LANGUAGE plpgsql
@@ -9,7 +9,7 @@ SET search_path FROM CURRENT
 SET jit = off
 AS $$
 BEGIN
-    -- Together, for each refers to the other.
+    -- In one statement, because the two rows refer to each other.
     WITH snapshots AS (
         INSERT INTO workflow_snapshots (id, workflow_id, content_hash, tasks_json, created_at)
         SELECT (x.row->>'id')::uuid, (x.row->>'workflow')::uuid, x.row->>'content_hash', (x.row->>'dag')::json,

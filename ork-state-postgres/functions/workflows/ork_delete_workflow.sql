@@ -1,6 +1,6 @@
 -- Deletes a workflow with all its runs, unless one of them is live.
 --
--- Answers `deleted`, or `live` with a run that has not ended. No row: no such workflow.
+-- Returns `deleted`, or `live` with a run that has not ended. No row: no such workflow.
 CREATE FUNCTION ork_delete_workflow(p_workflow uuid)
 RETURNS TABLE (answer text, run_id uuid, run_status text)
 LANGUAGE plpgsql
@@ -12,12 +12,12 @@ AS $$
 DECLARE
     v_runs uuid[];
 BEGIN
-    -- Keeps new runs out, and waits for those that are being created.
+    -- Blocks new runs, and waits for those that are being created.
     PERFORM FROM workflows w WHERE w.id = p_workflow FOR UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    -- Keeps a retry from reviving one of them meanwhile.
+    -- Blocks retries, which would make one of them live again.
     PERFORM FROM runs r WHERE r.workflow_id = p_workflow ORDER BY r.id FOR UPDATE;
     RETURN QUERY
     SELECT 'live', r.id, r.status
@@ -31,7 +31,7 @@ BEGIN
 
     SELECT array_agg(r.id) INTO v_runs FROM runs r WHERE r.workflow_id = p_workflow;
     PERFORM ork_delete_runs(v_runs);
-    -- Its snapshots go with it by their foreign key.
+    -- The foreign key deletes its snapshots too.
     DELETE FROM workflows w WHERE w.id = p_workflow;
     RETURN QUERY SELECT 'deleted', NULL::uuid, NULL::text;
 END

@@ -1,4 +1,4 @@
--- Changes the fields of a workflow that are given, and gives the workflow.
+-- Changes the given fields of a workflow, and returns the workflow.
 --
 -- The description and the target change if their flags say so, the DAG if it has a text.
 -- No row: no such workflow.

@@ -1,6 +1,6 @@
-//! What the fuzz targets do with their bytes. `cargo xtask fuzz` runs them.
+//! The bodies of the fuzz targets, which `cargo xtask fuzz` runs.
 //!
-//! Each function must come back whatever it is given. It panics where a rule does not hold.
+//! Each function must return whatever it is given. It panics where a rule does not hold.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use ork_state_api::ork::takeover::{OldJob, OldRun, OldSnapshot, OldSpec, OldTask
 use ork_state_api::{ConnectOptions, Dag, Registry, Timestamp};
 use {ork_state_file as _, ork_state_postgres as _, ork_state_sqlite as _};
 
-/// A DAG as backends store it. One that is read has a canonical form that reads as the same DAG.
+/// A DAG as backends store it. A DAG that can be read has a canonical form that reads as the same
+/// DAG.
 pub fn dag(bytes: &[u8]) {
     let Ok(json) = std::str::from_utf8(bytes) else { return };
     let Ok(dag) = Dag::from_json(json) else { return };
@@ -20,7 +21,7 @@ pub fn dag(bytes: &[u8]) {
 /// Rows of Ork's: an array of a workflow, its compiled tasks, its snapshots, a run, its tasks, and
 /// its deferred jobs.
 ///
-/// Whatever they hold, they come to records that can be stored and are read back.
+/// Whatever they hold, they are converted to records that can be stored and read back.
 pub fn takeover(bytes: &[u8]) {
     type Rows = (OldWorkflow, Vec<OldSpec>, Vec<OldSnapshot>, OldRun, Vec<OldTask>, Vec<OldJob>);
     let Ok((mut workflow, compiled, mut snapshots, mut run, mut tasks, jobs)) =
@@ -28,7 +29,7 @@ pub fn takeover(bytes: &[u8]) {
     else {
         return;
     };
-    // The ids fit together, as foreign keys see to it.
+    // The ids match, as foreign keys ensure.
     run.workflow_id = workflow.id;
     tasks.iter_mut().for_each(|task| task.run_id = run.id);
     snapshots.iter_mut().for_each(|snapshot| snapshot.workflow_id = workflow.id);
@@ -46,11 +47,11 @@ pub fn takeover(bytes: &[u8]) {
     let _report = takeover.finish();
 }
 
-/// A URL of any backend, up to where its store would be opened.
+/// Parses a URL of any backend, up to where its store would be opened.
 ///
-/// No error and no `Debug` depends on the password that the bytes come after. To look for the
-/// password itself would not do: the driver drops line breaks, and decodes, so the bytes may spell
-/// it too.
+/// The bytes follow a password. No error and no `Debug` may depend on that password. A search for
+/// the password itself would not do. The driver drops line breaks and decodes, so the bytes may
+/// spell it too.
 pub fn url(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     read_url(text);
@@ -59,7 +60,7 @@ pub fn url(bytes: &[u8]) {
     assert_eq!(one, other);
 }
 
-/// What a user may see of a URL: the options that were read, or an error.
+/// What a user may see of a URL: the parsed options, or an error.
 fn read_url(text: &str) -> String {
     let read = || {
         let options = ConnectOptions::new(text)?;
@@ -85,7 +86,7 @@ pub fn journal(bytes: &[u8]) {
 #[cfg(not(fuzzing))]
 pub fn journal(_: &[u8]) {}
 
-/// The `main` of a target: libFuzzer's in a build for fuzzing, else one that does nothing.
+/// The `main` of a target: libFuzzer's in a build for fuzzing, otherwise one that does nothing.
 ///
 /// An ordinary build of the workspace only checks that the targets compile.
 #[macro_export]
@@ -103,7 +104,7 @@ macro_rules! target {
 
 #[cfg(test)]
 mod tests {
-    /// The seeds pass, whatever the build: what a fuzz target has once found stays found.
+    /// The seeds pass in any build, so that an error once found by fuzzing stays covered.
     #[test]
     fn seeds_pass() {
         for (name, target) in [("dag", super::dag as fn(&[u8])), ("url", super::url)] {

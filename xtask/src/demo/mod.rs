@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: a workflow is stored, started and worked off by two schedulers, each a
-//! process of its own. One of them is killed with SIGKILL while it holds tasks. The other takes
-//! them over when their leases lapse.
+//! separate process. One of them is killed with SIGKILL while it holds tasks. The other takes them
+//! over when their leases lapse.
 //!
 //! [`scheduler`] is the part to copy from.
 
@@ -17,7 +17,7 @@ use std::time::Duration;
 use ork_state_api::{
     Capability, Database, ListRuns, NewWorkflow, PageRequest, Run, RunFilter, RunStatus, Schedule, Workflow,
 };
-// Naming a backend links it.
+// Importing a backend links it.
 use ork_state_sqlite as _;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
@@ -30,7 +30,7 @@ use self::story::{Story, Tone};
 /// Shows an ETL workflow run by two schedulers, one of which is killed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The store to work in; a new SQLite file by default. It must have no workflows: the
+    /// The store to work in; a new SQLite file by default. It must have no workflows, because the
     /// schedulers run whatever is ready.
     #[arg(long)]
     url: Option<String>,
@@ -42,9 +42,9 @@ pub(crate) struct Arguments {
 type AnyError = Box<dyn std::error::Error>;
 
 const SCHEDULERS: [&str; 2] = ["scheduler-1", "scheduler-2"];
-/// How often the demo looks at the store to tell what goes on in it.
+/// How often the demo reads the store to show its progress.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long it may take in all.
+/// The longest time for the whole demo.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The exit code of a program that Ctrl-C ends.
 const INTERRUPTED: u8 = 130;
@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: Arguments) -> TaskResult {
                     ended = show(&url, directory.path(), &mut schedulers) => ended,
                     stopped = interrupted() => stopped,
                 };
-                // Before their store goes.
+                // Stopped before their store is removed.
                 for mut scheduler in schedulers {
                     scheduler.kill().await?;
                 }
@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: Arguments) -> TaskResult {
     ended
 }
 
-/// Works until the demo is gone, however it ended: its end of the pipe closes with it.
+/// Works until the demo is gone, however it ended, because its end of the pipe then closes.
 async fn be_scheduler(url: &str, name: &str) -> TaskResult {
     let db = ork_state_api::connect(url).await?;
     let mut nothing = Vec::new();
@@ -88,7 +88,7 @@ async fn be_scheduler(url: &str, name: &str) -> TaskResult {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for Ctrl-C, or for what else asks a program to end.
+/// Waits for Ctrl-C, or another signal that asks a program to end.
 async fn interrupted() -> TaskResult {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
@@ -114,8 +114,7 @@ async fn show(url: &str, directory: &Path, schedulers: &mut Vec<Child>) -> TaskR
     let run = wait_for_the_run(&*db, &workflow, &mut story, &mut screen).await?;
     story.say(Tone::Plain, format!("a scheduler has made its run, of {} tasks", run.tasks.total));
 
-    // The split tasks are next after the one that is followed. Each takes long enough to be caught
-    // at it.
+    // The split tasks come next after the followed task. Each takes long enough to be interrupted.
     let victim = SCHEDULERS[0];
     while !story.held_by(victim).iter().any(|task| task.starts_with("split-")) {
         look(&mut story, &mut screen, &*db, &run).await?;
@@ -165,7 +164,7 @@ async fn check_store(db: &dyn Database) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// Stores the workflow, with a schedule that is due now: whichever scheduler sees it first makes
+/// Stores the workflow, with a schedule that is due now. The first scheduler that sees it creates
 /// the run.
 async fn store_workflow(db: &dyn Database, directory: &Path) -> Result<Workflow, AnyError> {
     std::fs::write(directory.join("orders.csv"), include_str!("../../data/orders.csv"))?;
@@ -201,7 +200,7 @@ async fn wait_for_the_run(
     }
 }
 
-/// Looks once, shows what is new, and waits a little.
+/// Reads the store once, shows what is new, and waits a little.
 async fn look(story: &mut Story, screen: &mut Screen, db: &dyn Database, run: &Run) -> Result<(), AnyError> {
     if story.elapsed() > PATIENCE {
         return Err(format!("run {} has not ended after {PATIENCE:?}", run.id).into());

@@ -1,5 +1,5 @@
-//! The picture: the DAG with the state of each task, the schedulers, what happened last, and at the
-//! end who ran what.
+//! Draws the picture: the DAG with the state of each task, the schedulers, the latest events, and
+//! at the end who ran what.
 
 use console::{Style, style};
 use ork_state_api::{Task, TaskStatus};
@@ -8,7 +8,7 @@ use super::SCHEDULERS;
 use super::story::{Event, Story, Tone};
 use super::workflow::REGIONS;
 
-/// What the picture needs at least.
+/// The smallest width of the picture.
 pub(crate) const COLUMNS: usize = 79;
 pub(crate) const ROWS: usize = 20;
 /// The lines above the events.
@@ -18,7 +18,7 @@ pub(crate) fn title() -> String {
     style("Two schedulers work on one workflow. One of them will be killed.").bold().to_string()
 }
 
-/// Everything, in so many lines.
+/// The whole picture, in this many lines.
 pub(crate) fn frame(story: &Story, lines: usize) -> Vec<String> {
     let mut frame = vec![title(), String::new()];
     frame.extend(dag(story));
@@ -81,7 +81,7 @@ fn node(story: &Story, name: &str) -> String {
     look.apply_to(format!("{mark}{digit} {name}")).to_string()
 }
 
-/// Whether the scheduler that holds it is dead.
+/// Whether the scheduler that holds the task is dead.
 fn is_orphan(story: &Story, task: &Task) -> bool {
     task.lease.as_ref().is_some_and(|lease| Some(lease.owner.as_str()) == story.killed)
 }
@@ -122,7 +122,7 @@ pub(crate) fn event(event: &Event) -> String {
     format!("{at}  {}", look.apply_to(&event.text))
 }
 
-/// Who ran each attempt of each task, and what became of it.
+/// Who ran each attempt of each task, and how it ended.
 pub(crate) fn attempts(story: &Story) -> String {
     let columns = story.tasks.iter().map(|task| task.attempts).max().unwrap_or(1).max(1);
     let mut header = format!("{:<12}", "task");

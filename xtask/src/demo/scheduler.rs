@@ -1,8 +1,8 @@
-//! A scheduler to copy from. This file is all of it: it needs `ork-state-api`, serde and tokio.
+//! A scheduler to copy from. This file is all of it. It needs `ork-state-api`, serde and tokio.
 //!
-//! It fires what is scheduled, takes ready tasks from the store, runs them as shell commands, polls
-//! jobs that run elsewhere, and reports what became of them. Any number of schedulers may work on
-//! one store. Any of them may die at any moment.
+//! It fires schedules and takes ready tasks from the store. It runs them as shell commands, polls
+//! jobs that run elsewhere, and reports the results. Any number of schedulers may work on one
+//! store. Any of them may die at any moment.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a task is given as its parameters.
+/// A task's parameters.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Command {
     /// For `sh -c`.
@@ -33,28 +33,29 @@ pub(crate) struct Command {
 /// The executor of tasks that start a job elsewhere and wait for it.
 pub(crate) const WAREHOUSE: &str = "warehouse";
 
-/// How a line of a task's log begins that a scheduler wrote, and not the task.
+/// The prefix of lines in a task's log that a scheduler wrote, not the task.
 pub(crate) const MARK: &str = "--- attempt ";
 
-/// How long a claim lasts without a heartbeat: as long as the tasks of a dead scheduler lie idle.
+/// How long a claim lasts without a heartbeat. The tasks of a dead scheduler are idle for this
+/// long.
 const LEASE: Duration = Duration::from_secs(2);
 /// How often leases are renewed: often enough that two heartbeats may be lost.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// How often a scheduler looks for what time brings and no hint tells: lapsed leases, due slots,
-/// jobs to be polled.
+/// How often a scheduler looks for what becomes due without a hint: lapsed leases, slots, jobs to
+/// poll.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long a job elsewhere is left alone between two polls.
+/// The time between two polls of a job.
 const POLL_AFTER: Duration = Duration::from_millis(200);
 /// How long a failed task waits for its next attempt.
 const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// How many tasks run at the same time.
 const SLOTS: usize = 2;
 
-/// Works until it is killed. A store that is away for a while is waited for.
+/// Works until it is killed. If the store is unavailable for a while, it waits.
 pub(crate) async fn work(db: Arc<dyn Database>, name: &str) -> Result<(), AnyError> {
     let owner = Label::new(name)?;
     let mut running = JoinSet::new();
-    // Before the first look, so that nothing is missed between looking and waiting.
+    // Before the first look, so that nothing is missed between the look and the wait.
     let mut ready = db.watch(Topic::Ready).await?;
     loop {
         match look(&*db, &owner, SLOTS - running.len()).await {
@@ -79,28 +80,29 @@ pub(crate) async fn work(db: Arc<dyn Database>, name: &str) -> Result<(), AnyErr
     }
 }
 
-/// Does what is due, and takes up to so many tasks.
+/// Does what is due, and claims up to this many tasks.
 async fn look(db: &dyn Database, owner: &Label, slots: usize) -> ork_state_api::Result<Vec<ClaimedTask>> {
     fire_schedules(db).await?;
     start_pending_runs(db).await?;
     poll_jobs(db, owner).await?;
-    // Whoever finds a lapsed lease or an overdue task takes it back, whosever it was.
+    // Any scheduler that finds a lapsed lease or an overdue task takes it back, whoever held it.
     db.expire_leases(Limit::default()).await?;
     db.expire_timeouts(Limit::default()).await?;
     take(db, owner, slots).await
 }
 
-/// Fires the slots that are due. Of several schedulers that see one, one makes the run.
+/// Fires the slots that are due. If several schedulers see a slot, only one creates the run.
 async fn fire_schedules(db: &dyn Database) -> ork_state_api::Result<()> {
     for due in db.due_schedules(Limit::default()).await? {
-        // Here a cron library would work the next slot out of `due.expression`. This demo runs
-        // once.
+        // A real scheduler would compute the next slot from `due.expression` with a cron library.
+        // This demo runs once.
         db.fire_schedule(FireSchedule::new(due.workflow, due.slot, None)?).await?;
     }
     Ok(())
 }
 
-/// Starts runs that a schedule or a person created, also those whose creator died before it could.
+/// Starts runs that a schedule or a person created. That includes runs whose creator died before it
+/// could start them.
 async fn start_pending_runs(db: &dyn Database) -> ork_state_api::Result<()> {
     let filter = RunFilter::all().with_statuses([RunStatus::Pending]);
     for run in db
@@ -117,7 +119,7 @@ async fn start_pending_runs(db: &dyn Database) -> ork_state_api::Result<()> {
     Ok(())
 }
 
-/// Asks after the jobs whose time has come. The one job's end is its task's.
+/// Polls the jobs that are due. The end of its one job ends the task.
 async fn poll_jobs(db: &dyn Database, owner: &Label) -> ork_state_api::Result<()> {
     let mut updates = Vec::new();
     for ClaimedJob { claim, job, .. } in
@@ -133,7 +135,7 @@ async fn poll_jobs(db: &dyn Database, owner: &Label) -> ork_state_api::Result<()
     Ok(())
 }
 
-/// Takes up to so many tasks.
+/// Claims up to this many tasks.
 async fn take(db: &dyn Database, owner: &Label, slots: usize) -> ork_state_api::Result<Vec<ClaimedTask>> {
     if slots == 0 {
         return Ok(Vec::new());
@@ -142,13 +144,13 @@ async fn take(db: &dyn Database, owner: &Label, slots: usize) -> ork_state_api::
     db.claim_tasks(claim.with_limit(Limit::new(slots)?).with_dependency_outputs()).await
 }
 
-/// Runs one task and reports its end. If the lease is lost on the way the task is no longer ours:
-/// its process is stopped and its result dropped.
+/// Runs one task and reports its end. If the lease is lost meanwhile, the task is no longer ours.
+/// Then its process is stopped and its result dropped.
 async fn run_task(db: Arc<dyn Database>, owner: Label, task: ClaimedTask) -> Result<(), AnyError> {
     let execution = Label::new(format!("{owner}/{}", std::process::id()))?;
     let begins = vec![TaskUpdate::dispatched(task.claim, Some(execution)), TaskUpdate::running(task.claim)];
     report(&*db, &task, TaskUpdates::new(begins)?).await?;
-    // The log tells later who ran which attempt.
+    // So the log shows later who ran which attempt.
     note(&*db, &task, &format!("by {owner}")).await?;
     if *task.task.executor_type == *WAREHOUSE {
         return defer(&*db, &task).await;
@@ -170,20 +172,20 @@ async fn run_task(db: Arc<dyn Database>, owner: Label, task: ClaimedTask) -> Res
     report(&*db, &task, TaskUpdates::one(update)).await
 }
 
-/// Writes a line of the scheduler's own into the task's log.
+/// Writes a line of the scheduler into the task's log.
 async fn note(db: &dyn Database, task: &ClaimedTask, what: &str) -> ork_state_api::Result<()> {
     let line = format!("{MARK}{} {what}\n", task.task.attempts);
     db.append_log(task.task.id, LogChunk::new(line.as_bytes())?).await?;
     Ok(())
 }
 
-/// Starts a job elsewhere and has the task wait for it. From here on any scheduler may poll it;
-/// this one need not live.
+/// Starts a job elsewhere and makes the task wait for it. From here on any scheduler may poll it,
+/// even if this one dies.
 async fn defer(db: &dyn Database, task: &ClaimedTask) -> Result<(), AnyError> {
     let command = command(task)?;
     let job = format!("{}-{}", task.name, task.claim.token);
     let result = Path::new(&command.directory).join(format!("{job}.json"));
-    // "Elsewhere" is a process group of its own, which outlives us.
+    // "Elsewhere" is a separate process group, which outlives us.
     tokio::process::Command::new("sh")
         .args(["-c", &command.run])
         .current_dir(&command.directory)
@@ -198,10 +200,10 @@ async fn defer(db: &dyn Database, task: &ClaimedTask) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// Tells the store about a task.
+/// Reports a task's update to the store.
 ///
 /// # Errors
-/// If the store does not apply it: most likely the lease is lost.
+/// Fails if the store does not apply it, most likely because the lease is lost.
 async fn report(db: &dyn Database, task: &ClaimedTask, updates: TaskUpdates) -> Result<(), AnyError> {
     loop {
         match db.update_tasks(updates.clone()).await {
@@ -211,21 +213,22 @@ async fn report(db: &dyn Database, task: &ClaimedTask, updates: TaskUpdates) -> 
                 }
                 return Ok(());
             }
-            // Repeating it is safe also if it was applied and only the answer was lost (rule T7).
+            // A retry is safe even if the update was applied and only the answer was lost (rule
+            // T7).
             Err(error) if error.is_retryable() => tokio::time::sleep(LOOK).await,
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// Renews the lease for ever; returns when it is lost.
+/// Renews the lease for ever. Returns when it is lost.
 async fn keep_lease(db: &dyn Database, task: &ClaimedTask) -> Result<(), AnyError> {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
         match db.heartbeat(Heartbeat::new([task.claim], LeaseTime::new(LEASE)?)?).await {
             Ok(outcomes) if outcomes.contains(&HeartbeatOutcome::Lost) => return Ok(()),
             Ok(_) => {}
-            // The next one tells whether the lease outlasted it.
+            // The next heartbeat shows whether the lease is still held.
             Err(error) if error.is_retryable() => {}
             Err(error) => return Err(error.into()),
         }
@@ -236,8 +239,8 @@ fn command(task: &ClaimedTask) -> Result<Command, AnyError> {
     Ok(task.params.as_ref().ok_or("the task has no parameters")?.to()?)
 }
 
-/// Runs the task's command, its output going to the task's log as it comes. Gives the exit status
-/// and what it printed.
+/// Runs the task's command, and writes its output to the task's log as it comes. Returns the exit
+/// status and the output.
 async fn execute(db: &dyn Database, task: &ClaimedTask) -> Result<(ExitStatus, String), AnyError> {
     let command = command(task)?;
     let mut child = tokio::process::Command::new("sh")
@@ -272,12 +275,12 @@ async fn copy_to_log(
     }
 }
 
-/// What a task gives: its last line, if that is JSON.
+/// A task's output: its last line, if that is JSON.
 fn output_of(printed: &str) -> Option<Json> {
     Json::parse(printed.trim_end().lines().last()?.trim()).ok()
 }
 
-/// The outputs of a task's dependencies, one `name JSON` a line.
+/// The outputs of a task's dependencies, as one `name JSON` per line.
 fn dependencies(outputs: &BTreeMap<TaskName, Option<Json>>) -> String {
     let lines = outputs.iter().map(|(name, output)| match output {
         Some(json) => format!("{name} {json}\n"),

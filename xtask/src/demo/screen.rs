@@ -1,4 +1,4 @@
-//! Where the story is shown: drawn again in place on a terminal, line by line elsewhere.
+//! Shows the story: redrawn in place on a terminal, line by line elsewhere.
 
 use console::{Alignment, Term, pad_str};
 
@@ -6,7 +6,7 @@ use super::picture;
 use super::story::Story;
 
 pub(crate) enum Screen {
-    /// A terminal that has room for the picture.
+    /// A terminal that is large enough for the picture.
     Picture { terminal: Term, drawn: usize },
     /// A pipe, a file, or a small terminal.
     Lines { told: usize },
@@ -45,7 +45,7 @@ impl Screen {
                 let lines = usize::from(rows).saturating_sub(1).min(28);
                 let mut frame = String::new();
                 for line in picture::frame(story, lines) {
-                    // Over what was there, to the end of the line: nothing flickers.
+                    // Overwrites the old line up to its end, so that nothing flickers.
                     frame += &pad_str(&line, usize::from(columns) - 1, Alignment::Left, Some("…"));
                     frame.push('\n');
                 }
@@ -63,7 +63,7 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         if let Self::Picture { terminal, .. } = self {
-            // If it fails there is no terminal any more.
+            // If this fails, the terminal is gone.
             let _ = terminal.show_cursor();
         }
     }

@@ -1,4 +1,4 @@
-//! What goes on in the store, looked at from outside, as events and as the tasks' states.
+//! What happens in the store, read from outside, as events and as the tasks' states.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use super::workflow::FOLLOWED;
 
 /// Something that happened.
 pub(crate) struct Event {
-    /// When, since the schedulers began.
+    /// The time since the schedulers began.
     pub(crate) at: Duration,
     pub(crate) tone: Tone,
     pub(crate) text: String,
@@ -24,11 +24,11 @@ pub(crate) enum Tone {
     Plain,
     /// A line of a task's log.
     Log,
-    /// Something failed and will be tried again.
+    /// Something failed and will be retried.
     Retry,
     /// A scheduler dies.
     Kill,
-    /// Another goes on with what it held.
+    /// Another scheduler continues its tasks.
     TakeOver,
 }
 
@@ -43,10 +43,10 @@ pub(crate) struct Story {
     log_offset: u64,
 }
 
-/// One try at a task.
+/// One attempt at a task.
 pub(crate) struct Attempt {
     pub(crate) by: String,
-    /// Why it failed, if its scheduler lived to say so.
+    /// Why it failed, if its scheduler lived to report it.
     pub(crate) failure: Option<String>,
 }
 
@@ -76,7 +76,7 @@ impl Story {
         self.tasks.iter().filter(held).map(|task| task.name.as_str()).collect()
     }
 
-    /// Who runs a task, or ran it last.
+    /// The scheduler that runs a task, or ran it last.
     pub(crate) fn runner(&self, task: &Task) -> Option<&str> {
         self.attempts.get(&(task.index, task.attempts)).map(|attempt| attempt.by.as_str())
     }
@@ -91,13 +91,13 @@ impl Story {
         self.say(Tone::Kill, format!("{scheduler} is KILLED (SIGKILL) while it holds {held}"));
     }
 
-    /// Looks once, and adds what is new.
+    /// Reads the store once, and adds what is new.
     pub(crate) async fn look(&mut self, db: &dyn Database, run: RunId) -> Result<()> {
         let tasks = db.list_tasks(ListTasks::of(run, PageRequest::default())).await?.items;
         for task in &tasks {
             let owner = task.lease.as_ref().map(|lease| lease.owner.as_str());
-            // What ended between two looks has left its scheduler's name, which comes before the
-            // process's number.
+            // A task that ended between two looks still has its scheduler's name. It stands before
+            // the process's number.
             let left = task.execution_name.as_deref().and_then(|name| name.split('/').next());
             if let (1.., Some(by)) = (task.attempts, owner.or(left)) {
                 let attempt = self.attempts.entry((task.index, task.attempts));
@@ -134,7 +134,7 @@ impl Story {
                 (Tone::Retry, format!("{name} is ready again: {error}"))
             }
             TaskStatus::Pending | TaskStatus::Dispatched => return,
-            // It began before it was killed, and is seen only now.
+            // It began before the scheduler was killed, and is seen only now.
             TaskStatus::Running if Some(by) == self.killed => return,
             TaskStatus::Running if task.open_jobs > 0 => {
                 (Tone::Plain, format!("{name} waits for a job elsewhere"))
@@ -151,7 +151,7 @@ impl Story {
         self.say(tone, text);
     }
 
-    /// Reads in the tasks' logs who ran which attempt: of a short one, no look may have seen it.
+    /// Reads from the tasks' logs who ran which attempt. No look may have seen a short attempt.
     pub(crate) async fn read_attempts(&mut self, db: &dyn Database, run: &Run) -> Result<()> {
         self.look(db, run.id).await?;
         for task in &self.tasks {

@@ -1,8 +1,8 @@
 //! The workflow: orders from a CSV file, split by region, summed up, converted and reported.
 //!
 //! Its tasks are shell commands over files in one directory. Each writes its result under another
-//! name and renames it, so that a task whose scheduler was killed can be run again, even while what
-//! it had started still runs.
+//! name and renames it. So a task whose scheduler was killed can run again, even while the
+//! processes it had started still run.
 
 use std::path::Path;
 
@@ -35,7 +35,7 @@ pub(crate) fn dag(directory: &Path) -> Result<Dag> {
     };
     let none = &[];
     let mut tasks = vec![
-        // Slow enough to be watched.
+        // Slow enough to watch.
         task(
             FOLLOWED,
             none,
@@ -45,7 +45,7 @@ pub(crate) fn dag(directory: &Path) -> Result<Dag> {
              done
              awk -F, 'NR > 1 && (NF != 6 || $5 <= 0) { bad++ } END { exit bad > 0 }' orders.csv",
         )?,
-        // A service that is not there at first.
+        // A service that is not available at first.
         task(
             "rates",
             none,
@@ -73,7 +73,7 @@ pub(crate) fn dag(directory: &Path) -> Result<Dag> {
     tasks.push(task(
         "join",
         &[&sums[..], &["rates".to_owned()]].concat(),
-        // The outputs of what it depends on come as a variable, one `name JSON` a line.
+        // The outputs of its dependencies come in a variable, one `name JSON` per line.
         "echo \"$DEPENDENCIES\" | sed -n 's/^sum-\\([a-z]*\\) .*: \\([0-9.]*\\)}/\\1 \\2/p' | sort > totals.$$
          mv totals.$$ totals.txt; wc -l < totals.txt",
     )?);
@@ -89,7 +89,7 @@ pub(crate) fn dag(directory: &Path) -> Result<Dag> {
         &["report".to_owned()],
         "tar -czf archive.$$ orders.csv totals.txt report.txt && mv archive.$$ archive.tar.gz && wc -c < archive.tar.gz",
     )?);
-    // What it starts writes its result where it is told, some time later.
+    // The job that it starts writes its result to the given file, some time later.
     let mut publish = task(
         "publish",
         &["report".to_owned()],

@@ -8,20 +8,20 @@ use ork_state_api::copy::{compare, copy};
 
 use xtask::TaskResult;
 
-/// Copies a store into an empty one, of any backend, and compares the two.
+/// Copies a store of any backend into an empty one, and compares the two.
 ///
-/// Nobody may work on either meanwhile: stop the schedulers first. A copy that does not come to its
-/// end leaves `--to` as empty as it was for everybody else; the same command again goes on where it
-/// stopped.
+/// Nobody may work on either meanwhile: stop the schedulers first. A copy that does not finish
+/// leaves `--to` empty for everybody else. The same command again continues where it stopped.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The store to copy. It must be migrated.
     #[arg(long)]
     from: String,
-    /// The store to copy it into. It is made and migrated if it is not there, and must be empty.
+    /// The store to copy it into. It is created and migrated if it does not exist, and must be
+    /// empty.
     #[arg(long)]
     to: String,
-    /// Forget what an earlier copy that did not come to its end had brought over.
+    /// Drop what an earlier, unfinished copy had brought over.
     #[arg(long)]
     restart: bool,
     /// Do not compare the two at the end.
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Arguments) -> TaskResult {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let from = ork_state_api::connect(from).await?;
-        // If it cannot be read, nothing is made of the other.
+        // If it cannot be read, the other store is not created.
         from.count_runs(RunFilter::all()).await?;
         let to = ork_state_api::connect(to).await?;
         to.migrate().await?;

@@ -6,7 +6,7 @@ mod migrate;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-// Naming a backend links it.
+// Importing a backend links it.
 use ork_state_file as _;
 use ork_state_postgres as _;
 use ork_state_sqlite as _;

@@ -4,14 +4,14 @@ use std::process::ExitCode;
 
 use xtask::TaskResult;
 
-/// Migrates a store, also one that Ork made before ork-state, or says what that would do.
+/// Migrates a store, also one that Ork made before ork-state, or shows what that would do.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The store.
     #[arg(long)]
     url: String,
-    /// Only say what would be done. Where the database can, it is done and taken back: try it on a
-    /// copy.
+    /// Only show what would be done. If the database supports it, the migration runs and is rolled
+    /// back: try it on a copy.
     #[arg(long)]
     dry_run: bool,
 }

@@ -15,7 +15,7 @@ mod postgres;
 #[path = "../../../ork-state-sqlite/tests/fixture/mod.rs"]
 mod sqlite;
 
-/// A fixture a linked backend.
+/// One fixture per linked backend.
 pub(crate) fn fixtures() -> Vec<Arc<dyn Fixture>> {
     vec![file::file(), file::memory(), postgres::postgres(), sqlite::sqlite()]
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask conformance`: the suite over every linked backend, with a bar, a table and a
-//! report, which `verify` runs again.
+//! `cargo xtask conformance`: runs the suite over every linked backend, with a progress bar, a
+//! table and a report. `verify` runs a report again.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,32 +44,33 @@ pub(crate) struct Arguments {
     /// How many cases run at the same time; as many as there are cores by default.
     #[arg(long)]
     threads: Option<usize>,
-    /// How many seconds a case may take: one that is still running then is timed out. Raise it on a
-    /// slow or busy machine.
+    /// How many seconds a case may take. A case that is still running then is timed out. Raise it
+    /// on a slow or busy machine.
     #[arg(long, value_name = "SECONDS", default_value_t = TIME_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
-    /// The seed of what is left to chance; a new one by default.
+    /// The seed of the random choices; a new one by default.
     #[arg(long)]
     seed: Option<u64>,
-    /// Test the suite itself as well: break a store in every way that is known, and fail if no case
+    /// Test the suite itself as well: break a store in every known way, and fail if no case
     /// notices. With a text: only in the ways whose names contain it.
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "NAME")]
     faults: Option<String>,
-    /// Instead of the cases: random traces over all backends at once, histories of calls at the
-    /// same time, and processes that are killed while they write, for as long as `--minutes` says.
+    /// Instead of the cases, run random traces over all backends at once, histories of concurrent
+    /// calls, and processes that are killed while they write. `--minutes` says for how long.
     #[arg(long, conflicts_with_all = ["filter", "faults"])]
     deep: bool,
-    /// How many minutes a deep run takes; of each kind and backend there is at least one piece.
+    /// How many minutes a deep run takes. There is at least one piece of each kind and backend.
     #[arg(long, default_value_t = 5, requires = "deep", value_name = "N")]
     minutes: u64,
-    /// Only this of a deep run: `traces`, `histories` or `crashes`; may be given several times.
+    /// Only this kind of a deep run: `traces`, `histories` or `crashes`; may be given several
+    /// times.
     #[arg(long, requires = "deep", value_name = "KIND", value_parser = kind)]
     only: Vec<DeepKind>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Task {
-    /// Runs the cases of a report again, from its seed, and says whether they come to the same.
+    /// Runs the cases of a report again, with its seed, and shows whether the results are the same.
     Verify {
         /// The `report.json`.
         report: PathBuf,
@@ -131,7 +132,7 @@ fn run_suite(arguments: &Arguments) -> TaskResult {
     finish(&report, arguments)
 }
 
-/// Writes the report where it is wanted.
+/// Writes the report to the wanted directory.
 fn finish(report: &Report, arguments: &Arguments) -> TaskResult {
     if let Some(directory) = &arguments.report {
         report.write(directory)?;
@@ -140,7 +141,7 @@ fn finish(report: &Report, arguments: &Arguments) -> TaskResult {
     Ok(verdict(report, arguments))
 }
 
-/// Says whether a report holds.
+/// Checks whether a report holds.
 fn verify(path: &Path) -> TaskResult {
     let json = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let then =
@@ -170,7 +171,7 @@ fn verify(path: &Path) -> TaskResult {
     Ok(ExitCode::FAILURE)
 }
 
-/// Sets every case on every fault whose name contains this.
+/// Runs every case against every fault whose name contains this.
 fn hunt(name: &str, progress: &Progress, suite: &Suite) -> Result<KillMatrix, Box<dyn std::error::Error>> {
     let mut faults = Fault::all();
     faults.retain(|fault| fault.name.contains(name));
@@ -187,7 +188,7 @@ fn hunt(name: &str, progress: &Progress, suite: &Suite) -> Result<KillMatrix, Bo
     Ok(matrix)
 }
 
-/// How many cases run at the same time.
+/// The number of cores.
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -219,7 +220,7 @@ fn show(progress: &Progress, event: &Event<'_>) {
     }
 }
 
-/// The width of a terminal that nobody has made wider.
+/// The width of a terminal with the default size.
 const COLUMNS: u16 = 80;
 
 fn table(report: &Report) -> Table {
@@ -252,7 +253,7 @@ fn table(report: &Report) -> Table {
     table
 }
 
-/// What cases had to say, and why a backend is unavailable.
+/// Prints the cases' notes, and why a backend is unavailable.
 fn print_details(report: &Report) {
     for backend in &report.backends {
         if let Some(reason) = &backend.unavailable {

@@ -1,4 +1,4 @@
-//! `cargo xtask conformance --deep`: traces, histories and crashes for as long as wanted.
+//! `cargo xtask conformance --deep`: traces, histories and crashes for as long as you like.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ork_state_conformance::Fixture;
 use ork_state_conformance::deep::{Deep, DeepEvent, DeepKind, DeepReport};
 
-/// Runs it and prints what goes wrong as it is found.
+/// Runs it and prints findings as they come.
 pub(crate) fn run(
     fixtures: &[Arc<dyn Fixture>],
     seed: u64,
@@ -50,7 +50,7 @@ pub(crate) fn run(
     Ok(report)
 }
 
-/// What was done, and whether it went well.
+/// Prints the counts, and whether all went well.
 pub(crate) fn print(report: &DeepReport) {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
@@ -91,7 +91,7 @@ pub(crate) fn print(report: &DeepReport) {
     }
 }
 
-/// The command that runs a piece again: of the shortest run, it is the first.
+/// The command that runs a piece again. It is the first piece of the shortest run.
 fn replay(kind: DeepKind, backend: Option<&str>, seed: u64) -> String {
     let backend = backend.map(|backend| format!(" --backend {backend}")).unwrap_or_default();
     format!("cargo xtask conformance --deep --minutes 0 --only {}{backend} --seed {seed}", kind.word())

@@ -25,11 +25,11 @@ enum Task {
     Conformance(conformance::Arguments),
     Bench(bench::Arguments),
     Schema(schema::Arguments),
-    /// Writes a crate for a new backend, ready to be written step by step.
+    /// Writes a crate for a new backend, to be completed step by step.
     NewBackend {
-        /// What the backend is called, such as `redb`: its crate is `ork-state-redb`.
+        /// The name of the backend, such as `redb`: its crate is `ork-state-redb`.
         name: String,
-        /// Where the crate is to be: by default, in a directory of its name.
+        /// The directory of the crate. By default, a directory with the crate's name.
         directory: Option<PathBuf>,
     },
 }

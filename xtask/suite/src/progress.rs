@@ -1,5 +1,5 @@
-//! How far a run is: a bar on a terminal, a line every few seconds elsewhere, such as in the log of
-//! CI.
+//! Shows the progress of a run: a bar on a terminal, otherwise a line every few seconds, such as in
+//! a CI log.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ impl Progress {
         Ok(Self { bar: ProgressBar::new(0).with_style(style), last_line: Mutex::new(Instant::now()) })
     }
 
-    /// So many steps of something begin.
+    /// Starts the progress of this many steps.
     pub(crate) fn begin(&self, what: &str, steps: usize, said: &str) {
         self.bar.reset();
         self.bar.set_length(steps as u64);
@@ -28,7 +28,7 @@ impl Progress {
         self.say(&format!("{what}: {said}"));
     }
 
-    /// One of them is done.
+    /// One step is done.
     pub(crate) fn step(&self, name: &str) {
         self.bar.inc(1);
         self.bar.set_message(name.to_owned());
@@ -40,7 +40,7 @@ impl Progress {
         }
     }
 
-    /// Says something, without breaking the bar.
+    /// Prints a message without breaking the bar.
     pub(crate) fn say(&self, text: &str) {
         self.bar.suspend(|| println!("{text}"));
     }

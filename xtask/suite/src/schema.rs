@@ -1,4 +1,4 @@
-//! `cargo xtask schema`: writes what a freshly migrated database looks like into the crate of each
+//! `cargo xtask schema`: writes the schema of a freshly migrated database into the crate of each
 //! SQL backend, as a page with a diagram.
 
 use std::collections::BTreeMap;

@@ -54,7 +54,7 @@ pub(super) const FAULTS: &[Fault] = &[
             && let Some(new) = turn.model.tasks.insert(id, old)
         {
             turn.later(move |model| {
-                // Those that have ended meanwhile stay so.
+                // Tasks that ended meanwhile stay ended.
                 for row in new {
                     if model.row(row.detail.task.id).is_ok_and(|it| !it.detail.task.status.is_terminal()) {
                         put(model, row);
@@ -66,7 +66,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }},
 ];
 
-/// Has these tasks of a run be as they were, if they are meant.
+/// Restores the selected tasks of a run.
 fn put_back(model: &mut Model, rows: &[TaskRow], is_meant: fn(&Task) -> bool) {
     for row in rows.iter().filter(|row| is_meant(&row.detail.task)) {
         put(model, row.clone());
@@ -84,7 +84,7 @@ fn refuse_cancel(turn: &mut Turn<'_>, status: RunStatus) -> Answer {
     }
 }
 
-/// Has the end of a task, if it is meant, end the cancelled run of the task in this status.
+/// When a selected task ends, ends its cancelled run with this status.
 fn end_late(turn: &mut Turn<'_>, is_meant: fn(&TaskChange) -> bool, status: RunStatus) {
     let Call::UpdateTasks { updates } = &turn.call else { return };
     for step in updates.steps().iter().filter(|step| step.end.as_ref().is_some_and(is_meant)) {

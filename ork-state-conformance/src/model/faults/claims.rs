@@ -90,7 +90,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }},
 ];
 
-/// Has the leases end at this time that a claim gives out.
+/// Makes the leases of a claim end at this time.
 fn lapse_at(model: &mut Model, claimed: &mut [ClaimedTask], at: Timestamp) {
     for task in claimed {
         if let Some(lease) = &mut task.task.lease {
@@ -100,7 +100,7 @@ fn lapse_at(model: &mut Model, claimed: &mut [ClaimedTask], at: Timestamp) {
     }
 }
 
-/// Claims, and tells something else about what was claimed.
+/// Claims, and changes the answer about what was claimed.
 fn told(turn: &mut Turn<'_>, change: fn(&mut ClaimedTask)) -> Answer {
     let mut answer = turn.honest();
     if let Answer::ClaimTasks(Ok(claimed)) = &mut answer {

@@ -203,7 +203,7 @@ fn ids_of(updates: &JobUpdates) -> Vec<JobId> {
     updates.items().iter().map(|update| update.claim.job).collect()
 }
 
-/// The jobs that a poller says have completed.
+/// The jobs that a poller reports as completed.
 fn completed_of(updates: &JobUpdates) -> impl Iterator<Item = JobId> {
     let completed = updates.items().iter().filter(|it| matches!(it.change, JobChange::Completed { .. }));
     completed.map(|update| update.claim.job)
@@ -214,7 +214,7 @@ fn tasks_of_jobs(model: &Model, updates: &JobUpdates) -> Vec<TaskId> {
     model.jobs.iter().map(|row| &row.job).filter(|job| ids.contains(&job.id)).map(|job| job.task).collect()
 }
 
-/// Has the jobs that a call has changed change a moment later.
+/// Delays the job changes of a call by a moment.
 fn postpone_jobs(turn: &mut Turn<'_>, old: &Model) {
     let rows = turn.model.jobs.iter_mut().zip(&old.jobs).filter(|(new, old)| new.job != old.job);
     let changed: Vec<JobRow> = rows.map(|(new, old)| std::mem::replace(new, old.clone())).collect();
@@ -223,7 +223,7 @@ fn postpone_jobs(turn: &mut Turn<'_>, old: &Model) {
     }
 }
 
-/// Has each of these jobs that ended in this way end its task whatever other jobs do.
+/// Makes each of these jobs that ended in this way end its task, whatever other jobs do.
 fn end_alone(turn: &mut Turn<'_>, status: JobStatus) {
     let Call::UpdateJobs { updates } = &turn.call else { return };
     let ids = ids_of(updates);

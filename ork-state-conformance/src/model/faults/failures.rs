@@ -103,7 +103,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
 ];
 
-/// What fell with the failures of a call, each as it was and as it is.
+/// The tasks that failed because of a call's failures, each before and after.
 fn cascade(old: &Model, turn: &Turn<'_>) -> Vec<(TaskRow, TaskRow)> {
     let Call::UpdateTasks { updates } = &turn.call else { return vec![] };
     let reported: BTreeSet<TaskId> = updates.steps().iter().map(|step| step.claim.task).collect();

@@ -84,7 +84,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }},
 ];
 
-/// Renews leases up to another time, given the old end, the right one and the present.
+/// Renews leases up to another time, given the old end, the right one and the current time.
 fn renewed(turn: &mut Turn<'_>, end: fn(Timestamp, Timestamp, Timestamp) -> Timestamp) -> Answer {
     let Call::Heartbeat { .. } = turn.call else { return turn.honest() };
     let (old, now) = (turn.model.clone(), turn.now);

@@ -94,7 +94,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
 ];
 
-/// Lists workflows whose names match in another way.
+/// Lists workflows with another way to match names.
 fn searched(turn: &mut Turn<'_>, matches: fn(&str, &str) -> bool) -> Answer {
     let Call::ListWorkflows { list } = &mut turn.call else { return turn.honest() };
     let Some(wanted) = list.filter.name_contains.take() else { return turn.honest() };

@@ -165,7 +165,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     // M5
     Fault::silent(M5, "starts-not-hinted", "gives no hint of a started run", |call| {
-        // A hint of what comes before it would do.
+        // A hint of an earlier call would do.
         call.writes()
             && !matches!(call, Call::CreateWorkflow { .. } | Call::CreateRun { .. } | Call::StartRun { .. })
     }),

@@ -1,4 +1,4 @@
-//! Every case against every fault.
+//! Runs every case against every fault.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,19 +12,19 @@ use crate::run::CaseReport;
 use crate::run::{Manner, run_case_so};
 use crate::{Case, Fixture};
 
-/// Cases that take longer over a store that keeps the rules are tried on faults of their own rules
-/// only: ten of them take ten times as long as all the others.
+/// Cases that take longer on a correct store are run only against faults in their own rules. Ten of
+/// them take ten times as long as all the others.
 const QUICK: Duration = Duration::from_millis(200);
 
-/// What a quick case may take over a broken store before it has hung.
+/// How long a quick case may take on a broken store before it has hung.
 const QUICK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl KillMatrix {
-    /// Has every case look for every one of these faults, `threads` at the same time, and tells of
-    /// each fault that is done with.
+    /// Runs every case against every one of these faults, `threads` at the same time. Reports each
+    /// fault as it is done.
     ///
     /// # Errors
-    /// A message if the suite fails over the model without a fault: then no failure says anything.
+    /// A message if the suite fails over the model without a fault. Then no failure means anything.
     pub fn of(
         faults: &[Fault],
         seed: u64,
@@ -57,8 +57,7 @@ impl KillMatrix {
     }
 }
 
-/// How long each case takes over a store that keeps the rules; those that do not apply to it as if
-/// at once.
+/// How long each case takes on a correct store. A case that does not apply counts as instant.
 fn honest(seed: u64, threads: usize) -> Result<BTreeMap<&'static str, Duration>, String> {
     let cases = Case::all();
     let next = AtomicUsize::new(0);
@@ -103,7 +102,7 @@ fn hunt(fault: &Fault, honest: &BTreeMap<&'static str, Duration>, seed: u64) -> 
     FaultReport { name: name.to_owned(), rule, description: description.to_owned(), caught_by, survived }
 }
 
-/// What keeps all rules is no fault.
+/// A store that keeps all rules is not a fault.
 #[cfg(test)]
 #[test]
 fn nothing_is_caught_where_nothing_is_wrong() {

@@ -1,8 +1,8 @@
-//! Faults: stores that each break one rule, to see that the suite notices.
+//! Faults: stores that each break one rule, to check that the suite notices.
 //!
-//! Each is the model, tampered with. What they do was seen in stores that are in use, or is what a
-//! backend does wrong while it is written. [`KillMatrix::of`](crate::kill_matrix::KillMatrix::of)
-//! sets every case on every fault: one that no case notices is a hole in the suite.
+//! Each is the model with one change. The faults were seen in stores in use, or are typical
+//! mistakes in a new backend. [`KillMatrix::of`](crate::kill_matrix::KillMatrix::of) runs every
+//! case against every fault. A fault that no case notices is a gap in the suite.
 
 mod atomicity;
 mod batches;
@@ -40,18 +40,18 @@ use crate::Rule;
 /// One way to break one rule.
 #[derive(Debug, Clone, Copy)]
 pub struct Fault {
-    /// What it is called; no two are called the same.
+    /// Its unique name.
     pub name: &'static str,
     /// The rule that it breaks.
     pub rule: Rule,
-    /// What it does, in a sentence's end: "the store ...".
+    /// What it does, as the end of a sentence: "the store ...".
     pub description: &'static str,
-    /// How.
+    /// How it does it.
     pub tamper: Tamper,
 }
 
 impl Fault {
-    /// A store that answers wrongly, or rightly and then keeps something wrong.
+    /// A store that answers wrongly, or answers correctly and then stores something wrong.
     const fn new(
         rule: Rule,
         name: &'static str,
@@ -61,7 +61,7 @@ impl Fault {
         Self { name, rule, description, tamper: Tamper { answer, ..Tamper::NONE } }
     }
 
-    /// A store that is not what it was when it is opened again.
+    /// A store that has changed when it is opened again.
     const fn reopened(
         rule: Rule,
         name: &'static str,
@@ -71,7 +71,7 @@ impl Fault {
         Self { name, rule, description, tamper: Tamper { reopen: Some(reopen), ..Tamper::NONE } }
     }
 
-    /// A store that opts out of all it may and yet does some of it.
+    /// A store that opts out of everything it may, and yet does some of it.
     const fn lesser(
         rule: Rule,
         name: &'static str,
@@ -91,7 +91,7 @@ impl Fault {
         Self { name, rule, description, tamper: Tamper { hints, ..Tamper::NONE } }
     }
 
-    /// All of them, by rule.
+    /// All faults, by rule.
     #[must_use]
     pub fn all() -> Vec<Self> {
         let areas = [

@@ -58,8 +58,8 @@ pub(super) const FAULTS: &[Fault] = &[
     },
 ];
 
-/// Has what is ready be looked for as if these tasks had succeeded; a task that is handed out is
-/// changed by that only.
+/// Looks for ready tasks as if these tasks had succeeded. A claimed task is changed by the
+/// claim only.
 fn as_success(turn: &mut Turn<'_>, is_meant: fn(&Task) -> bool) -> Answer {
     let (Call::ClaimTasks { .. } | Call::ReadyTasks { .. }) = turn.call else { return turn.honest() };
     let before = turn.model.tasks.clone();

@@ -86,7 +86,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }},
 ];
 
-/// Changes each task of a run that was retried: it was like the first and is like the second.
+/// Changes each task of a retried run, given the task before and after the retry.
 fn retried(model: &mut Model, old: &Model, run: RunId, change: fn(&TaskRow, &mut TaskRow)) {
     for (old, new) in old.rows(run).iter().zip(tasks_of_run(model, run)) {
         change(old, new);

@@ -172,7 +172,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
 ];
 
-/// Has a run in the first of these statuses be in the second.
+/// Sets a run's status to the second of these if it is the first.
 pub(super) fn set_status(model: &mut Model, id: RunId, from: RunStatus, to: RunStatus) {
     if let Some(run) = model.runs.get_mut(&id).filter(|run| run.status == from) {
         run.status = to;
@@ -187,7 +187,7 @@ pub(super) fn pin_first_snapshot(model: &mut Model, run: &mut Run) {
     }
 }
 
-/// The runs that ended with a call.
+/// The runs that ended in a call.
 pub(super) fn ended(answer: &Answer) -> Vec<RunId> {
     let ended = match answer {
         Answer::UpdateTasks(Ok(report)) => &report.ended_runs,

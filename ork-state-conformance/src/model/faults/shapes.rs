@@ -1,7 +1,7 @@
-//! The shapes that most faults have, and what several of them do.
+//! The shapes of most faults, and helpers that several of them share.
 //!
-//! Most stores go wrong just [before](before!) the right answer, or just [after](after!) it. Others
-//! are made with `Fault::new`.
+//! Most stores go wrong just [before](before!) the correct answer, or just [after](after!) it.
+//! Other faults are made with `Fault::new`.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use ork_state_api::{Claim, Run, RunId, Task, TaskId, Timestamp};
 
 use super::super::{Answer, Call, Model, TaskRow, Turn};
 
-/// A fault that changes the call, the time or the store if the call is like this, and then answers
-/// rightly. If it returns an answer, it gives that one instead.
+/// A fault that changes the call, the time or the store if the call matches, and then answers
+/// correctly. If the body returns an answer, that one is given instead.
 ///
 /// - `|turn, Call::GetRun { id }| ..`: at such a call;
 /// - `|turn| ..`: at every call.
@@ -31,12 +31,12 @@ macro_rules! before {
     };
 }
 
-/// A fault that answers rightly, and then changes the answer or the store if the answer is like
-/// this. If it returns an answer, it gives that one instead.
+/// A fault that answers correctly, and then changes the answer or the store if the answer matches.
+/// If the body returns an answer, that one is given instead.
 ///
 /// - `|turn, Answer::GetRun(Ok(run))| ..`: at such an answer;
 /// - `|turn, answer| ..`: at every answer;
-/// - `|turn, Call::GetRun { id }, Answer::GetRun(Ok(run))| ..`: with what was asked;
+/// - `|turn, Call::GetRun { id }, Answer::GetRun(Ok(run))| ..`: with the call;
 /// - `|turn, old, Answer::PauseRun(Ok(run))| ..`: with the store as it was before a call that may
 ///   have changed it;
 /// - `|turn, old, Call::PauseRun { id }, Answer::PauseRun(Ok(run))| ..`: with both.
@@ -81,7 +81,7 @@ macro_rules! after {
         |$turn:ident, $old:ident, $call:pat_param, $answer:pat_param| $change:expr
     ) => {
         $crate::model::faults::Fault::new($rule, $name, $description, |$turn| {
-            // A copy is dear, and a call that only reads is not meant.
+            // A copy is expensive, and calls that only read do not match.
             let old = $turn.call.writes().then(|| $turn.model.clone());
             let mut answer = $turn.honest();
             if let (Some($old), $call, $answer) = (&old, &mut $turn.call, &mut answer) {
@@ -103,7 +103,7 @@ pub(super) fn in_seconds(now: Timestamp, seconds: u64) -> Timestamp {
     now.saturating_add(Duration::from_secs(seconds))
 }
 
-/// A time that no test waits for.
+/// A time later than any test waits for.
 pub(super) fn never(now: Timestamp) -> Timestamp {
     in_seconds(now, 1_000_000_000)
 }
@@ -112,7 +112,7 @@ pub(super) fn epoch() -> Timestamp {
     Timestamp::from_micros(0).unwrap_or(Timestamp::MIN)
 }
 
-/// A time cut down to a whole number of so many microseconds.
+/// A time rounded down to a multiple of this many microseconds.
 pub(super) fn whole(time: Timestamp, micros: i64) -> Timestamp {
     Timestamp::from_micros(time.as_micros() - time.as_micros().rem_euclid(micros)).unwrap_or(time)
 }
@@ -133,7 +133,7 @@ pub(super) fn tasks_of_run(model: &mut Model, run: RunId) -> impl Iterator<Item 
     model.tasks.get_mut(&run).into_iter().flatten()
 }
 
-/// Puts a task in its place.
+/// Replaces a task.
 pub(super) fn put(model: &mut Model, row: TaskRow) {
     model.edit_task(row.detail.task.id, |place| *place = row);
 }
@@ -149,7 +149,7 @@ pub(super) fn edit_each<'a>(
     }
 }
 
-/// The tasks that are not as they were, each as it was and as it is.
+/// The tasks that have changed, each before and after.
 pub(super) fn changed(old: &Model, new: &Model) -> Vec<(TaskRow, TaskRow)> {
     let rows = old.tasks.values().flatten();
     let pairs = rows.filter_map(|row| Some((row, new.row(row.detail.task.id).ok()?)));
@@ -157,7 +157,7 @@ pub(super) fn changed(old: &Model, new: &Model) -> Vec<(TaskRow, TaskRow)> {
     pairs.map(|(old, new)| (old.clone(), new.clone())).collect()
 }
 
-/// Changes once more each task that is not as it was: it was like the first and is like the second.
+/// Changes each changed task once more, given the task before and after.
 pub(super) fn change_again(old: &Model, model: &mut Model, change: impl Fn(&TaskRow, &mut TaskRow)) {
     for (old, mut new) in changed(old, model) {
         change(&old, &mut new);
@@ -165,7 +165,7 @@ pub(super) fn change_again(old: &Model, model: &mut Model, change: impl Fn(&Task
     }
 }
 
-/// Applies updates and then [changes](change_again) each task once more that they changed.
+/// Applies updates and then [changes](change_again) each task that they changed once more.
 pub(super) fn updated(turn: &mut Turn<'_>, change: fn(&TaskRow, &mut TaskRow)) -> Answer {
     let Call::UpdateTasks { .. } = turn.call else { return turn.honest() };
     let old = turn.model.clone();
@@ -174,7 +174,7 @@ pub(super) fn updated(turn: &mut Turn<'_>, change: fn(&TaskRow, &mut TaskRow)) -
     answer
 }
 
-/// Has these changes of tasks, each from the first to the second, happen a moment later.
+/// Delays these changes of tasks, each from the first to the second, by a moment.
 pub(super) fn postpone(turn: &mut Turn<'_>, changes: impl IntoIterator<Item = (TaskRow, TaskRow)>) {
     for (old, new) in changes {
         put(turn.model, old);
@@ -191,14 +191,14 @@ pub(super) fn with_token(model: &mut Model, claim: Claim) {
     });
 }
 
-/// Has no lease lapsed at this moment.
+/// Makes every lease live at this moment.
 pub(super) fn all_live(model: &mut Model, now: Timestamp) {
     for lease in tasks_of(model).filter_map(|row| row.detail.task.lease.as_mut()) {
         lease.expires_at = lease.expires_at.max(next(now));
     }
 }
 
-/// Answers as if each task might be retried so often.
+/// Answers as if each task had this many retries.
 pub(super) fn with_retries(turn: &mut Turn<'_>, retries: fn(&Task) -> u32) -> Answer {
     let mut right = Vec::new();
     for task in tasks_of(turn.model).map(|row| &mut row.detail.task) {

@@ -106,8 +106,8 @@ pub(super) const FAULTS: &[Fault] = &[
     }},
 ];
 
-/// Applies updates and then changes once more each task that they gave back: it was like the first
-/// and is like the second.
+/// Applies updates and then changes each task that they released once more, given the task before
+/// and after.
 fn released(turn: &mut Turn<'_>, change: fn(&TaskRow, &mut TaskRow)) -> Answer {
     let Call::UpdateTasks { updates } = &turn.call else { return turn.honest() };
     let steps = updates.steps().iter().filter(|step| matches!(step.end, Some(TaskChange::Released)));

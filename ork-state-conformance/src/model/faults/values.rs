@@ -61,7 +61,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }},
 ];
 
-/// Changes every JSON of a task that an answer tells.
+/// Changes the JSON of all tasks in an answer.
 fn each_json(answer: &mut Answer, change: fn(Json) -> Option<Json>) {
     let change = |json: &mut Option<Json>| *json = json.take().and_then(change);
     match answer {
@@ -74,7 +74,7 @@ fn each_json(answer: &mut Answer, change: fn(Json) -> Option<Json>) {
     }
 }
 
-/// Gives a new workflow a description that is not quite the one that was given.
+/// Gives a new workflow a description that differs slightly from the given one.
 fn describe(turn: &mut Turn<'_>, change: fn(&str) -> Option<String>) {
     if let Call::CreateWorkflow { new } = &mut turn.call {
         let given = new.description.take();

@@ -170,7 +170,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }},
 ];
 
-/// Has the runs of a workflow that are in this status be cancelled.
+/// Cancels the runs of a workflow that are in this status.
 fn cancel_all(model: &mut Model, workflow: WorkflowId, status: RunStatus) {
     for run in model.runs.values_mut().filter(|run| run.workflow == workflow && run.status == status) {
         run.status = RunStatus::Cancelled;

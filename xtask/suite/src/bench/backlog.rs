@@ -1,4 +1,4 @@
-//! Claims while much is pending: what they cost must not depend on it.
+//! Claims while many tasks are pending. Their cost must not depend on the number.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -83,8 +83,8 @@ pub(super) async fn measure(bench: &Bench) -> std::result::Result<Outcome, AnyEr
     })
 }
 
-/// What Ork did before ork-state, in tasks a second, on a machine like this (TARGETS.md), and how
-/// many times that is wanted.
+/// The figures of Ork before ork-state, in tasks per second, on a machine like this (TARGETS.md).
+/// With each, how many times that is wanted.
 fn present_design(backend: &str) -> &'static [(f64, f64, f64)] {
     match backend {
         "postgres" => &[(1000.0, 2000.0, 8.0), (100_000.0, 53.0, 150.0)],
@@ -99,8 +99,8 @@ async fn open(bench: &Bench) -> std::result::Result<(Store, WorkflowId), AnyErro
     Ok((store, workflow))
 }
 
-/// Milliseconds of a claim in a store, and in a small one, taken in turns: what else goes on
-/// touches both.
+/// Milliseconds of a claim in a large store and in a small one, taken in turns. So other load
+/// affects both.
 struct Turns {
     claims: Spread,
     small: Spread,
@@ -126,8 +126,8 @@ async fn claim_and_release(db: &dyn Database) -> Result<f64> {
     Ok(millis)
 }
 
-/// Tasks a second from the creation of runs to their end, four callers at once. As many as there
-/// were are pending afterwards.
+/// Tasks per second from the creation of runs to their end, with four concurrent callers.
+/// Afterwards as many tasks are pending as before.
 async fn lifecycles(
     bench: &Bench,
     store: &Store,

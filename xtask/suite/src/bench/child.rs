@@ -1,4 +1,4 @@
-//! Other processes of a scenario: this program again, in a role. They talk by lines.
+//! Other processes of a scenario: this same program, in a role. They communicate by lines.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,17 +13,17 @@ use super::{AnyError, handouts, memory, soak};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Role {
-    /// Says `waits`, waits for a hint, takes the task, says `has it`, completes it; for ever.
+    /// Says `waits`, waits for a hint, takes the task, says `has it` and completes it, for ever.
     WakeUp { url: String },
-    /// Says `ready`, waits for a line, then claims and completes until nothing is ready, and says
-    /// how many that were.
+    /// Says `ready` and waits for a line. Then claims and completes until nothing is ready, and
+    /// reports how many tasks that were.
     WorkOff { url: String, batch: usize },
-    /// Does one thing with all of a store, and says how many KiB its memory grew by at most.
+    /// Reads a whole store in one way, and reports by how many KiB its memory grew at most.
     Memory { url: String, walk: memory::Walk },
-    /// Claims and completes until all tasks have ended, says what it is told, and may be killed at
+    /// Claims and completes until all tasks have ended, and prints the answers. It may be killed at
     /// any moment.
     HandOuts { url: String },
-    /// Works for so long, and says each second how it stands.
+    /// Works for this long, and reports its state each second.
     Soak { url: String, workflow: WorkflowId, seconds: u64 },
 }
 
@@ -51,7 +51,7 @@ async fn wake_up(url: &str) -> Result<(), AnyError> {
     loop {
         say("waits").await?;
         let task = loop {
-            // Whatever comes while this looks is hinted at.
+            // Anything that comes during this look gives a hint.
             if let Some(task) = db.claim_tasks(claim("bench", Limit::ONE.get())?).await?.pop() {
                 break task;
             }
@@ -79,7 +79,7 @@ async fn work_off(url: &str, batch: usize) -> Result<(), AnyError> {
     }
 }
 
-/// One of those processes, killed when this is dropped.
+/// One of these processes. It is killed when this is dropped.
 pub(super) struct Other {
     process: Child,
     stdin: ChildStdin,
@@ -110,8 +110,8 @@ impl Other {
         }
     }
 
-    /// Kills it with SIGKILL; gives what it had said by then and nobody had read. A line of up to
-    /// 4096 bytes is there wholly or not at all, as pipes have it.
+    /// Kills it with SIGKILL. Returns what it had printed by then that nobody had read. A pipe
+    /// delivers a line of up to 4096 bytes whole or not at all.
     pub(super) async fn kill(mut self) -> Result<Vec<String>, AnyError> {
         self.process.kill().await?;
         let mut rest = Vec::new();

@@ -1,4 +1,4 @@
-//! A log of very many chunks, in the databases that keep each as a row.
+//! A log of very many chunks, in the databases that store each chunk as a row.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use super::{AnyError, timed};
 const CALLERS: usize = 64;
 
 pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> {
-    // The file backend keeps a log as one file, whatever it was written in.
+    // The file backend stores a log as one file, however it was written.
     if !matches!(bench.backend(), "postgres" | "sqlite") {
         return Ok(None);
     }
@@ -66,8 +66,8 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     }))
 }
 
-/// What is only there to be there need not be durable: on PostgreSQL appends to one log wait for
-/// each other's commits.
+/// Filler data need not be durable. On PostgreSQL, appends to one log wait for each other's
+/// commits.
 fn filler_url(url: &str) -> String {
     if !url.starts_with("postgres") {
         return url.to_owned();
@@ -95,7 +95,7 @@ async fn fill(db: &Arc<dyn Database>, task: TaskId, chunks: usize) -> Result<(),
     Ok(())
 }
 
-/// The longest update of a caller beside it, and how long it took, in milliseconds.
+/// The longest update of a concurrent caller, and the duration of the prune, in milliseconds.
 async fn prune(db: &Arc<dyn Database>) -> Result<(f64, f64), AnyError> {
     let other = db.claim_tasks(claim("bench", 1)?).await?.pop().ok_or("no other task")?.claim;
     let pruning = tokio::spawn({

@@ -1,4 +1,4 @@
-//! What a job queue does: claims and completions, no dependencies, and everything is kept.
+//! The work of a job queue: claims and completions, without dependencies, and everything is kept.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::{AnyError, floor, ratio};
 
 const RUN: usize = 1000;
 const BATCH: usize = 500;
-/// The best of the job queues of TARGETS.md on a machine like this, in jobs a second.
+/// The best of the job queues in TARGETS.md on a machine like this, in jobs per second.
 const BEST_QUEUE: f64 = 25_000.0;
 
 pub(super) async fn measure(bench: &Bench) -> Result<Outcome, AnyError> {

@@ -1,5 +1,5 @@
-//! The file backend with much in it: how long a writer waits at most while the journal is folded,
-//! and how long opening takes.
+//! A large store of the file backend: the longest wait of a writer while the journal is folded, and
+//! the time to open the store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use super::queue::applied;
 use super::store::{self, Bench, claim, connect};
 use super::{AnyError, timed};
 
-/// Few, so that no call of the load is long by itself.
+/// Few, so that no call of the load takes long by itself.
 const RUN: usize = 100;
 
 pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> {
@@ -58,9 +58,9 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
 struct Once {
     /// Milliseconds of the longest update.
     longest: f64,
-    /// How many updates there were.
+    /// The number of updates.
     updates: f64,
-    /// Runs a second.
+    /// Runs per second.
     rate: f64,
     /// Seconds.
     opened: f64,

@@ -1,4 +1,4 @@
-//! A store on its way through all backends.
+//! Copies a store through all backends.
 
 use std::time::Instant;
 
@@ -11,12 +11,12 @@ use super::figures::{Outcome, Point, Series, Spread};
 use super::store::{self, Bench, claim};
 use super::{AnyError, number};
 
-/// So many tasks a run.
+/// Tasks per run.
 const RUN: usize = 1000;
 const LOG_BYTES: usize = 500;
 
 pub(super) async fn measure(benches: &[Bench]) -> Result<Outcome, AnyError> {
-    // There is nothing of a store in memory to open again.
+    // A store in memory cannot be opened again.
     let mut way: Vec<&Bench> = benches.iter().filter(|bench| bench.backend() != "memory").collect();
     way.sort_by_key(|bench| bench.backend() != "postgres");
     let first = *way.first().ok_or("there is nowhere to go")?;
@@ -55,7 +55,7 @@ pub(super) async fn measure(benches: &[Bench]) -> Result<Outcome, AnyError> {
     })
 }
 
-/// Half of the tasks have succeeded, a part is claimed, the rest waits.
+/// Half of the tasks have succeeded, some are claimed, the rest wait.
 async fn fill(db: &dyn Database, tasks: usize) -> Result<(), AnyError> {
     let params = Json::parse(r#"{"table": "orders", "since": 1e3, "columns": ["id", "total"]}"#)?;
     let names: Vec<TaskName> =
@@ -78,7 +78,7 @@ async fn fill(db: &dyn Database, tasks: usize) -> Result<(), AnyError> {
         let done =
             claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, Some(output.clone()))).collect();
         db.update_tasks(TaskUpdates::new(done)?).await?;
-        // Some of those that waited are held.
+        // Some of the waiting tasks are claimed.
         db.claim_tasks(claim("bench", RUN / 10)?).await?;
     }
     Ok(())

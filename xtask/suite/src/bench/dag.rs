@@ -9,7 +9,7 @@ use super::queue::{Contract, Queue};
 use super::store::Bench;
 use super::{AnyError, floor, ratio, timed};
 
-/// Tasks that may run side by side; each waits for two of those before.
+/// Tasks that may run in parallel. Each waits for two of the layer before.
 const LAYER: usize = 100;
 
 fn layers(tasks: usize) -> ork_state_api::Result<Dag> {

@@ -1,5 +1,5 @@
-//! A server that fails under load: how long it takes until all callers have gone on, and whether
-//! anything acknowledged is gone.
+//! A server fails under load. How long does it take until all callers have continued, and is
+//! anything acknowledged lost?
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,27 +20,27 @@ use super::{AnyError, number};
 
 const CALLERS: usize = 16;
 const RUN: usize = 10;
-/// Answers that each caller gets before and after a failure.
+/// How many answers each caller gets before and after a failure.
 const ANSWERS: u64 = 20;
-/// Between two tries of a call that was answered `Unavailable`.
+/// The pause before a call is retried that was answered `Unavailable`.
 const PAUSE: Duration = Duration::from_millis(20);
-/// When callers that have not gone on are given up.
+/// How long to wait for callers to continue.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What all callers share.
+/// The state that all callers share.
 #[derive(Default)]
 struct Load {
     over: AtomicBool,
-    /// Answers that each caller got.
+    /// The number of answers of each caller.
     answers: [AtomicU64; CALLERS],
-    /// Calls that were answered `Unavailable`.
+    /// The number of calls that were answered `Unavailable`.
     unavailable: AtomicU64,
-    /// What was acknowledged: runs that started, and tasks that succeeded.
+    /// The acknowledged runs that started, and tasks that succeeded.
     acknowledged: Mutex<(Vec<RunId>, Vec<TaskId>)>,
 }
 
 pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> {
-    // The others have no server.
+    // The other backends have no server.
     if bench.backend() != "postgres" {
         return Ok(None);
     }
@@ -105,7 +105,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     }))
 }
 
-/// Waits until each caller has had so many more answers.
+/// Waits until each caller has got this many more answers.
 async fn all_have(
     load: &Load,
     more: u64,
@@ -115,7 +115,7 @@ async fn all_have(
     let wanted: Vec<u64> = load.answers.iter().map(|caller| now(caller) + more).collect();
     let begun = Instant::now();
     while load.answers.iter().zip(&wanted).any(|(caller, wanted)| now(caller) < *wanted) {
-        // They call for ever: the first that ends has failed.
+        // They call for ever, so the first that ends has failed.
         if let Some(ended) = callers.try_join_next() {
             ended??;
         }
@@ -143,7 +143,7 @@ async fn call(
         let updates =
             TaskUpdates::new(claimed.iter().map(|task| TaskUpdate::succeeded(task.claim, None)).collect())?;
         let report = answer(&load, caller, || db.update_tasks(updates.clone())).await?;
-        // What was applied without an answer reads so when it is repeated (rule T7).
+        // The answer to a repeated update that was applied although its answer was lost (rule T7).
         let done = UpdateOutcome::AlreadyTerminal { status: TaskStatus::Success };
         let is_done =
             |outcome: &UpdateOutcome| matches!(outcome, UpdateOutcome::Applied { .. }) || *outcome == done;
@@ -155,7 +155,7 @@ async fn call(
     Ok(())
 }
 
-/// Makes a call until it is answered.
+/// Repeats a call until it is answered.
 async fn answer<T, F>(load: &Load, caller: usize, call: impl Fn() -> F) -> Result<T, AnyError>
 where
     F: Future<Output = ork_state_api::Result<T>>,
@@ -175,7 +175,7 @@ where
     }
 }
 
-/// How much of what was acknowledged is not there.
+/// How many acknowledged items are missing.
 async fn lost(db: &dyn Database, runs: &[RunId], tasks: &[TaskId]) -> Result<usize, AnyError> {
     let mut lost = 0;
     for run in runs {

@@ -1,23 +1,23 @@
-//! What was measured, as it is printed and kept.
+//! The results, and how they are printed and stored.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// What one scenario gave on one backend.
+/// The result of one scenario on one backend.
 #[derive(Debug, Serialize)]
 pub(super) struct Outcome {
-    /// The row of the targets, such as `P1`.
+    /// The row in the table of targets, such as `P1`.
     pub(super) target: &'static str,
     pub(super) scenario: String,
-    /// What is done, in a sentence.
+    /// What the scenario does, in a sentence.
     pub(super) title: &'static str,
     pub(super) backend: String,
-    /// What it was done with: sizes, numbers of callers.
+    /// Its parameters: sizes, numbers of callers.
     pub(super) parameters: Vec<(&'static str, String)>,
     pub(super) series: Vec<Series>,
     pub(super) verdicts: Vec<Verdict>,
-    /// How long all of it took.
+    /// The total duration.
     pub(super) seconds: f64,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Outcome {
 pub(super) struct Series {
     pub(super) name: String,
     pub(super) unit: &'static str,
-    /// What the points differ in.
+    /// The variable on the horizontal axis.
     pub(super) over: &'static str,
     pub(super) points: Vec<Point>,
 }
@@ -38,8 +38,8 @@ pub(super) struct Point {
     pub(super) spread: Spread,
 }
 
-/// Samples in three numbers: of few samples the least and the greatest, of many the tenths at the
-/// ends left out.
+/// Samples in three numbers. Of few samples, the least and the greatest are shown. Of many, the
+/// lowest and the highest tenth are left out.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Spread {
     pub(super) median: f64,
@@ -58,7 +58,7 @@ impl Spread {
     }
 }
 
-/// A figure, and what it is to be.
+/// A figure and its target.
 #[derive(Debug, Serialize)]
 pub(super) struct Verdict {
     pub(super) figure: String,
@@ -85,7 +85,7 @@ impl Verdict {
         Self { figure: figure.into(), value, unit, wanted: wanted.into() }
     }
 
-    /// `None` where nothing is wanted.
+    /// `None` where there is no target.
     pub(super) fn is_met(&self) -> Option<bool> {
         Some(match self.wanted? {
             Wanted::AtMost(limit) => self.value <= limit,
@@ -118,9 +118,9 @@ pub(super) struct Facts {
     pub(super) build: &'static str,
     pub(super) os: &'static str,
     pub(super) cores: usize,
-    /// One append of 4 KiB and one fdatasync, in ms: what a commit costs at least.
+    /// The duration of one append of 4 KiB and one fdatasync, in ms: the least that a commit costs.
     pub(super) fdatasync: Spread,
-    /// Whether sizes were cut down, to see that everything works.
+    /// Whether sizes were reduced, to check only that everything works.
     pub(super) quick: bool,
     /// Where each backend's stores came from.
     pub(super) origins: Vec<(String, String)>,
@@ -135,7 +135,7 @@ pub(super) struct Results {
 }
 
 impl Results {
-    /// A page per scenario: its file's name, and its text.
+    /// One page per scenario: its file name, and its text.
     pub(super) fn pages(&self) -> Vec<(String, String)> {
         let scenarios = self.outcomes.chunk_by(|one, next| one.scenario == next.scenario);
         scenarios
@@ -204,7 +204,7 @@ impl Results {
     }
 }
 
-/// Prose in lines of at most 100 columns, as pages have it.
+/// Wraps prose in lines of at most 100 columns, as in all pages.
 fn wrapped(prose: &str) -> String {
     let mut text = String::new();
     let mut column = 0;
@@ -221,7 +221,7 @@ fn wrapped(prose: &str) -> String {
     text
 }
 
-/// Three digits that count, and thousands kept apart.
+/// Shows three digits that matter, and separates thousands.
 pub(super) fn number(value: f64) -> String {
     let size = value.abs();
     if !size.is_finite() {
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(is_met(1.1, Some(Wanted::AtMost(1.0))), Some(false));
         assert_eq!(is_met(0.9, Some(Wanted::AtLeast(1.0))), Some(false));
         assert_eq!(is_met(0.9, None), None);
-        // What could not be measured is not met.
+        // A target that could not be measured is not met.
         assert_eq!(is_met(f64::NAN, Some(Wanted::AtMost(1.0))), Some(false));
     }
 }

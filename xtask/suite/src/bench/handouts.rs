@@ -1,5 +1,5 @@
-//! Processes that work off one store while they are killed and while leases lapse: whether a task
-//! is ever handed out twice, lost, or ended by somebody who no longer holds it.
+//! Processes work off one store while they are killed and while leases lapse. Is a task ever handed
+//! out twice, lost, or ended by a process that no longer holds it?
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -19,22 +19,22 @@ use super::{AnyError, number};
 
 const PROCESSES: usize = 8;
 const RUN: usize = 1000;
-/// Few enough for one line that a pipe takes as a whole.
+/// Few enough for one line that a pipe delivers whole.
 const BATCH: usize = 20;
 const LEASE: Duration = Duration::from_millis(500);
-/// A process is killed after it has claimed at most so many times.
+/// A process is killed after at most this many claims.
 const LIVES: u128 = 60;
-/// One batch of so many is kept for longer than its leases last.
+/// One batch in this many is kept for longer than its leases last.
 const LATE: u32 = 25;
 
-/// What a working process says, a line each, before it does anything else.
+/// What a working process reports, one per line, before it does anything else.
 #[derive(Debug, Serialize, Deserialize)]
 enum Told {
     /// These tasks were handed to it.
     Claimed(Vec<HandOut>),
     /// It was told that its update of this task was applied, or that it was not.
     Updated { task: TaskId, token: Token, applied: bool },
-    /// It has found no task that has not ended.
+    /// It has found no unfinished task.
     Over,
 }
 
@@ -46,7 +46,7 @@ struct HandOut {
     until: Timestamp,
 }
 
-/// All that was told of the tasks.
+/// All reports about the tasks.
 #[derive(Default)]
 struct Book {
     hand_outs: HashMap<TaskId, BTreeMap<Token, HandOut>>,
@@ -55,20 +55,19 @@ struct Book {
     kills: usize,
 }
 
-/// What is not as it must be, by what it is.
+/// The violations, by kind.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Wrong {
-    /// Handed out while the lease before was live.
+    /// Handed out while the previous lease was live.
     twice: usize,
-    /// Updates that were applied though another had been handed the task since, or that were
-    /// applied twice.
+    /// Updates that were applied twice, or after the task had been handed to another process.
     stale: usize,
-    /// Tasks that never ended, or ended other than well.
+    /// Tasks that never ended, or did not end in success.
     lost: usize,
 }
 
 pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> {
-    // In memory there is no other process.
+    // A store in memory has no other processes.
     if bench.backend() == "memory" {
         return Ok(None);
     }
@@ -142,7 +141,7 @@ impl Book {
         }
     }
 
-    /// Of so many tasks so many succeeded, as the store has it.
+    /// The violations, given how many tasks there are and how many succeeded in the store.
     fn wrong(&self, tasks: usize, succeeded: usize) -> Wrong {
         let mut wrong = Wrong { lost: tasks.abs_diff(succeeded), ..Wrong::default() };
         for times in self.hand_outs.values() {
@@ -158,7 +157,7 @@ impl Book {
     }
 }
 
-/// One process from its start to its end; says all that it told, and whether it was killed.
+/// One process from start to end. Returns everything it reported, and whether it was killed.
 async fn live(url: String) -> Result<(Vec<Told>, bool), AnyError> {
     let mut other = Other::start(&Role::HandOuts { url })?;
     let (mut told, mut left) = (Vec::new(), Uuid::new_v4().as_u128() % LIVES);
@@ -193,7 +192,7 @@ pub(super) async fn work(url: &str) -> Result<(), AnyError> {
             if open.sum::<u64>() == 0 {
                 return tell(&Told::Over).await;
             }
-            // Others hold what is left.
+            // Others hold the remaining tasks.
             tokio::time::sleep(LEASE / 10).await;
             continue;
         }

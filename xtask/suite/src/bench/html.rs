@@ -1,4 +1,4 @@
-//! The results as one page that needs nothing else.
+//! The results as one self-contained page.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -12,7 +12,7 @@ const LEFT: f64 = 62.0;
 const RIGHT: f64 = 34.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 40.0;
-/// So many lines are told apart.
+/// How many lines have different colours.
 const COLOURS: usize = 8;
 
 impl Results {
@@ -69,7 +69,7 @@ fn header(facts: &Facts) -> Markup {
     }
 }
 
-/// All that was measured of one backend: each figure has its own scale.
+/// All figures of one backend. Each figure has its own scale.
 fn backend(name: &str, outcomes: &[&Outcome], facts: &Facts) -> Markup {
     let verdicts = || outcomes.iter().flat_map(|outcome| &outcome.verdicts).filter_map(Verdict::is_met);
     let (all, met) = (verdicts().count(), verdicts().filter(|met| *met).count());
@@ -114,7 +114,7 @@ fn scenario(outcome: &Outcome) -> Markup {
     }
 }
 
-/// A figure as a bar, with a mark where it is to be.
+/// A figure as a bar, with a mark at its target.
 fn figure(verdict: &Verdict) -> Markup {
     let limit = verdict.wanted.map(|wanted| match wanted {
         Wanted::AtMost(limit) | Wanted::AtLeast(limit) => limit,
@@ -125,7 +125,7 @@ fn figure(verdict: &Verdict) -> Markup {
         Some(true) => "met",
         Some(false) => "missed",
     };
-    // A figure against the floor has the floor at one.
+    // A figure relative to the floor has the floor at one.
     let floor = verdict.figure.contains("floor").then_some(1.0);
     let most = [Some(verdict.value), limit, floor].into_iter().flatten().fold(0.0, f64::max) * HEADROOM;
     html! {
@@ -147,8 +147,8 @@ fn figure(verdict: &Verdict) -> Markup {
     }
 }
 
-/// Bars of one unit on one scale. The floor is a mark on them and so is a target that is a share of
-/// it.
+/// Bars of one unit on one scale. The floor is a mark on them, and so is a target that is a
+/// fraction of it.
 fn bar_chart(unit: &str, lines: &[&Series], outcome: &Outcome) -> Markup {
     let spread = |series: &Series| series.points.first().map(|point| point.spread);
     let floor = lines.iter().find(|series| series.name == FLOOR).and_then(|series| spread(series));
@@ -176,7 +176,7 @@ fn bar_chart(unit: &str, lines: &[&Series], outcome: &Outcome) -> Markup {
                             div.range style={ "left:" (percent(low / most)) ";" (width((high - low) / most)) } {}
                             @if let Some(floor) = floor {
                                 (mark("floor", floor / most))
-                                // The target is one of this figure only.
+                                // The target applies to this figure only.
                                 @if let Some((_, share)) = share.filter(|(figure, _)| figure.starts_with(&series.name)) {
                                     (mark("target", floor * share / most))
                                 }
@@ -191,9 +191,9 @@ fn bar_chart(unit: &str, lines: &[&Series], outcome: &Outcome) -> Markup {
     }
 }
 
-/// The end of a scale is a little beyond the longest bar.
+/// A scale ends a little beyond the longest bar.
 const HEADROOM: f64 = 1.1;
-/// What a series that is a floor is called.
+/// The name of a series that is a floor.
 const FLOOR: &str = "floor";
 
 fn percent(share: f64) -> String {
@@ -212,7 +212,7 @@ fn axis(most: f64, unit: &str) -> Markup {
     html! { div.axis aria-hidden="true" { span { "0" } span { (number(most)) " " (unit) } } }
 }
 
-/// From a value to a place between two places.
+/// Maps a value to a position between two positions.
 struct Scale {
     low: f64,
     high: f64,
@@ -312,7 +312,7 @@ mod tests {
         assert!((log.place(100.0) - 50.0).abs() < 1e-9);
         assert_eq!(log.ticks(), [1.0, 10.0, 100.0, 1000.0, 10_000.0]);
         assert_eq!(linear.ticks(), [0.0, 5.0, 10.0]);
-        // Nothing to place is no reason to fail.
+        // A scale without values must not fail.
         assert!(Scale::new(std::iter::empty(), 0.0, 1.0, true).ticks().len() < 13);
     }
 }

@@ -1,4 +1,4 @@
-//! Runs from their creation to their end.
+//! Runs from creation to end.
 
 use std::sync::Arc;
 

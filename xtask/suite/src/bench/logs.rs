@@ -1,4 +1,4 @@
-//! Long logs: an append and a look at the end must not depend on what was logged before.
+//! Long logs: an append, or a read of the end, must not depend on what was logged before.
 
 use ork_state_api::limits::MAX_LOG_CHUNK_BYTES;
 use ork_state_api::{Capability, ClaimedTask, Database, LogChunk, LogPosition, LogRange, TaskId, WorkflowId};
@@ -44,14 +44,14 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     }))
 }
 
-/// A task of its own run, claimed.
+/// A claimed task of a new run.
 pub(super) async fn claimed(db: &dyn Database, workflow: WorkflowId) -> Result<ClaimedTask, AnyError> {
     store::start(db, workflow).await?;
     Ok(db.claim_tasks(claim("bench", 1)?).await?.pop().ok_or("no task")?)
 }
 
-/// How long an append and a look at the end take while a log grows, and the same with a short log,
-/// in turns: what else goes on touches both.
+/// How long an append and a read of the end take while a log grows, and the same with a short log.
+/// They are measured in turns, so that other load affects both.
 #[derive(Default)]
 pub(super) struct Looks {
     appends: Vec<Point>,
@@ -61,7 +61,7 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    /// How long the log is afterwards.
+    /// The length of the log afterwards.
     pub(super) async fn look(
         &mut self,
         db: &dyn Database,

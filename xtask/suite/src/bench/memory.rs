@@ -1,4 +1,4 @@
-//! Memory while all of a large store is looked at.
+//! Memory use while all of a large store is read.
 
 use std::time::Duration;
 
@@ -15,17 +15,17 @@ const RUN: usize = 10_000;
 const PAGE: usize = 1000;
 const LIMIT_MIB: f64 = 64.0;
 
-/// What is done with all of a store.
+/// What is done with a whole store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Walk {
     List,
-    /// Copies it to this one.
+    /// Copies it to this store.
     Export(String),
     Prune,
 }
 
 pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> {
-    // In memory there is no other process.
+    // A store in memory has no other processes.
     if bench.backend() == "memory" {
         return Ok(None);
     }
@@ -37,7 +37,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
         let run = store::start(&*store.db, workflow).await?;
         store.db.cancel_run(run).await?;
     }
-    // Of the backend that keeps the least in memory of what it is given.
+    // A store of the backend that keeps the least of its input in memory.
     let directory = tempfile::tempdir()?;
     let target = format!("sqlite://{}/copy.db", directory.path().display());
     let (mut series, mut verdicts) = (Vec::new(), Vec::new());
@@ -66,11 +66,11 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     }))
 }
 
-/// KiB that the memory of this process grew by at most.
+/// The most KiB by which the memory of this process grew.
 pub(super) async fn walk(url: &str, walk: Walk) -> Result<u64, AnyError> {
     let db = connect(url).await?;
     db.stats().await?;
-    // The peak is that from here on.
+    // Resets the peak, which counts from here on.
     std::fs::write("/proc/self/clear_refs", "5")?;
     let before = status("VmRSS:")?;
     match walk {
@@ -118,7 +118,7 @@ pub(super) async fn walk(url: &str, walk: Walk) -> Result<u64, AnyError> {
     Ok(status("VmHWM:")?.saturating_sub(before))
 }
 
-/// A number that the system tells of this process; KiB, where it is memory.
+/// A number that the system reports about this process; in KiB if it is about memory.
 pub(super) fn status(name: &str) -> Result<u64, AnyError> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("the system does not tell")?;

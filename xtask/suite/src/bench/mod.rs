@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: figures, each beside its floor, taken in one run. They are read, never
+//! `cargo xtask bench`: figures, each beside its floor, measured in one run. They are read, never
 //! tested.
 
 mod backlog;
@@ -40,31 +40,31 @@ use crate::backends::fixtures;
 /// Measures, in a release build, which it makes first.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Only these; may be given several times. Without it all of them.
+    /// Only these scenarios; may be given several times. All of them by default.
     #[arg(long, value_enum, value_delimiter = ',')]
     scenario: Vec<Scenario>,
     /// Only these backends; may be given several times.
     #[arg(long, value_delimiter = ',')]
     backend: Vec<String>,
-    /// How often what is not a latency is measured; the median counts.
+    /// How often figures other than latencies are measured; the median counts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
     repetitions: u8,
     /// How long the soak takes.
     #[arg(long, value_name = "MINUTES", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     soak_minutes: u64,
-    /// Small sizes and one repetition: to see that everything works, not how fast.
+    /// Small sizes and one repetition, to check that everything works, not how fast.
     #[arg(long)]
     quick: bool,
-    /// Keep the results as JSON.
+    /// Write the results as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Keep the results as one HTML page with plots.
+    /// Write the results as one HTML page with plots.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Keep the results as Markdown, a page per scenario.
+    /// Write the results as Markdown, one page per scenario.
     #[arg(long, value_name = "DIRECTORY")]
     markdown: Option<PathBuf>,
-    /// Measure in whatever build this is.
+    /// Measure in any build.
     #[arg(long)]
     any_build: bool,
     /// Be another process of a scenario.
@@ -72,12 +72,12 @@ pub(crate) struct Arguments {
     child: Option<String>,
 }
 
-/// What is measured. The numbers are those of the targets (BENCHMARKS.md).
+/// The scenarios. The numbers are those of the targets (BENCHMARKS.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Scenario {
-    /// P1, P3: claims while much is pending.
+    /// P1, P3: claims while many tasks are pending.
     Backlog,
-    /// P2: runs from their creation to their end.
+    /// P2: runs from creation to end.
     Lifecycle,
     /// P2b: claims and completions only.
     Claims,
@@ -99,16 +99,15 @@ enum Scenario {
     Open,
     /// P11: the file backend's journal.
     Compaction,
-    /// P13: an old transaction that keeps everything from being vacuumed, or the WAL of SQLite from
-    /// beginning anew.
+    /// P13: an old transaction that blocks all vacuuming, or keeps SQLite's WAL from restarting.
     OldTransaction,
-    /// M6: a store on its way through all backends.
+    /// M6: a store that is copied through all backends.
     Copy,
     /// F4: processes that are killed, and leases that lapse.
     Handouts,
     /// F5: a server that fails.
     Failures,
-    /// F8: a steady load for long.
+    /// F8: a steady load for a long time.
     Soak,
 }
 
@@ -305,14 +304,14 @@ fn write(path: Option<&Path>, text: impl FnOnce() -> Result<String, AnyError>) -
     Ok(())
 }
 
-/// Milliseconds that a future takes, with what it gave.
+/// Milliseconds that a future takes, with its result.
 async fn timed<T, E>(call: impl Future<Output = Result<T, E>>) -> Result<(T, f64), E> {
     let begun = Instant::now();
     let given = call.await?;
     Ok((given, begun.elapsed().as_secs_f64() * 1000.0))
 }
 
-/// The medians of two, as a ratio.
+/// The ratio of two medians.
 fn ratio(of: &Spread, to: &Spread) -> f64 {
     of.median / to.median
 }

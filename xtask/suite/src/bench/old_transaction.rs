@@ -1,5 +1,5 @@
-//! What queues in databases die of: a transaction that stays open, so that nothing that is deleted
-//! goes away (PostgreSQL), and the WAL cannot begin anew (SQLite).
+//! The usual death of queues in databases: a transaction that stays open. Then no deleted row goes
+//! away (PostgreSQL), or the WAL cannot restart (SQLite).
 
 use ork_state_api::{TaskUpdate, TaskUpdates};
 use sqlx::{AnyConnection, Connection as _, Executor as _};
@@ -27,7 +27,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     }
     sqlx::any::install_default_drivers();
     let mut old = AnyConnection::connect(&store.url()).await?;
-    // It sees what there is now, for as long as it is open.
+    // It sees the current state for as long as it is open.
     let begin = if bench.backend() == "postgres" { "BEGIN ISOLATION LEVEL REPEATABLE READ" } else { "BEGIN" };
     old.execute(begin).await?;
     old.execute("SELECT count(*) FROM tasks").await?;
@@ -54,7 +54,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     let figure = "p50 of a claim in the last tenth against the first";
     let mut verdicts = vec![Verdict::new(figure, against, "×", wanted)];
     if !wal.is_empty() {
-        // What is written next finds that nobody reads what is in it any more.
+        // The next write finds that nobody reads the old contents any more.
         for _ in 0..2 {
             store::start(db, workflow).await?;
         }
@@ -77,7 +77,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     }))
 }
 
-/// How long the WAL of a SQLite file is.
+/// The size of a SQLite file's WAL.
 fn wal_mib(url: &str) -> Option<f64> {
     let path = url.strip_prefix("sqlite://")?;
     let bytes = std::fs::metadata(format!("{path}-wal")).map_or(0, |file| file.len());

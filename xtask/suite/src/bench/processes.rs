@@ -11,7 +11,7 @@ const RUN: usize = 1000;
 const BATCH: usize = 100;
 
 pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> {
-    // In memory there is no other process.
+    // A store in memory has no other processes.
     if bench.backend() == "memory" {
         return Ok(None);
     }

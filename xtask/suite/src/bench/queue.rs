@@ -1,4 +1,4 @@
-//! Runs worked off, by the store or by its floor: the same loop for both.
+//! Works runs off, with the store or with its floor: the same loop for both.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,13 +22,13 @@ pub(super) struct Held {
 
 #[async_trait]
 pub(super) trait Queue: Send + Sync {
-    /// Makes a run with all of its tasks, and starts it.
+    /// Creates a run with all of its tasks, and starts it.
     async fn start_run(&self) -> Result<(), AnyError>;
     async fn claim(&self, limit: usize) -> Result<Vec<Held>, AnyError>;
     async fn complete(&self, held: &[Held]) -> Result<(), AnyError>;
 }
 
-/// The store itself, by its contract.
+/// The store itself, through its contract.
 pub(super) struct Contract {
     pub(super) db: Arc<dyn Database>,
     pub(super) workflow: WorkflowId,
@@ -62,7 +62,7 @@ impl Held {
     }
 }
 
-/// A figure of updates that were refused would be worth nothing.
+/// A figure for refused updates would be worthless.
 pub(super) fn applied(report: &UpdateReport) -> Result<(), AnyError> {
     let refused = report.outcomes.iter().find(|outcome| !matches!(outcome, UpdateOutcome::Applied { .. }));
     refused.map_or(Ok(()), |outcome| Err(format!("an update was answered {outcome:?}").into()))
@@ -82,7 +82,8 @@ impl Took {
     }
 }
 
-/// Starts the runs, then claims and completes all of their tasks, with so many callers at once.
+/// Starts the runs, then claims and completes all of their tasks, with this many concurrent
+/// callers.
 pub(super) async fn work_off(
     queue: &Arc<dyn Queue>,
     runs: usize,
@@ -110,14 +111,14 @@ pub(super) async fn work_off(
     Ok(Took { starting, working: begun.elapsed(), calls })
 }
 
-/// Claims and completes so many tasks; says with how many calls. There may be more that wait.
+/// Claims and completes this many tasks. Returns with how many calls. More tasks may be waiting.
 async fn claim_and_complete(
     queue: &Arc<dyn Queue>,
     tasks: usize,
     callers: usize,
     batch: usize,
 ) -> Result<usize, AnyError> {
-    // What nobody has set out to claim, and what is done.
+    // The number of tasks that no caller has set out to claim, and of those that are done.
     let (left, done) = (Arc::new(AtomicUsize::new(tasks)), Arc::new(AtomicUsize::new(0)));
     let calls = Arc::new(AtomicUsize::new(0));
     let mut claimers = JoinSet::new();
@@ -131,7 +132,7 @@ async fn claim_and_complete(
                 let held = if wanted > 0 { queue.claim(wanted).await? } else { Vec::new() };
                 left.fetch_add(wanted - held.len(), Ordering::Relaxed);
                 if held.is_empty() {
-                    // Others hold what the rest waits for.
+                    // Others hold the tasks that the rest waits for.
                     tokio::time::sleep(Duration::from_millis(1)).await;
                     continue;
                 }

@@ -1,5 +1,4 @@
-//! A steady load for a long time: whether a process that works on a store grows, and the store with
-//! it.
+//! A steady load for a long time. Does a process that works on a store grow, and does the store?
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,42 +21,43 @@ use super::memory::status;
 use super::store::{self, Bench, connect};
 use super::{AnyError, number, ratio};
 
-/// Runs that are started a second, if the store can.
+/// Runs that are started per second, if the store is fast enough.
 const RUNS: u32 = 20;
-/// Tasks a run, in chains of five.
+/// Tasks per run, in chains of five.
 const RUN: usize = 20;
 const WORKERS: usize = 4;
 const BATCH: usize = 20;
 const LEASE: Duration = Duration::from_secs(30);
-/// How often the dashboard looks, jobs are polled and old runs pruned.
+/// How often the dashboard reads, jobs are polled and old runs are pruned.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long a run is kept after its end: the store holds as much after a minute as after an hour.
+/// How long a run is kept after its end. So the store holds as much after a minute as after an
+/// hour.
 const KEPT: Duration = Duration::from_secs(10);
-/// Points of a curve.
+/// The number of points of a curve.
 const POINTS: usize = 12;
-/// The unit of what the store takes on disk.
+/// The unit of the store's size on disk.
 const STORED: &str = "MiB stored";
-/// From here on a time is long enough to be judged.
+/// From this duration on, growth is judged.
 const LONG: Duration = Duration::from_secs(10 * 60);
-/// How much more than early on is still flat.
+/// Growth by up to this factor counts as flat.
 const FLAT: f64 = 1.1;
 
-/// How things stand in the working process, each second.
+/// The state of the working process, each second.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Sample {
     kib: u64,
     threads: u64,
     files: u64,
-    /// Tasks that it has completed by now.
+    /// Tasks that it has completed so far.
     tasks: u64,
 }
 
-/// One process a backend, all at the same time.
+/// One process per backend, all at the same time.
 pub(super) async fn measure(
     benches: &[Bench],
     time: Duration,
 ) -> Vec<(&'static str, Result<Outcome, AnyError>)> {
-    // In memory there is no other process.
+    // A store in memory has no other processes.
     let several = benches.iter().filter(|bench| bench.backend() != "memory");
     join_all(several.map(async |bench| (bench.backend(), soak(bench, time).await))).await
 }
@@ -93,8 +93,8 @@ async fn soak(bench: &Bench, time: Duration) -> Result<Outcome, AnyError> {
     ];
     let flat = |series: &Series| {
         let name = format!("{} in the last twelfth of the time against the third", series.name);
-        // What is stored goes up and down between two foldings, vacuums or checkpoints: it is there
-        // to be looked at. So is all of a short time.
+        // The stored size goes up and down between folds, vacuums or checkpoints, so it is only
+        // shown. So is everything from a short run.
         let judged = series.unit != STORED && time >= LONG;
         let wanted = judged.then_some(Wanted::AtMost(FLAT));
         Verdict::new(name, growth(series), "×", wanted)
@@ -115,7 +115,7 @@ async fn soak(bench: &Bench, time: Duration) -> Result<Outcome, AnyError> {
     })
 }
 
-/// The samples in so many equal parts of the time.
+/// The samples in this many equal parts of the time.
 fn points(samples: &[(f64, Sample, f64)], of: &dyn Fn(&(f64, Sample, f64)) -> f64) -> Vec<Point> {
     let part = samples.len().div_ceil(POINTS).max(1);
     let point = |part: &[(f64, Sample, f64)]| {
@@ -125,7 +125,7 @@ fn points(samples: &[(f64, Sample, f64)], of: &dyn Fn(&(f64, Sample, f64)) -> f6
     samples.chunks(part).map(point).collect()
 }
 
-/// From the third part on: by then all connections are open and all caches full.
+/// From the third part on. By then all connections are open and all caches full.
 fn growth(series: &Series) -> f64 {
     match series.points.as_slice() {
         [_, _, early, .., last] => ratio(&last.spread, &early.spread),
@@ -133,7 +133,7 @@ fn growth(series: &Series) -> f64 {
     }
 }
 
-/// What the store takes on disk.
+/// The store's size on disk.
 async fn stored_kib(url: &str) -> Result<f64, AnyError> {
     if url.starts_with("postgres") {
         use std::str::FromStr as _;
@@ -155,12 +155,12 @@ async fn stored_kib(url: &str) -> Result<f64, AnyError> {
     } else {
         vec![path.to_owned(), PathBuf::from(format!("{}-wal", path.display()))]
     };
-    // One that is gone by now takes nothing.
+    // A file that is gone by now takes no space.
     let lengths = files.iter().filter_map(|file| std::fs::metadata(file).ok()).map(|file| file.len());
     Ok(lengths.sum::<u64>() as f64 / 1024.0)
 }
 
-/// What the workers have done by now.
+/// What the workers have done so far.
 #[derive(Debug, Default)]
 struct Done {
     claimed: AtomicU64,
@@ -192,7 +192,7 @@ pub(super) async fn work(url: &str, workflow: WorkflowId, time: Duration) -> Res
                 };
                 say(&serde_json::to_string(&sample)?).await?;
             }
-            // They work for ever: the first that ends has failed.
+            // They work for ever, so the first that ends has failed.
             Some(ended) = working.join_next() => ended??,
         }
     }
@@ -224,7 +224,7 @@ async fn work_off(db: Arc<dyn Database>, done: Arc<Done>) -> Result<(), AnyError
     }
 }
 
-/// Most succeed, some fail for once, some wait for a job elsewhere, of some there is a log.
+/// Most tasks succeed, some fail once, some wait for a job elsewhere, and some have a log.
 async fn bring_on(db: &dyn Database, claimed: Vec<ClaimedTask>, done: &Done) -> Result<(), AnyError> {
     let claims: Vec<_> = claimed.iter().map(|task| task.claim).collect();
     db.update_tasks(TaskUpdates::new(claims.iter().copied().map(TaskUpdate::running).collect())?).await?;
@@ -232,7 +232,7 @@ async fn bring_on(db: &dyn Database, claimed: Vec<ClaimedTask>, done: &Done) -> 
     let output = Json::parse(r#"{"rows": 123456, "checksum": "9f86d081884c7d659a2feaa0c55ad015"}"#)?;
     let mut ends = Vec::new();
     for ClaimedTask { claim, task, .. } in claimed {
-        // Of ten tasks one has a log, of twenty one waits for a job and one fails once.
+        // One task in ten has a log. One in twenty waits for a job, and one in twenty fails once.
         let kind = done.claimed.fetch_add(1, Ordering::Relaxed) % 20;
         if kind.is_multiple_of(10) {
             db.append_log(task.id, LogChunk::new(&[b'.'; 200])?).await?;
@@ -253,7 +253,7 @@ async fn bring_on(db: &dyn Database, claimed: Vec<ClaimedTask>, done: &Done) -> 
     Ok(())
 }
 
-/// What a dashboard asks for.
+/// The queries of a dashboard.
 async fn look(db: Arc<dyn Database>) -> Result<(), AnyError> {
     let mut each = tokio::time::interval(LOOK);
     loop {
@@ -268,7 +268,7 @@ async fn look(db: Arc<dyn Database>) -> Result<(), AnyError> {
     }
 }
 
-/// What was listed may be pruned by now.
+/// A listed run may have been pruned by now.
 fn there<T>(answer: ork_state_api::Result<T>) -> Result<Option<T>, AnyError> {
     match answer {
         Ok(found) => Ok(Some(found)),
@@ -277,7 +277,7 @@ fn there<T>(answer: ork_state_api::Result<T>) -> Result<Option<T>, AnyError> {
     }
 }
 
-/// Polls jobs, takes back what lapsed, and prunes.
+/// Polls jobs, takes back lapsed leases, and prunes.
 async fn keep_house(db: Arc<dyn Database>) -> Result<(), AnyError> {
     let claim = ClaimJobs::new("soak".parse()?, LeaseTime::new(LEASE)?);
     let mut each = tokio::time::interval(LOOK);

@@ -1,4 +1,4 @@
-//! Stores to measure on, and what is put into them.
+//! Stores to measure, and their contents.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(super) struct Bench {
     pub(super) repetitions: usize,
 }
 
-/// A store, which is gone when this is dropped.
+/// A store, which is removed when this is dropped.
 pub(super) struct Store {
     store: Arc<dyn TestStore>,
     pub(super) db: Arc<dyn Database>,
@@ -39,7 +39,7 @@ impl Bench {
         self.fixture.backend()
     }
 
-    /// So many, or far fewer in a quick run.
+    /// The full size, or a far smaller one in a quick run.
     pub(super) const fn size(&self, full: usize, quick: usize) -> usize {
         if self.quick { quick } else { full }
     }
@@ -47,7 +47,7 @@ impl Bench {
     pub(super) async fn store(&self) -> Result<Store, AnyError> {
         let store = self.fixture.migrated().await?;
         let db = connect(&store.url()).await?;
-        // The one in memory is another one each time it is opened.
+        // A store in memory is a new one each time it is opened.
         db.migrate().await?;
         Ok(Store { store, db })
     }
@@ -63,12 +63,12 @@ pub(super) fn claim(owner: &str, limit: usize) -> ork_state_api::Result<ClaimTas
         .with_limit(Limit::new(limit)?))
 }
 
-/// Tasks in chains of this length; 1 is none that waits for another.
+/// Tasks in chains of this length. With 1, no task waits for another.
 pub(super) fn chains(tasks: usize, length: usize) -> ork_state_api::Result<Dag> {
     retried_chains(tasks, length, 0)
 }
 
-/// The same, of tasks that are tried again so often.
+/// Like `chains`, with this many retries for each task.
 pub(super) fn retried_chains(tasks: usize, length: usize, retries: u32) -> ork_state_api::Result<Dag> {
     let names: Vec<TaskName> =
         (0..tasks).map(|number| format!("task-{number:05}").parse()).collect::<Result<_, _>>()?;

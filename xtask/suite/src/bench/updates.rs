@@ -87,7 +87,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     }))
 }
 
-/// Updates a second.
+/// Updates per second.
 async fn update(db: &Arc<dyn Database>, claims: &[Claim], each: usize) -> Result<f64, AnyError> {
     let begun = Instant::now();
     let mut callers = JoinSet::new();
@@ -95,7 +95,7 @@ async fn update(db: &Arc<dyn Database>, claims: &[Claim], each: usize) -> Result
         let db = db.clone();
         callers.spawn(async move {
             for number in 0..each {
-                // Another name each time, or there would be nothing to write.
+                // A new name each time, otherwise there would be nothing to write.
                 let name = format!("execution-{number}").parse()?;
                 let update = TaskUpdates::one(TaskUpdate::dispatched(claim, Some(name)));
                 applied(&db.update_tasks(update).await?)?;
@@ -109,10 +109,10 @@ async fn update(db: &Arc<dyn Database>, claims: &[Claim], each: usize) -> Result
     Ok((claims.len() * each) as f64 / begun.elapsed().as_secs_f64())
 }
 
-/// The connections of a store by default.
+/// A store's default number of connections.
 const CONNECTIONS: &str = "10";
 
-/// Updates a second of one column by the key, if there is a pgbench.
+/// Updates per second of one column by the key, if pgbench is installed.
 async fn pgbench(bench: &Bench, store: &Store, run: &str) -> Result<Option<f64>, AnyError> {
     let Some(pgbench) = find_pgbench() else { return Ok(None) };
     let script = format!(
@@ -141,7 +141,7 @@ async fn pgbench(bench: &Bench, store: &Store, run: &str) -> Result<Option<f64>,
     }
 }
 
-/// Where Debian keeps it, or on the path.
+/// Debian's location, or the one on the path.
 fn find_pgbench() -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().filter_map(Result::ok);
     let on_path = std::env::var_os("PATH").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! How quickly an idle scheduler gets what another process made ready.
+//! How quickly an idle scheduler gets a task that another process made ready.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use super::figures::{Outcome, Point, Series, Spread, Verdict, Wanted};
 use super::store::{Bench, claim};
 
 pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> {
-    // In memory there is no other process.
+    // A store in memory has no other processes.
     if bench.backend() == "memory" {
         return Ok(None);
     }
@@ -20,7 +20,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     let task = |name: &str| Ok::<_, ork_state_api::Error>(TaskSpec::new(name.parse()?, "process".parse()?));
     let dag = Dag::new([task("first")?, task("second")?.after(["first".parse()?])])?;
     let workflow = db.create_workflow(NewWorkflow::new("wakeup".parse()?, dag)).await?;
-    // Claimed before the other process is there, so that it gets none of them.
+    // Claimed before the other process starts, so that it gets none of them.
     let mut first = Vec::new();
     for _ in 0..rounds {
         let run = db.create_run(NewRun::new(workflow.id)).await?.into_run();
@@ -31,7 +31,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Option<Outcome>, AnyError> 
     let mut millis = Vec::with_capacity(rounds);
     for task in first {
         other.says("waits").await?;
-        // It has looked, found nothing, and is waiting by now.
+        // By now it has looked, found nothing, and waits.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let update = TaskUpdates::one(TaskUpdate::succeeded(task.claim, None));
         db.update_tasks(update).await?;

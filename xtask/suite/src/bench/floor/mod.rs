@@ -1,7 +1,7 @@
-//! Floors: the same row changes as the contract makes, by hand-written SQL over the same driver and
-//! server, or the same bytes appended to a file, with nothing around it. What they leave out is
-//! what the contract costs: checks of leases and tokens, locks in one order, answers for each task,
-//! hints, counts.
+//! Floors make the same changes of rows as the contract does. They use hand-written SQL over the
+//! same driver and server, or append the same bytes to a file, with nothing around it. What they
+//! leave out is the cost of the contract. That is checks of leases and tokens, locks in one order,
+//! answers for each task, hints, and counts.
 
 pub(super) mod postgres;
 pub(super) mod sqlite;
@@ -20,11 +20,11 @@ use super::figures::Spread;
 use super::queue::Queue;
 use super::store::{Bench, Store};
 
-/// Tasks of a run as rows.
+/// The tasks of a run as rows.
 pub(super) struct Rows {
     pub(super) ids: Vec<Uuid>,
     pub(super) names: Vec<String>,
-    /// The numbers of the tasks that each waits for.
+    /// For each task, the numbers of the tasks that it waits for.
     pub(super) waits_for: Vec<Vec<usize>>,
 }
 
@@ -44,7 +44,7 @@ impl Rows {
         }
     }
 
-    /// The tasks that wait and those that they wait for.
+    /// Pairs of a waiting task and one that it waits for.
     fn edges(&self) -> impl Iterator<Item = (usize, usize)> {
         let edges = |(number, waits_for): (usize, &Vec<usize>)| {
             waits_for.iter().map(move |&task| (task, number)).collect::<Vec<_>>()
@@ -53,7 +53,7 @@ impl Rows {
     }
 }
 
-/// The floor beside a backend whose floor is SQL: rows in an empty store of that backend.
+/// The SQL floor of a backend, if it has one: rows in an empty store of that backend.
 pub(super) async fn of(bench: &Bench, store: &Store, dag: Dag) -> Result<Option<Arc<dyn Queue>>, AnyError> {
     Ok(match bench.backend() {
         "postgres" => Some(Arc::new(postgres::Floor::new(&store.url(), dag).await?)),
@@ -62,7 +62,7 @@ pub(super) async fn of(bench: &Bench, store: &Store, dag: Dag) -> Result<Option<
     })
 }
 
-/// Milliseconds that appends of so many bytes take, each with a sync.
+/// Milliseconds for appends of this many bytes, each with a sync.
 pub(super) fn appends(bytes: usize, times: usize) -> std::io::Result<Spread> {
     let directory = tempfile::tempdir()?;
     let mut file = new_file(directory.path())?;
@@ -77,7 +77,7 @@ pub(super) fn appends(bytes: usize, times: usize) -> std::io::Result<Spread> {
     Ok(Spread::of(samples))
 }
 
-/// How long so many bytes take in so many appends, each with a sync.
+/// How long this many bytes take in this many appends, each with a sync.
 pub(super) fn append_all(bytes: u64, commits: usize) -> std::io::Result<Duration> {
     let directory = tempfile::tempdir()?;
     let mut file = new_file(directory.path())?;
@@ -94,7 +94,7 @@ fn new_file(directory: &Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).append(true).open(directory.join("floor"))
 }
 
-/// Bytes that this process has written so far, wherever to; 0 where the system does not tell.
+/// Bytes that this process has written so far, to any file; 0 where the system does not report it.
 pub(super) fn bytes_written() -> u64 {
     let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
     let written = io.lines().find_map(|line| line.strip_prefix("wchar: "));

@@ -98,7 +98,7 @@ const COMPLETE: &str = "WITH done AS (
 
 pub(in crate::bench) struct Floor {
     options: PgConnectOptions,
-    /// Those that nobody uses.
+    /// The unused connections.
     idle: Mutex<Vec<PgConnection>>,
     dag: Dag,
 }

@@ -1,4 +1,4 @@
-//! Hand-written SQL on SQLite: one connection writes, as SQLite has it.
+//! Hand-written SQL on SQLite. One connection writes, because SQLite allows only one writer.
 
 use std::collections::BTreeMap;
 
@@ -46,7 +46,7 @@ fn bytes(id: Uuid) -> Vec<u8> {
     id.as_bytes().to_vec()
 }
 
-/// The list that an `IN` needs.
+/// The list for an `IN`.
 fn ids(start: &str, held: &[Held], end: &str) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new(start);
     let mut list = query.separated(", ");
