@@ -44,7 +44,8 @@ impl SqliteOptions {
     ///
     /// # Errors
     /// `Unavailable` when the file cannot be opened, `Corrupt` when it is not a database,
-    /// `SchemaMismatch` when it is newer than this code.
+    /// `SchemaMismatch` when it is newer than this code, `InvalidInput` when it is missing and may
+    /// not be created.
     pub async fn connect(self) -> Result<SqliteDatabase> {
         SqliteDatabase::open(self).await
     }
@@ -53,7 +54,13 @@ impl SqliteOptions {
 impl SqliteDatabase {
     async fn open(options: SqliteOptions) -> Result<Self> {
         if let Location::File(path) = &options.location {
-            create_private(path)?;
+            if options.creates {
+                create_private(path)?;
+            } else if !path.exists() {
+                let reason = format!("names the file {}, which does not exist", path.display());
+                return Err(Error::invalid("database path", reason)
+                    .with_hint("Check the path, or let `mode=rwc` create the file"));
+            }
         }
         let fail = |fault: Fault| fault.into_error(&options.location);
         let mut connection = connect(&options, &options.look()).await.map_err(fail)?;

@@ -21,6 +21,7 @@ pub static BACKEND: Backend = Backend {
         OptionInfo { name: "busy_timeout", help: "how long to wait for another process, such as `10s`" },
         OptionInfo { name: "readers", help: "most reads at the same time, 1 to 64; default 4" },
         OptionInfo { name: "max_log_bytes", help: "where a task's log is capped; default no cap" },
+        OptionInfo { name: "mode", help: "`rwc` creates a missing file, `rw` does not; default `rwc`" },
     ],
     connect: |options| {
         Box::pin(async move {
@@ -75,6 +76,7 @@ pub struct SqliteOptions {
     pub(crate) busy_timeout: Duration,
     pub(crate) readers: u32,
     pub(crate) max_log_bytes: Option<u64>,
+    pub(crate) creates: bool,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -112,6 +114,7 @@ impl SqliteOptions {
             busy_timeout: Duration::from_secs(10),
             readers: 4,
             max_log_bytes: None,
+            creates: true,
             clock: Arc::new(SystemClock::default()),
         }
     }
@@ -135,6 +138,8 @@ impl SqliteOptions {
             this.readers = u32::try_from(readers).unwrap_or(Self::MAX_READERS);
         }
         this.max_log_bytes = parameters.number("max_log_bytes", 0..=i64::MAX.unsigned_abs())?;
+        // The names of SQLite's own URIs. Ork's URLs end in `mode=rwc`.
+        this.creates = parameters.choice("mode", &[("rwc", true), ("rw", false)])?.unwrap_or(true);
         this.clock = options.clock_or_system();
         Ok(this)
     }
@@ -165,6 +170,13 @@ impl SqliteOptions {
     #[must_use]
     pub fn with_max_log_bytes(mut self, bytes: u64) -> Self {
         self.max_log_bytes = Some(bytes.min(i64::MAX.unsigned_abs()));
+        self
+    }
+
+    /// Does not create the file if it is missing: connecting then fails.
+    #[must_use]
+    pub const fn existing(mut self) -> Self {
+        self.creates = false;
         self
     }
 
@@ -281,6 +293,8 @@ mod tests {
             (options.synchronous, options.busy_timeout, options.readers, options.max_log_bytes),
             (Synchronous::Full, Duration::from_secs(10), 4, None)
         );
+        assert!(options.creates && parse("sqlite://ork.db?mode=rwc").unwrap().creates);
+        assert!(!parse("sqlite://ork.db?mode=rw").unwrap().creates);
     }
 
     #[test]

@@ -233,6 +233,21 @@ async fn a_missing_directory_is_named() {
 }
 
 #[tokio::test]
+async fn a_missing_file_is_created_only_where_the_mode_allows() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ork.db");
+    let url = format!("sqlite://{}", path.display());
+    let error = ork_state_api::connect(&format!("{url}?mode=rw")).await.err().unwrap();
+    assert!(matches!(error.kind(), ErrorKind::InvalidInput { .. }), "{error}");
+    assert!(error.to_string().contains("ork.db") && error.to_string().contains("mode=rwc"), "{error}");
+    assert!(!path.exists());
+    // As Ork's URLs end.
+    drop(ork_state_api::connect(&format!("{url}?mode=rwc")).await.unwrap());
+    drop(ork_state_api::connect(&format!("{url}?mode=rw")).await.unwrap());
+    assert!(path.exists());
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_database_is_corrupt_and_stays_as_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ork.db");
