@@ -169,7 +169,8 @@ pub(super) async fn start() -> Result<PostgresServer, String> {
 }
 
 /// Where the server's directory is made: in memory if there is room, unless the server is to sync.
-/// A database has some 300 files. On a disk, creating and removing them takes most of a test's time.
+/// A database has some 300 files. On a disk, creating and removing them takes most of a test's
+/// time.
 fn place() -> &'static str {
     const MEMORY: &str = "/dev/shm";
     const ROOM_KIB: u64 = 6 << 20;
