@@ -56,7 +56,7 @@ pub(crate) fn import(directory: &Path, now: Timestamp) -> Result<Imported> {
 
     let mut records = Vec::new();
     for workflow in workflows {
-        let specs = files.tasks_of_workflow(workflow.id);
+        let specs = files.tasks_of_workflow(workflow.id)?;
         let snapshots = snapshots.remove(&workflow.id).unwrap_or_default();
         records.extend(takeover.workflow(workflow, specs, snapshots)?);
     }
@@ -130,16 +130,19 @@ impl Files<'_> {
     }
 
     /// The compiled tasks of a workflow.
-    fn tasks_of_workflow(&self, workflow: Uuid) -> Result<Vec<OldSpec>> {
+    ///
+    /// # Errors
+    /// A failed read. What cannot be parsed is the inner error.
+    fn tasks_of_workflow(&self, workflow: Uuid) -> Result<Result<Vec<OldSpec>>> {
         let path = self.0.join("workflow_tasks").join(format!("{workflow}.json"));
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok(Vec::new())),
             Err(error) => return Err(io_at("read", &path, error)),
         };
-        serde_json::from_slice(&bytes).map_err(|source| {
+        Ok(serde_json::from_slice(&bytes).map_err(|source| {
             Error::invalid(format!("workflow_tasks/{workflow}.json"), "is no array of tasks")
                 .with_source(source)
-        })
+        }))
     }
 }

@@ -106,6 +106,21 @@ async fn a_file_that_cannot_be_read_is_told_and_its_run_does_not_succeed() {
     assert_eq!(db.verify().await.unwrap(), []);
 }
 
+/// A disk that fails must not turn a workflow into one that cannot be run.
+#[tokio::test]
+async fn a_read_that_fails_ends_the_import() {
+    let directory = old_directory();
+    // A directory is there, and cannot be read as a file.
+    let compiled = directory.path().join("workflow_tasks").join(format!("{}.json", id(90)));
+    fs::remove_file(&compiled).unwrap();
+    fs::create_dir(&compiled).unwrap();
+    let db = connect(&format!("file:{}", directory.path().display())).await.unwrap();
+    let error = db.migrate().await.unwrap_err();
+    assert!(error.to_string().contains("workflow_tasks"), "{error}");
+    fs::remove_dir(&compiled).unwrap();
+    assert_eq!(db.migrate().await.unwrap().found, Found::OrkFiles);
+}
+
 #[tokio::test]
 async fn several_that_import_at_once_import_once() {
     let directory = old_directory();
