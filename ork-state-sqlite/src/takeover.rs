@@ -182,15 +182,13 @@ impl<'c> Old<'c> {
         self.takeover.keep(entity, "row", Cells(row).all());
     }
 
-    /// Values that should be text but are not are read as well as possible.
+    /// Values that are not of their column's kind are read as well as possible, told and kept.
     fn odd_cells(&mut self, what: &str, row: &SqliteRow) {
         let cells = Cells(row);
-        for (column, bytes) in cells.not_utf8() {
+        for (column, bytes, problem) in cells.odd() {
             let entity = format!("{what} {}", cells.id("id").unwrap_or_default());
-            let problem =
-                format!("{column} was no UTF-8: what could not be read is replaced, all of it is kept aside");
-            self.takeover.tell(Rule::G5, &*entity, problem);
-            self.takeover.keep(entity, "row", format!("{column} = x'{}'", hex(&bytes)));
+            self.takeover.tell(Rule::G5, &*entity, format!("{column} {problem}. All of it is kept aside"));
+            self.takeover.keep(entity, column, format!("x'{}'", hex(&bytes)));
         }
     }
 
@@ -249,8 +247,8 @@ impl Cells<'_> {
         self.text(column)?.trim().parse().ok()
     }
 
-    /// The text columns whose value is not valid text.
-    fn not_utf8(&self) -> Vec<(&'static str, Vec<u8>)> {
+    /// The columns whose value is not of their kind, each with the value and what became of it.
+    fn odd(&self) -> Vec<(&'static str, Vec<u8>, &'static str)> {
         const TEXTS: [&str; 15] = [
             "name",
             "description",
@@ -268,9 +266,29 @@ impl Cells<'_> {
             "output",
             "job_data",
         ];
-        let bytes = |column| Some((column, self.bytes(column)?));
-        let texts = TEXTS.into_iter().filter_map(bytes);
-        texts.filter(|(_, bytes)| std::str::from_utf8(bytes).is_err()).collect()
+        const INTEGERS: [&str; 5] =
+            ["task_index", "attempts", "max_retries", "timeout_seconds", "schedule_enabled"];
+        const REFERENCES: [&str; 2] = ["snapshot_id", "current_snapshot_id"];
+        let mut odd = Vec::new();
+        let mut look = |columns: &[&'static str], is_odd: &dyn Fn(&str, &[u8]) -> bool, problem| {
+            for &column in columns {
+                if let Some(bytes) = self.bytes(column).filter(|bytes| is_odd(column, bytes)) {
+                    odd.push((column, bytes, problem));
+                }
+            }
+        };
+        look(
+            &TEXTS,
+            &|_, bytes| std::str::from_utf8(bytes).is_err(),
+            "was no UTF-8: the bad bytes are replaced",
+        );
+        look(
+            &INTEGERS,
+            &|column, _| self.integer(column).is_none(),
+            "was no whole number: it is read as none",
+        );
+        look(&REFERENCES, &|column, _| self.id(column).is_none(), "was no id: it is read as none");
+        odd
     }
 
     /// Every column, in a form for people to read.

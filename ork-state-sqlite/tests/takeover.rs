@@ -157,6 +157,37 @@ async fn check(store: &Ork, db: &dyn Database, report: &MigrationReport) {
     assert!(worked_off.is_ok(), "version {}: {worked_off:?}", store.version);
 }
 
+/// SQLite stores any value in any column.
+#[tokio::test]
+async fn a_value_of_another_kind_is_told_and_kept() {
+    use ork_state_conformance::ork::takeover::{id, task_id};
+    let store = ork_at(LAST).await;
+    let blob = |id: uuid::Uuid| format!("x'{}'", id.simple());
+    execute(
+        &store.directory,
+        format!(
+            "UPDATE tasks SET attempts = 'many' WHERE id = {0}; UPDATE tasks SET error = x'ff' WHERE id = {0};
+             UPDATE runs SET snapshot_id = 'nonsense' WHERE id = {1}",
+            blob(task_id(3, 1)),
+            blob(id(6))
+        ),
+    )
+    .await;
+    let db = open(&store.directory).await;
+    let report = db.migrate().await.unwrap();
+    let kept = store.kept().await;
+    for (entity, column) in [
+        (format!("task {}", task_id(3, 1)), "attempts"),
+        (format!("task {}", task_id(3, 1)), "error"),
+        (format!("run {}", id(6)), "snapshot_id"),
+    ] {
+        let told = |line: &&ork_state_api::Violation| line.entity == entity && line.problem.contains(column);
+        assert!(report.adjusted.iter().find(told).is_some(), "{column} of {entity}: {report}");
+        assert!(kept.contains(&(entity.clone(), column.to_owned())), "{column} of {entity}");
+    }
+    assert_eq!(db.verify().await.unwrap(), []);
+}
+
 #[tokio::test]
 async fn of_many_that_take_over_at_once_one_does_it() {
     let store = ork_at(6).await;
