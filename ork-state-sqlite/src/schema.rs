@@ -165,7 +165,7 @@ pub(crate) async fn migrate(connection: &mut SqliteConnection, how: Migrate) -> 
         // Fails if the transaction did not begin.
         let _ = run_sql(connection, "ROLLBACK").await;
     }
-    run_sql(connection, "PRAGMA foreign_keys = ON").await?;
+    run_sql(connection, "PRAGMA foreign_keys = ON; PRAGMA legacy_alter_table = OFF").await?;
     result
 }
 
@@ -185,6 +185,11 @@ async fn migrate_locked(connection: &mut SqliteConnection, how: Migrate) -> Atte
         Schema::Ork { version, failed: None } if version <= LAST_OF_ORK => (version, true),
         refused => return Err(refused.error().into()),
     };
+    if of_ork {
+        takeover::require_orks_alone(connection, found).await?;
+        // When a step renames a table, the views of others go on meaning the table of that name.
+        run_sql(connection, "PRAGMA legacy_alter_table = ON").await?;
+    }
     let for_sqlx = is_made_by_migrator(connection).await?;
     let mut applied = Vec::new();
     for step in MIGRATOR.iter().filter(|step| step.version > found) {

@@ -1,20 +1,56 @@
 //! Takes over a database that Ork made. Its tables are set aside before ours are created, and their
 //! contents come back as records. [`ork_state_api::ork::takeover`] documents the conversion.
 
+use std::collections::HashSet;
+
 use ork_state_api::backend::Record;
 use ork_state_api::ork::takeover::{OldJob, OldRun, OldSnapshot, OldSpec, OldTask, OldWorkflow, Takeover};
-use ork_state_api::{Rule, Timestamp, Violation};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{AssertSqlSafe, Row};
+use ork_state_api::{Error, Rule, Timestamp, Violation};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteRow};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Row};
 use uuid::Uuid;
 
 use crate::error::Attempt;
 use crate::sql::run_sql;
+use crate::steps::MIGRATOR;
 use crate::take_in::take_in;
 
 /// The tables of Ork's last version.
 const TABLES: [&str; 6] =
     ["workflows", "workflow_tasks", "workflow_snapshots", "runs", "tasks", "deferred_jobs"];
+
+/// Refuses a database whose tables have columns, indexes or triggers that Ork did not make: the new
+/// tables would be without them. Comes before the first step, at this version of Ork's: some of
+/// Ork's own steps make tables anew.
+pub(crate) async fn require_orks_alone(connection: &mut SqliteConnection, version: i64) -> Attempt<()> {
+    const OBJECTS: &str = "SELECT s.type || ' ' || s.name || ' of ' || s.tbl_name
+         FROM sqlite_schema AS s
+         WHERE s.type IN ('index', 'trigger') AND s.sql IS NOT NULL
+             AND s.tbl_name IN ('workflows', 'workflow_tasks', 'workflow_snapshots', 'runs', 'tasks', 'deferred_jobs')
+         UNION ALL
+         SELECT 'column ' || c.name || ' of ' || s.name
+         FROM sqlite_schema AS s
+         CROSS JOIN pragma_table_xinfo(s.name) AS c
+         WHERE s.name IN ('workflows', 'workflow_tasks', 'workflow_snapshots', 'runs', 'tasks', 'deferred_jobs')
+         ORDER BY 1";
+    let mut new = SqliteConnectOptions::new().in_memory(true).connect().await?;
+    for step in MIGRATOR.iter().filter(|step| (1..=version).contains(&step.version)) {
+        sqlx::raw_sql(step.sql.clone()).execute(&mut new).await?;
+    }
+    let orks: HashSet<String> = sqlx::query_scalar(OBJECTS).fetch_all(&mut new).await?.into_iter().collect();
+    let there: Vec<String> = sqlx::query_scalar(OBJECTS).fetch_all(connection).await?;
+    let own: Vec<String> = there.into_iter().filter(|object| !orks.contains(object)).collect();
+    if own.is_empty() {
+        return Ok(());
+    }
+    let reason = format!("tables of Ork's have what Ork did not make: {}", own.join(", "));
+    Err(Error::conflict(reason)
+        .with_hint(
+            "Drop the indexes and triggers, and copy the columns into a table of your own. \
+             Put them back after the migration. Nothing was changed",
+        )
+        .into())
+}
 
 /// Sets Ork's tables aside, as `ork_old_runs` and so on. Runs after the last of Ork's own steps.
 pub(crate) async fn set_aside(connection: &mut SqliteConnection) -> Attempt<()> {
@@ -29,11 +65,7 @@ pub(crate) async fn set_aside(connection: &mut SqliteConnection) -> Attempt<()> 
         let drop = format!("DROP INDEX \"{}\"", index.replace('"', "\"\""));
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *connection).await?;
     }
-    // References to the tables keep these names, whoever made them.
-    run_sql(connection, "PRAGMA legacy_alter_table = ON").await?;
-    let renamed = rename(connection).await;
-    run_sql(connection, "PRAGMA legacy_alter_table = OFF").await?;
-    renamed?;
+    rename(connection).await?;
     Ok(run_sql(connection, NEEDED).await?)
 }
 

@@ -157,6 +157,32 @@ async fn check(store: &Ork, db: &dyn Database, report: &MigrationReport) {
     assert!(worked_off.is_ok(), "version {}: {worked_off:?}", store.version);
 }
 
+/// They would go with Ork's tables.
+#[tokio::test]
+async fn what_others_added_to_orks_tables_is_named_and_nothing_is_done() {
+    for version in [1, LAST] {
+        let store = ork_at(version).await;
+        let own = "ALTER TABLE tasks ADD COLUMN team TEXT DEFAULT 'a'; CREATE INDEX by_team ON tasks (team);
+            CREATE TRIGGER audit AFTER UPDATE ON runs BEGIN SELECT 1; END;
+            CREATE VIEW failed AS SELECT id FROM tasks WHERE status = 'failed'";
+        execute(&store.directory, own.to_owned()).await;
+        let db = open(&store.directory).await;
+        for error in [db.plan_migration().await.unwrap_err(), db.migrate().await.unwrap_err()] {
+            assert!(matches!(error.kind(), Conflict { .. }), "{error}");
+            for name in ["column team of tasks", "index by_team of tasks", "trigger audit of runs"] {
+                assert!(error.to_string().contains(name), "{name}: {error}");
+            }
+        }
+        let drop = "DROP INDEX by_team; DROP TRIGGER audit; ALTER TABLE tasks DROP COLUMN team";
+        execute(&store.directory, drop.to_owned()).await;
+        let report = db.migrate().await.unwrap();
+        check(&store, &*db, &report).await;
+        // A view stays, and sees the tables of the same names.
+        let failed = sqlx::query_scalar::<_, bool>("SELECT count(*) > 0 FROM failed");
+        assert!(failed.fetch_one(&mut session(&store.directory).await).await.unwrap());
+    }
+}
+
 /// SQLite stores any value in any column.
 #[tokio::test]
 async fn a_value_of_another_kind_is_told_and_kept() {
