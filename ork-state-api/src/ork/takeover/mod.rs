@@ -22,6 +22,7 @@ mod time;
 mod workflows;
 
 use std::collections::HashMap;
+use std::fmt;
 
 use serde::Serialize;
 
@@ -117,10 +118,10 @@ impl Takeover {
         }
     }
 
-    fn orphan(&mut self, rule: Rule, entity: String, owner: &str, row: &impl Serialize) {
+    fn orphan(&mut self, rule: Rule, entity: String, owner: &str, row: &(impl Serialize + fmt::Debug)) {
         let problem = format!("belongs to {owner}, which is not there: it is not taken over, but kept aside");
         self.tell(rule, &*entity, problem);
-        self.keep(entity, "row", serde_json::to_string(row).unwrap_or_default());
+        self.keep(entity, "row", serde_json::to_string(row).unwrap_or_else(|_| format!("{row:?}")));
     }
 
     /// The report, in the order of rules and ids.

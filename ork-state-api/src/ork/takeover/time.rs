@@ -9,7 +9,7 @@ use crate::Timestamp;
 pub(super) fn read(text: &str) -> Option<Timestamp> {
     const WITH_OFFSET: [&str; 2] = ["%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M%#z"];
     const WITHOUT: [&str; 2] = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M"];
-    let text = text.trim().replacen(' ', "T", 1);
+    let text = text.trim().to_ascii_uppercase().replacen(' ', "T", 1);
     let text = text.strip_suffix(['Z', 'z']).map_or(text.clone(), |time| format!("{time}+00"));
     let with_offset = || {
         let parse = |form| DateTime::parse_from_str(&text, form).ok();
@@ -41,6 +41,7 @@ mod tests {
     #[case("2026-02-01 11:23:51.947123+00", "2026-02-01T11:23:51.947123Z")]
     #[case("2026-02-01 11:23:51-08", "2026-02-01T19:23:51.000000Z")]
     #[case(" 2026-02-01T11:23Z ", "2026-02-01T11:23:00.000000Z")]
+    #[case("2026-02-01t11:23:51z", "2026-02-01T11:23:51.000000Z")]
     #[case("2026-02-01", "2026-02-01T00:00:00.000000Z")]
     fn all_forms_are_read(#[case] text: &str, #[case] time: &str) {
         assert_eq!(read(text).unwrap().to_string(), time);

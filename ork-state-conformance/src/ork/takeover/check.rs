@@ -66,8 +66,7 @@ impl OldStore {
             // A line about a compiled task names its workflow first.
             let is_row = !entity.contains(": ")
                 && ["run", "task", "workflow"].iter().any(|word| entity.starts_with(&format!("{word} ")));
-            let is_orphan =
-                lines.iter().any(|line| line.contains("kept aside") || line.contains("not taken over"));
+            let is_orphan = lines.iter().any(|line| line.contains("not taken over"));
             let of_its_tasks =
                 lines.iter().all(|line| line.contains("compiled") || line.contains("cannot be run"));
             if is_row && !is_orphan && !of_its_tasks && !changed.contains(entity) {
